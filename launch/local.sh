@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Runs one task on this machine: makes .venv and installs requirements.txt where needed, then runs main.
+# usage: bash launch/local.sh --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
+# Paths are relative to the folder you are in; a config that is not there is taken from the repository.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment "$ROOT/requirements.txt"
+
+arguments=()
+for argument in "$@"; do
+  config=${argument#--config=}
+  if [ "$config" != "$argument" ] && [ ! -e "${config%%:*}" ] && [ -e "$ROOT/${config%%:*}" ]; then
+    argument=--config=$ROOT/$config
+  fi
+  arguments+=("$argument")
+done
+echo "== python -m simclr_jax.main ${arguments[*]}"
+exec "$PYTHON" -m simclr_jax.main "${arguments[@]}"

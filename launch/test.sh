@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the tests: makes .venv and installs requirements.txt and tests/requirements.txt where needed, then pytest.
+# usage: bash launch/test.sh [PYTEST ARGUMENTS]     (paths are relative to the repository)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment "$ROOT/requirements.txt" "$ROOT/tests/requirements.txt"
+cd "$ROOT"
+echo "== python -m pytest $*"
+exec "$PYTHON" -m pytest "$@"
