@@ -1,0 +1,117 @@
+"""Losses against the official implementation's numbers and float64 recomputations of them."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import losses
+
+NTXENT = np.load(Path(__file__).parent / "goldens/ntxent.npz")
+MISC = np.load(Path(__file__).parent / "goldens/misc.npz")
+CASES = sorted({key.split("/")[0] for key in NTXENT} - {"mr2_4_16"})
+
+
+def loss_of(hidden, case, axis_name=None):
+    view1, view2 = jnp.split(hidden, 2)
+    return losses.nt_xent(
+        view1,
+        view2,
+        temperature=float(NTXENT[f"{case}/temperature"]),
+        hidden_norm=bool(NTXENT[f"{case}/hidden_norm"]),
+        axis_name=axis_name,
+    )
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def assert_gradients_close(actual, expected):
+    row_maximum = np.abs(expected).max(axis=-1, keepdims=True)
+    assert (np.abs(actual - expected) <= 2e-5 * row_maximum).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nt_xent_matches_official(case):
+    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(NTXENT[f"{case}/hidden"], case)
+    assert_close(loss, NTXENT[f"{case}/loss"])
+    assert_close(loss, NTXENT[f"{case}/np64_loss"])
+    assert_gradients_close(gradient, NTXENT[f"{case}/np64_grad"])
+    assert_close(metrics["contrastive_accuracy"], NTXENT[f"{case}/contrast_acc"])
+    assert_close(metrics["contrastive_entropy"], NTXENT[f"{case}/np64_entropy"])
+
+
+def test_nt_xent_over_two_devices_matches_official():
+    def step(hidden):
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(hidden, "mr2_4_16", "batch")
+        return loss, metrics, gradient, jax.lax.pmean(loss, "batch")
+
+    hidden = NTXENT["mr2_4_16/hidden_per_replica"]
+    loss, metrics, gradient, global_loss = jax.pmap(step, axis_name="batch")(hidden)
+    assert_close(loss, NTXENT["mr2_4_16/loss_per_replica"])
+    assert_close(global_loss[0], NTXENT["mr2_4_16/np64_global_loss"])
+    assert_close(metrics["contrastive_accuracy"], NTXENT["mr2_4_16/contrast_acc_per_replica"])
+    assert_close(metrics["contrastive_entropy"], NTXENT["mr2_4_16/contrast_entropy_per_replica"])
+    # Each device holds the sum over devices of what its rows contribute: the mean is half of it.
+    assert_gradients_close(gradient / 2, NTXENT["mr2_4_16/grad_of_mean_loss_per_replica"])
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_nt_xent_does_not_depend_on_the_number_of_devices(devices):
+    rng = np.random.default_rng(devices)
+    views = rng.standard_normal((2, 16, 12)).astype(np.float32)
+
+    def step(views, axis_name=None):
+        return jax.value_and_grad(
+            lambda v: losses.nt_xent(v[0], v[1], temperature=0.3, axis_name=axis_name), has_aux=True
+        )(views)
+
+    (loss, metrics), gradient = step(views)
+    sharded = views.reshape(2, devices, -1, 12).swapaxes(0, 1)
+    (losses_, metrics_), gradients = jax.pmap(lambda v: step(v, "batch"), axis_name="batch")(sharded)
+    np.testing.assert_allclose(losses_.mean(), loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradients.swapaxes(0, 1).reshape(gradient.shape) / devices, gradient, atol=1e-6
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_[name].mean(), value, rtol=1e-5)
+
+
+def test_nt_xent_computes_in_float32_from_bfloat16():
+    hidden = NTXENT["c2/hidden"].astype(jnp.bfloat16)
+    loss, _ = loss_of(hidden, "c2")
+    assert loss.dtype == jnp.float32
+    assert_close(loss, loss_of(hidden.astype(jnp.float32), "c2")[0])
+
+
+def test_nt_xent_of_zero_projections_has_a_finite_gradient():
+    gradient = jax.grad(lambda h: loss_of(h, "c0")[0])(jnp.zeros((8, 8)))
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("case", range(len(MISC["kd/temperatures"])))
+def test_distillation_matches_official(case):
+    def loss_fn(student, teacher):
+        return losses.distillation(student, teacher, temperature=float(MISC["kd/temperatures"][case]))
+
+    logits = MISC["kd/student_logits"], MISC["kd/teacher_logits"]
+    loss, (student, teacher) = jax.value_and_grad(loss_fn, argnums=(0, 1))(*logits)
+    np.testing.assert_allclose(loss, MISC["kd/loss"][case], rtol=1e-5)
+    np.testing.assert_allclose(student, MISC["kd/grad_student"][case], rtol=1e-5, atol=1e-6)
+    assert not teacher.any()
+
+
+def test_softmax_cross_entropy_and_top_k_match_official():
+    logits, labels = jnp.asarray(MISC["sup/logits"]), jnp.asarray(MISC["sup/labels"])
+    loss, gradient = jax.value_and_grad(losses.softmax_cross_entropy)(logits, labels)
+    np.testing.assert_allclose(loss, MISC["sup/loss"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, MISC["sup/grad"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(losses.top_k_correct(logits, labels, k=1).mean(), MISC["sup/top1"])
+    np.testing.assert_allclose(losses.top_k_correct(logits, labels, k=5).mean(), MISC["sup/top5"])
+
+
+def test_top_k_of_fewer_classes_than_k_counts_every_row():
+    assert losses.top_k_correct(jnp.zeros((2, 3)), jnp.array([0, 2]), k=5).all()
