@@ -1,0 +1,92 @@
+"""Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
+
+import difflib
+import importlib
+import json
+import sys
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from simclr_jax import checkpoint, metrics, train
+from simclr_jax.errors import UserError
+
+TASKS = ("pretrain",)
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File of configs/, as in configs/digits.py:pretrain."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Local or gs:// folder of the run; default: runs/DATASET/TASK."
+)
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries tell a lot at INFO; --verbosity=0 shows it
+    config = _CONFIG.value
+    workdir = epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{config.task}")
+    _check_values(config)
+    train.check_batch_size(config.batch_size)
+    checkpoint.check_config(workdir, config.to_dict())
+    summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
+    if jax.process_index() == 0:
+        (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        metrics.print_summary(summary, workdir)
+
+
+def _check_values(config) -> None:
+    positive = ["batch_size", "num_epochs", "image_size", "temperature", "log_every_steps"]
+    positive += ["checkpoint_every_steps", "keep_checkpoints"]
+    for key in positive:
+        if not config[key] > 0:
+            raise UserError(f"{key}={config[key]}: set --config.{key} to a number above 0")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the command line; whatever is wrong with it, one line says so."""
+    try:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            raise UserError("--config is missing: give one of configs/, as in --config=configs/digits.py")
+        if len(rest) > 1:
+            raise UserError(f"'{rest[1]}' is not a flag: write --config.key=value")
+        return rest
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_explain_unknown(error.flagname)) from None
+    except (flags.Error, UserError):
+        raise
+    except FileNotFoundError as error:
+        raise UserError(
+            f"config file '{error.filename}' does not exist: configs/ holds one a dataset"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the config cannot be read: {error}") from None
+
+
+def _explain_unknown(flag: str) -> str:
+    keys = [f"config.{key}" for key in checkpoint.flatten(_CONFIG.value.to_dict())] if _CONFIG.value else []
+    near = difflib.get_close_matches(flag, [*keys, "config", "workdir"], n=1)
+    hint = f"did you mean --{near[0]}?" if near else "configs/base.py lists the keys"
+    return f"--{flag} is unknown: {hint}"
+
+
+def run() -> None:
+    """The command line's entry point: user errors are one line and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except (UserError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,151 @@
+"""What a run reports: metric files, the console, and the check that the loss is still finite."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from etils import epath
+
+from simclr_jax.errors import UserError
+
+
+def print_table(rows: dict[str, str]) -> None:
+    """Prints what is about to run, a line a row."""
+    if jax.process_index() == 0:
+        width = max(map(len, rows))
+        print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()), flush=True)
+
+
+def print_summary(summary: dict, workdir) -> None:
+    """Prints a run's summary: scores as a table, whatever else it holds a line each."""
+    scores = {name: value for name, value in summary.items() if isinstance(value, dict)}
+    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
+    print(f"\n  {'':<12}" + "".join(f"{column.replace('_', ' '):>22}" for column in columns))
+    for name, row in scores.items():
+        cells = (f"{row[column]:>22.3f}" if column in row else " " * 22 for column in columns)
+        print(f"  {name.replace('_', ' '):<12}" + "".join(cells))
+    rest = [f"{name} {value}" for name, value in summary.items() if name not in scores]
+    print(f"\n  {', '.join(rest)}, written to {workdir}/summary.json", flush=True)
+
+
+class Meter:
+    """Averages the metrics of a run's steps and reports them, without ever holding a step up.
+
+    The metrics of a step are read from the devices while the next step runs on them. Every
+    `log_every_steps` steps, the averages since the last report go to `WORKDIR/metrics.jsonl`, to TensorBoard
+    and to the console. A restarted run repeats the steps since its last checkpoint: what
+    the file already tells of them is not written twice.
+    """
+
+    def __init__(self, workdir, config, *, start_step: int, num_steps: int):
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            from clu import metric_writers  # imports TensorFlow
+
+            path = epath.Path(workdir) / "metrics.jsonl"
+            self._written = _last_step(path)
+            self._file = path.open("a")
+            self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._num_steps, self._log_every, self._batch_size = (
+            num_steps,
+            config.log_every_steps,
+            config.batch_size,
+        )
+        self._pending = None
+        self._begun = time.monotonic()
+        self._start_step = start_step
+        self._reset()
+
+    def _reset(self):
+        self._sums, self._steps, self._waited, self._since = {}, 0, 0.0, time.monotonic()
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time spent inside as waiting for the input pipeline."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of the step just dispatched; reads and checks those of the one before."""
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self, evaluation: dict[str, float] | None = None) -> None:
+        """Reads and checks the last metrics; `evaluation`, of the same step, makes it report them."""
+        if self._pending:
+            (step, metrics), self._pending = self._pending, None
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            _check_finite(step, metrics)
+            for name, value in metrics.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self._learning_rate = metrics["learning_rate"]
+            self._steps += 1
+            if evaluation or step % self._log_every == 0 or step == self._num_steps:
+                self._report(step, evaluation or {})
+
+    def _report(self, step, evaluation):
+        seconds = time.monotonic() - self._since
+        metrics = {name: value / self._steps for name, value in self._sums.items()}
+        metrics["learning_rate"] = self._learning_rate
+        metrics["images_per_second"] = self._steps * self._batch_size / seconds
+        metrics["data_wait"] = self._waited / seconds
+        metrics |= evaluation
+        self._reset()
+        if self._writes:
+            if step > self._written:
+                self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+                self._file.flush()
+                self._tensorboard.write_scalars(step, metrics)
+            self._print(step, metrics)
+
+    def _print(self, step, metrics):
+        per_step = (time.monotonic() - self._begun) / (step - self._start_step)
+        left = int(per_step * (self._num_steps - step))
+        names = {"learning_rate": "lr", "contrastive_accuracy": "accuracy", "contrastive_entropy": "entropy"}
+        words = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"]
+        words += [
+            f"{names.get(name, name)} {value:.4g}"
+            for name, value in metrics.items()
+            if name not in ("images_per_second", "data_wait", "gradient_norm")
+        ]
+        words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
+        words += [f"{left // 60}:{left % 60:02d} left"]
+        line = "  ".join(words)
+        if sys.stdout.isatty():
+            done = 20 * step // self._num_steps
+            print(f"\r\033[K[{'#' * done:<20}] {line}", end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Ends the progress line and closes the files."""
+        if self._writes:
+            if sys.stdout.isatty():
+                print()
+            self._file.close()
+            self._tensorboard.close()
+
+
+def _last_step(path: epath.Path) -> int:
+    """The last step that a metrics file tells of; 0 for none. Cuts off a line that a crash left unfinished."""
+    if not path.exists():
+        return 0
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines := lines[:-1]))
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def _check_finite(step, metrics):
+    wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
+    if wrong:
+        raise UserError(
+            f"{wrong[0]} is {metrics[wrong[0]]} at step {step}: the usual causes are too high a learning rate "
+            f"(here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), too short a warmup, "
+            "too low a temperature, or damaged images; checkpoints of earlier steps are kept"
+        )

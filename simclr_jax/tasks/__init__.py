@@ -1,0 +1,1 @@
+"""What `config.task` names: each module's `run(config, workdir)` returns the run's summary."""

@@ -1,0 +1,157 @@
+"""Contrastive pretraining: SimCLR (arXiv 2002.05709) and SimCLR v2 (arXiv 2006.10029)."""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax import features, losses, metrics, probes, train
+from simclr_jax.models import make_model
+from simclr_jax.parallel import bound_axis
+
+
+def run(config, workdir) -> dict:
+    """Pretrains, then measures what the features are worth.
+
+    Returns:
+      The summary: `steps`, `seconds`, and where there are labels `trained`, `untrained` and `raw_pixels`, each
+      with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
+      are measured by the same probes: of the encoder, of the encoder as it was initialised, and of the
+      pixels themselves.
+    """
+    from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
+
+    begun = time.monotonic()
+    load = partial(datasets.load, seed=config.seed, workdir=workdir)
+    source = load(config.dataset, "train")
+    model = make_model(config.model, source.num_classes)
+    task = make_task(config, model, source)
+    measure = _make_measure(config, model, source, load)
+    if measure:
+        task = task._replace(
+            evaluate=lambda variables: measure(variables, only_knn=True),
+            evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
+            best="knn_accuracy",
+        )
+    metrics.print_table(train.describe(task, config, source, workdir))
+    state = train.fit(task, config, workdir)
+
+    summary = {"steps": task.num_steps}
+    if measure:
+        summary["trained"] = measure(state, only_knn=not config.evaluate.compare)
+        if config.evaluate.compare:
+            summary["untrained"] = measure(train.init_state(task, config.seed))
+            summary["raw_pixels"] = measure(None)
+    return summary | {"seconds": round(time.monotonic() - begun, 1)}
+
+
+def make_task(config, model, source) -> train.Task:
+    """Pretraining of `model` on `source`, as the train loop takes it."""
+    schedule, num_steps = train.make_schedule(config, source.num_examples)
+    return train.Task(
+        init=train.make_init(model, config.image_size),
+        loss=make_loss(model, config),
+        optimizer=train.make_optimizer(config, schedule),
+        schedule=schedule,
+        batches=partial(_batches, config, source),
+        num_steps=num_steps,
+        meta={"config": config.to_dict(), "num_classes": source.num_classes},
+    )
+
+
+def make_loss(model, config):
+    """NT-Xent of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
+
+    Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that its
+    gradient does not reach: a linear probe of the pretraining so far, as in the official code.
+    """
+    # LARS leaves the supervised head alone, so that its kernel's decay is part of the loss (official code).
+    head_decay = config.optimizer.weight_decay if config.optimizer.name == "lars" else 0.0
+
+    def loss(params, batch_stats, batch):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            jnp.concatenate([batch["view1"], batch["view2"]]),
+            train=True,
+            detach_logits=True,
+            mutable=["batch_stats"],
+        )
+        view1, view2 = jnp.split(outputs["projection"], 2)
+        value, results = losses.nt_xent(view1, view2, temperature=config.temperature, axis_name=bound_axis())
+        results["contrastive_loss"] = value
+        if "logits" in outputs:
+            labels = jnp.tile(batch["label"], 2)
+            probe_loss = losses.softmax_cross_entropy(outputs["logits"], labels)
+            decay = head_decay * 0.5 * (params["supervised_head"]["kernel"] ** 2).sum()
+            value += probe_loss + decay
+            results["probe_accuracy"] = losses.top_k_correct(outputs["logits"], labels, k=1).mean()
+        return value, (updates["batch_stats"], results)
+
+    return loss
+
+
+def _batches(config, source, start_step):
+    from simclr_jax.data import augment, pipeline
+
+    def views(image, seed):
+        view1, view2 = augment.two_views(
+            image,
+            seed,
+            config.image_size,
+            color_jitter_strength=config.augment.color_jitter_strength,
+            blur=config.augment.blur,
+            min_area=config.augment.min_area,
+            flip=config.augment.flip,
+        )
+        return {"view1": view1, "view2": view2}
+
+    return pipeline.train_batches(
+        source,
+        views,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _make_measure(config, model, source, load):
+    """Builds `measure(variables) -> scores` on held-out images, raw pixels for None; None without labels."""
+    from simclr_jax.data import datasets, pipeline
+
+    if config.dataset.probe_split:
+        with config.dataset.copy_and_resolve_references().unlocked() as labelled:
+            labelled.update(train_split=config.dataset.probe_split, num_examples=None)
+        source = load(labelled, "train")
+    if not source.num_classes:
+        return None
+    train_source, held_out = (
+        datasets.sample(of, config.evaluate.max_examples) for of in (source, load(config.dataset, "eval"))
+    )
+    extract = features.make_extract(model)
+
+    def features_of(variables, of):
+        batches = pipeline.eval_batches(
+            of,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return features.raw_pixels(batches) if variables is None else extract(variables, batches)
+
+    def measure(variables, only_knn=False):
+        if variables is not None:
+            variables = {name: variables[name] for name in ("params", "batch_stats")}
+        pair = features_of(variables, train_source), features_of(variables, held_out)
+        scores = {"knn_accuracy": probes.knn_accuracy(*pair)}
+        if not only_knn:
+            scores["linear_accuracy"] = probes.linear_accuracy(*pair)
+            scores["few_label_accuracy"] = probes.few_label_accuracy(
+                *pair, labels_per_class=config.labels_per_class
+            )
+        return scores
+
+    return measure

@@ -1,0 +1,234 @@
+"""The train step and the one loop that every trained task shares."""
+
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simclr_jax import checkpoint, metrics, optim, parallel
+from simclr_jax.errors import UserError
+from simclr_jax.parallel import AXIS
+
+Tree = Any
+
+
+class Task(NamedTuple):
+    """What a trained task brings to the loop.
+
+    Attributes:
+      init: key -> {'params', 'batch_stats'}.
+      loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows.
+      optimizer: of the parameters.
+      schedule: step -> learning rate, for the log.
+      batches: start step -> this process's batches from there on, as host arrays [rows, ...].
+      num_steps: when to stop.
+      meta: saved with every checkpoint.
+      evaluate: train state -> metrics, every `evaluate_every_steps`.
+      best: which of those metrics marks the best checkpoint.
+    """
+
+    init: Callable[[jax.Array], Tree]
+    loss: Callable[[Tree, Tree, Tree], tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    num_steps: int
+    meta: dict[str, Any]
+    evaluate: Callable[[Tree], dict[str, float]] | None = None
+    evaluate_every_steps: int = 0
+    best: str | None = None
+
+
+def init_state(task: Task, seed: int) -> dict[str, Any]:
+    """The train state before the first step: step, params, batch_stats and opt_state."""
+
+    def init(key):
+        variables = task.init(key)
+        opt_state = task.optimizer.init(variables["params"])
+        return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables}
+
+    return jax.jit(init)(jax.random.key(seed))
+
+
+def make_train_step(loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule):
+    """Builds `step(state, batch) -> (state, metrics)`, one device's part of a step over `AXIS`.
+
+    `loss` is that of `Task`: the mean over this device's rows. Loss, metrics and gradients are averaged over
+    the devices, which makes them those of the global batch. Batch statistics are averaged too: that
+    changes nothing where batch norm is synchronised, and keeps the devices equal where it is not.
+    """
+
+    def step(state, batch):
+        (value, (batch_stats, results)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state["params"], state["batch_stats"], batch
+        )
+        gradients, batch_stats, results = jax.lax.pmean(
+            (gradients, batch_stats, {"loss": value, **results}), AXIS
+        )
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        results["gradient_norm"] = optax.tree.norm(gradients)
+        results["learning_rate"] = schedule(state["step"])
+        return {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }, results
+
+    return step
+
+
+def make_init(model, image_size: int):
+    """`Task.init` of a whole model."""
+    return lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+
+
+def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
+    """The learning rate that the config describes, and the number of steps."""
+    sizes = {"batch_size": config.batch_size, "num_examples": num_examples, "epochs": config.num_epochs}
+    num_steps = config.num_steps or optim.total_steps(**sizes)
+    return optim.warmup_cosine(
+        config.optimizer.learning_rate,
+        scaling=config.optimizer.scaling,
+        warmup_epochs=config.warmup_epochs,
+        num_steps=num_steps,
+        **sizes,
+    ), num_steps
+
+
+def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser that the config describes."""
+    return optim.make_optimizer(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        momentum=config.optimizer.momentum,
+    )
+
+
+def steps_in(epochs: float, config, num_examples: int) -> int:
+    """How many steps make so many epochs; at least one."""
+    return max(1, round(epochs * num_examples / config.batch_size))
+
+
+def describe(task: Task, config, source, workdir) -> dict[str, str]:
+    """What is about to run, for a person."""
+    params = jax.eval_shape(lambda: init_state(task, 0))["params"]
+    devices = jax.devices()
+    classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
+    peak = optim.scaled_learning_rate(
+        config.optimizer.learning_rate, scaling=config.optimizer.scaling, batch_size=config.batch_size
+    )
+    epochs = task.num_steps * config.batch_size / source.num_examples
+    return {
+        "task": config.task,
+        "dataset": f"{source.name}: {source.num_examples:,} images of {config.image_size} pixels, {classes}",
+        "model": f"ResNet-{config.model.depth}, width {config.model.width:g}x",
+        "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
+        "batch": f"{config.batch_size} images, {config.batch_size // len(devices)} a device",
+        "learning rate": f"{peak:.4g} at its peak, {config.optimizer.name}",
+        "steps": f"{task.num_steps:,} ({epochs:.1f} epochs)",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "workdir": str(workdir),
+    }
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises a UserError unless the global batch spreads evenly over all devices."""
+    devices = jax.device_count()
+    if batch_size < 1 or batch_size % devices:
+        nearest = max(devices, round(batch_size / devices) * devices)
+        raise UserError(
+            f"batch_size={batch_size} does not divide over {devices} devices: "
+            f"set --config.batch_size to a multiple of {devices}, such as {nearest}"
+        )
+
+
+def fit(task: Task, config, workdir) -> dict[str, Any]:
+    """Trains from the newest checkpoint in `workdir`, or from scratch, to the end.
+
+    On SIGTERM or Ctrl-C it saves, and exits the process with code 0 or 130: started again, it goes on.
+
+    Returns:
+      The final train state.
+    """
+    if jax.process_index() == 0:
+        checkpoint.save_config(workdir, config.to_dict())
+    with (
+        closing(checkpoint.open_manager(workdir, keep=config.keep_checkpoints, best=task.best)) as manager,
+        _stop_signals() as received,
+    ):
+        state = checkpoint.restore(manager, parallel.replicate(init_state(task, config.seed)))
+        start = int(state["step"])
+        if start:
+            _say(f"resuming after step {start} of {task.num_steps}")
+        train_step = make_train_step(task.loss, task.optimizer, task.schedule)
+        train_step = parallel.pmap(train_step, donate_state=True)
+        batches = prefetch_to_devices(task.batches(start))
+        with closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter:
+            for step in range(start + 1, task.num_steps + 1):
+                with meter.waiting_for_data():
+                    batch = next(batches)
+                state, results = train_step(state, batch)
+                meter.add(step, results)
+                last = step == task.num_steps
+                evaluation = {}
+                if task.evaluate and (last or step % task.evaluate_every_steps == 0):
+                    evaluation = task.evaluate(state)
+                if last or received or evaluation or step % config.checkpoint_every_steps == 0:
+                    meter.flush(evaluation)
+                    checkpoint.save(manager, step, state, task.meta, evaluation)
+                if received and not last:
+                    break
+    if received and int(state["step"]) < task.num_steps:
+        _say(f"stopped by {received[0].name}, saved after step {step}: the same command goes on")
+        sys.exit(0 if received[0] == signal.SIGTERM else 130)
+    return state
+
+
+def prefetch_to_devices(
+    batches: Iterator[dict[str, np.ndarray]], size: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Keeps `size` batches on their way to the devices ahead of the one in use."""
+    queue = deque()
+    for batch in batches:
+        queue.append(parallel.shard({name: rows for name, rows in batch.items() if name != "index"}))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
+    received, previous = [], {}
+
+    def receive(number, _frame):
+        received.append(signal.Signals(number))
+        _say(f"\n{received[0].name} received: finishing this step and saving")
+        restore()
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)

@@ -1,0 +1,274 @@
+"""The train step over several devices, and the loop."""
+
+import json
+import signal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import digits
+from simclr_jax import checkpoint, train
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+from simclr_jax.parallel import AXIS
+from simclr_jax.tasks import pretrain
+
+ROWS = 16
+
+
+def config_of(**model):
+    config = digits.get_config()
+    config.model.width = 0.125
+    config.model.update(model)
+    return config
+
+
+def views_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (ROWS, 16, 16, 3), np.uint8) for name in ("view1", "view2")}
+    return images | {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
+
+
+def step_on(devices, config):
+    """One step on so many devices, with an optimiser that keeps the raw gradient as its state."""
+    model = make_model(config.model, num_classes=10)
+    keep_gradient = optax.trace(decay=0.0)
+    task = train.Task(
+        init=train.make_init(model, 16),
+        loss=pretrain.make_loss(model, config),
+        optimizer=keep_gradient,
+        schedule=lambda step: 0.1,
+        batches=None,
+        num_steps=1,
+        meta={},
+    )
+    step = train.make_train_step(task.loss, task.optimizer, task.schedule)
+    step = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
+    batch = {name: rows.reshape(devices, -1, *rows.shape[1:]) for name, rows in views_batch().items()}
+    state, results = step(train.init_state(task, seed=3), batch)
+    return jax.device_get((state["opt_state"].trace, state["batch_stats"], results))
+
+
+def assert_trees_close(actual, expected, tolerance):
+    """The largest difference in every array is within `tolerance` of the array's largest value."""
+    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected)):
+        scale = np.abs(b).max()
+        assert np.abs(a - b).max() <= tolerance * max(scale, 1e-6), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return step_on(1, config_of())
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_raw_gradients_and_statistics_do_not_depend_on_the_number_of_devices(devices, on_one_device):
+    assert_trees_close(step_on(devices, config_of()), on_one_device, tolerance=1e-4)
+
+
+def test_unsynchronised_batch_norm_does_depend_on_it(on_one_device):
+    _, statistics, _ = step_on(4, config_of(sync_batch_norm=False))
+    with pytest.raises(AssertionError):
+        assert_trees_close(statistics, on_one_device[1], tolerance=1e-3)
+
+
+def test_gradient_is_that_of_the_plain_loss(on_one_device):
+    config = config_of()
+    model = make_model(config.model, num_classes=10)
+    variables = jax.jit(train.make_init(model, 16))(jax.random.key(3))
+    loss = pretrain.make_loss(model, config)
+    gradient = jax.grad(lambda params: loss(params, variables["batch_stats"], views_batch())[0])(
+        variables["params"]
+    )
+    assert_trees_close(on_one_device[0], gradient, tolerance=1e-4)
+
+
+def test_probe_gradient_stays_out_of_the_encoder():
+    config = config_of()
+    with_labels = make_model(config.model, num_classes=10)
+    without = make_model(config.model, num_classes=0)
+    variables = train.make_init(with_labels, 16)(jax.random.key(0))
+    batch = views_batch()
+
+    def gradient(model, params):
+        loss = pretrain.make_loss(model, config)
+        return jax.jit(jax.grad(lambda p: loss(p, variables["batch_stats"], batch)[0]))(params)
+
+    params = dict(variables["params"])
+    ours = gradient(with_labels, params)
+    head = ours.pop("supervised_head")
+    params.pop("supervised_head")
+    assert np.abs(head["kernel"]).max() > 0
+    assert_trees_close(ours, gradient(without, params), tolerance=1e-6)
+
+
+def test_lars_decays_the_supervised_head_in_the_loss():
+    config, batch = config_of(), views_batch()
+    model = make_model(config.model, num_classes=10)
+    variables = train.make_init(model, 16)(jax.random.key(0))
+
+    def head_gradient(weight_decay):
+        config.optimizer.weight_decay = weight_decay
+        loss = pretrain.make_loss(model, config)
+        gradient = jax.grad(lambda p: loss(p, variables["batch_stats"], batch)[0])(variables["params"])
+        return gradient["supervised_head"]
+
+    decayed, plain = head_gradient(0.5), head_gradient(0.0)
+    kernel = variables["params"]["supervised_head"]["kernel"]
+    np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], 0.5 * kernel, atol=1e-6)
+    np.testing.assert_allclose(decayed["bias"], plain["bias"], atol=1e-6)
+
+
+def test_second_step_does_not_recompile():
+    config = config_of()
+    model = make_model(config.model, num_classes=10)
+    traces = []
+
+    def loss(*arguments):
+        traces.append(1)
+        return pretrain.make_loss(model, config)(*arguments)
+
+    optimizer = optax.sgd(0.1)
+    step = jax.pmap(
+        train.make_train_step(loss, optimizer, lambda _: 0.1), AXIS, in_axes=(None, 0), out_axes=None
+    )
+    task = train.Task(train.make_init(model, 16), loss, optimizer, None, None, 1, {})
+    state = jax.device_put(
+        train.init_state(task, 0), NamedSharding(Mesh(jax.devices(), (AXIS,)), PartitionSpec())
+    )
+    batch = {name: rows.reshape(8, -1, *rows.shape[1:]) for name, rows in views_batch().items()}
+    for _ in range(3):
+        state, _ = step(state, batch)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("batch_size, nearest", [(12, "8|16"), (3, "8"), (0, "8")])
+def test_batch_that_does_not_divide_over_the_devices_is_a_user_error(batch_size, nearest):
+    with pytest.raises(
+        UserError, match=rf"batch_size={batch_size} .* 8 devices.* multiple of 8, such as ({nearest})"
+    ):
+        train.check_batch_size(batch_size)
+
+
+def linear_task(num_steps, *, evaluate=None, explode_at=None, on_batch=None):
+    """A task of one weight that learns from one number a row; `batches` tell which step they are for."""
+
+    def batches(start_step):
+        step = start_step
+        while True:
+            step += 1
+            if on_batch:
+                on_batch(step)
+            value = np.inf if step == explode_at else step
+            yield {"x": np.full((8,), value, np.float32), "index": np.arange(8)}
+
+    def loss(params, batch_stats, batch):
+        value = (params["w"] * batch["x"]).mean()
+        return value, (batch_stats, {"x": batch["x"].mean()})
+
+    return train.Task(
+        init=lambda key: {"params": {"w": jnp.ones(())}, "batch_stats": {}},
+        loss=loss,
+        optimizer=optax.sgd(0.01),
+        schedule=lambda step: 0.01,
+        batches=batches,
+        num_steps=num_steps,
+        meta={"config": {}, "num_classes": 0},
+        evaluate=evaluate,
+        evaluate_every_steps=4,
+        best="score" if evaluate else None,
+    )
+
+
+@pytest.fixture
+def loop_config():
+    config = config_of()
+    config.update(log_every_steps=2, checkpoint_every_steps=3, batch_size=8, keep_checkpoints=2)
+    return config
+
+
+def log_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_loop_logs_averages_and_keeps_the_newest_checkpoints(tmp_path, loop_config):
+    state = train.fit(linear_task(10), loop_config, tmp_path)
+    assert int(state["step"]) == 10
+    np.testing.assert_allclose(state["params"]["w"], 1 - 0.01 * sum(range(1, 11)), rtol=1e-5)
+    log = log_of(tmp_path)
+    assert [line["step"] for line in log] == [2, 4, 6, 8, 10]
+    assert [line["x"] for line in log] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    assert all(line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in log)
+    assert saved_steps(tmp_path) == [9, 10]
+
+
+def test_loop_keeps_the_best_checkpoint_as_well(tmp_path, loop_config):
+    def evaluate(state):
+        return {"score": 1.0 if int(state["step"]) == 4 else 0.5}
+
+    train.fit(linear_task(16, evaluate=evaluate), loop_config, tmp_path)
+    assert saved_steps(tmp_path) == [4, 15, 16]
+    assert [line["step"] for line in log_of(tmp_path) if "score" in line] == [4, 8, 12, 16]
+
+
+def test_stopped_and_restarted_equals_straight(tmp_path, loop_config, capsys):
+    straight = train.fit(linear_task(10), loop_config, tmp_path / "straight")
+
+    def stop_at_5(step):
+        if step == 5 + 2:  # two batches are prefetched
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        train.fit(linear_task(10, on_batch=stop_at_5), loop_config, tmp_path / "restarted")
+    assert stopped.value.code == 0
+    assert "SIGTERM" in capsys.readouterr().out
+    (step,) = [step for step in saved_steps(tmp_path / "restarted") if step not in (3, 6)]
+    seen = []
+    restarted = train.fit(linear_task(10, on_batch=seen.append), loop_config, tmp_path / "restarted")
+    assert seen[0] == step + 1
+    assert "resuming after step" in capsys.readouterr().out
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), restarted, straight))
+    steps = [line["step"] for line in log_of(tmp_path / "restarted")]
+    assert steps == [2, 4, 6, 8, 10]
+
+
+def test_ctrl_c_exits_with_130(tmp_path, loop_config):
+    def interrupt(step):
+        if step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        train.fit(linear_task(10, on_batch=interrupt), loop_config, tmp_path)
+    assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_finished_run_starts_no_step(tmp_path, loop_config):
+    train.fit(linear_task(4), loop_config, tmp_path)
+    state = train.fit(linear_task(4), loop_config, tmp_path)
+    assert int(state["step"]) == 4
+
+
+def test_non_finite_loss_stops_the_run_and_saves_nothing_of_it(tmp_path, loop_config):
+    with pytest.raises(UserError, match="loss is (inf|nan|-inf) at step 5: .*learning rate"):
+        train.fit(linear_task(10, explode_at=5), loop_config, tmp_path)
+    assert saved_steps(tmp_path) == [3]
+    variables, _ = checkpoint.load_params(tmp_path)
+    assert np.isfinite(variables["params"]["w"])
+
+
+def test_steps_in():
+    config = config_of()
+    config.batch_size = 100
+    assert partial(train.steps_in, config=config, num_examples=1000)(1.5) == 15
+    assert train.steps_in(0.001, config, 1000) == 1
