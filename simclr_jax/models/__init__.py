@@ -1,0 +1,116 @@
+"""SimCLR's model: an encoder, a projection head and, where there are classes, a linear classifier."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from simclr_jax.errors import UserError
+from simclr_jax.models import heads, resnet
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class SimCLR(nn.Module):
+    """Encoder f, projection head g (SimCLR section 2.1), and a classifier on one of g's layers.
+
+    Attributes:
+      encoder, projection_head, supervised_head: the parts; no supervised head where there are no classes.
+      supervised_layer: what the supervised head reads, an index into `projection_hiddens`: 0 the features,
+        1 the projection head's first layer (SimCLR v2 section 3.1), ...
+    """
+
+    encoder: nn.Module
+    projection_head: nn.Module
+    supervised_head: nn.Module | None = None
+    supervised_layer: int = 0
+
+    def __call__(self, images: jax.Array, train: bool = False, detach_logits: bool = False) -> dict[str, Any]:
+        """Applies all parts.
+
+        Args:
+          images: [b, h, w, 3], in [0, 1], or uint8 as the input pipeline leaves them. h and w as at
+            initialisation where the stem is 'auto'.
+          train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
+          detach_logits: no gradient flows from the logits into the encoder or the projection head, which
+            makes the supervised head a linear probe of a network that is being pretrained.
+
+        Returns:
+          `features` [b, w], `projection` [b, projection_dim], `projection_hiddens` (list: the features, then
+          each projection layer's output), `logits` [b, classes] if there are classes, all float32; and
+          `initial_conv`, `initial_max_pool`, `block_group1`, ... [b, h', w', c] in the compute dtype.
+        """
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        features, stages = self.encoder(images, train)
+        hiddens = self.projection_head(features, train)
+        outputs = {"features": features, "projection": hiddens[-1], "projection_hiddens": hiddens, **stages}
+        if self.supervised_head is not None:
+            hidden = hiddens[self.supervised_layer]
+            hidden = jax.lax.stop_gradient(hidden) if detach_logits else hidden
+            outputs["logits"] = self.supervised_head(hidden)
+        return outputs
+
+
+def make_model(config, num_classes: int) -> SimCLR:
+    """Builds the model that `config.model` describes.
+
+    Args:
+      config: has the attributes depth, width, sk_ratio, se_ratio, stem, sync_batch_norm (see
+        `resnet.ResNet`), projection_layers, projection_dim (see `heads.ProjectionHead`), supervised_layer
+        (see `SimCLR`), zero_init_logits, and dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
+        TPU and GPU and float32 on CPU. Parameters and statistics are float32 throughout.
+      num_classes: width of the supervised head; 0 for none.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    _validate(config)
+    dtype = _compute_dtype(config.dtype)
+    return SimCLR(
+        encoder=resnet.RESNETS[config.depth](
+            width=config.width,
+            sk_ratio=config.sk_ratio,
+            se_ratio=config.se_ratio,
+            stem=config.stem,
+            sync_batch_norm=config.sync_batch_norm,
+            dtype=dtype,
+        ),
+        projection_head=heads.ProjectionHead(
+            config.projection_layers, config.projection_dim, config.sync_batch_norm, dtype
+        ),
+        supervised_head=(
+            heads.supervised_head(num_classes, zero_init=config.zero_init_logits) if num_classes else None
+        ),
+        supervised_layer=config.supervised_layer,
+    )
+
+
+def _compute_dtype(name: str):
+    if name == "auto":
+        name = "bfloat16" if jax.default_backend() in ("tpu", "gpu") else "float32"
+    return _DTYPES[name]
+
+
+def _validate(config) -> None:
+    layers = config.projection_layers
+    depths = ", ".join(map(str, resnet.RESNETS))
+    checks = (
+        ("depth", config.depth in resnet.RESNETS, f"one of {depths}", 50),
+        ("width", config.width * 64 >= 2, "a multiplier of 64 filters that leaves at least 2", 1),
+        ("sk_ratio", 0 <= config.sk_ratio <= 1, "a ratio from 0 (no selective kernels) to 1", 0.0625),
+        ("se_ratio", 0 <= config.se_ratio <= 1, "a ratio from 0 (no squeeze and excitation) to 1", 0.0),
+        ("stem", config.stem in ("auto", "cifar", "imagenet"), "auto, cifar or imagenet", "auto"),
+        ("projection_layers", layers >= 0, "0 (none), 1 (linear) or more", 3),
+        ("projection_dim", config.projection_dim >= 1, "at least 1", 128),
+        ("supervised_layer", 0 <= config.supervised_layer <= layers,
+         f"0 (the features) to {layers} (the last of the projection_layers)", 0),
+        ("dtype", config.dtype in ("auto", *_DTYPES), f"auto, {' or '.join(_DTYPES)}", "auto"),
+    )  # fmt: skip
+    for key, valid, expected, example in checks:
+        if not valid:
+            raise UserError(
+                f"model.{key} is {getattr(config, key)!r}, expected {expected}: "
+                f"pass for instance --config.model.{key}={example}"
+            )

@@ -1,0 +1,49 @@
+"""The heads on top of the encoder: projection (SimCLR section 4.2) and linear classifier."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from simclr_jax.models.resnet import batch_norm
+
+_dense_init = nn.initializers.normal(0.01)
+
+
+class ProjectionHead(nn.Module):
+    """The projection g of SimCLR: dense layers, each batch-normalised, with ReLU between them.
+
+    Attributes:
+      num_layers: 0 none (projects nothing), 1 linear, k for k layers as wide as the features but the last.
+        SimCLR v1 has 2, SimCLR v2 has 3.
+      output_dim: width of the last layer.
+      sync_batch_norm: see `resnet.batch_norm`.
+      dtype: of the matrix products.
+    """
+
+    num_layers: int
+    output_dim: int = 128
+    sync_batch_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool = False) -> list[jax.Array]:
+        """Features [b, w] -> features and the output of every layer, `num_layers` + 1 arrays, float32."""
+        # Normalising into float32 costs nothing here, and the loss compares projections at high precision.
+        norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=jnp.float32)
+        hiddens = [features]
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            width = self.output_dim if last else features.shape[-1]
+            x = nn.Dense(
+                width, use_bias=False, kernel_init=_dense_init, dtype=self.dtype, name=f"dense{layer}"
+            )(hiddens[-1])
+            x = norm(use_bias=not last, name=f"bn{layer}")(x)
+            hiddens.append(x if last else nn.relu(x))
+        return hiddens
+
+
+def supervised_head(num_classes: int, *, zero_init: bool = False) -> nn.Dense:
+    """A linear classifier in float32: [b, w] -> [b, num_classes]."""
+    return nn.Dense(num_classes, kernel_init=nn.initializers.zeros if zero_init else _dense_init)

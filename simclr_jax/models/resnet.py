@@ -1,0 +1,242 @@
+"""Residual networks as SimCLR trains them (He et al. 2015; stride on the 3x3 convolution).
+
+Layer for layer the network of google-research/simclr, so that its checkpoints and published figures
+carry over: every group opens with a projection shortcut, strided convolutions pad symmetrically
+whatever the input size, the max pool pads as TensorFlow's SAME does, and the last batch norm of
+every residual branch starts at zero (Goyal et al. 2017), which makes each block start as its shortcut.
+
+`sk_ratio` > 0 gives SimCLR v2's networks (Chen et al. 2020b, section 3): selective kernels (Li et al. 2019)
+with the ResNet-D stem and shortcut (He et al. 2018).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from simclr_jax import parallel
+
+_conv_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False, **kwargs) -> nn.Conv:
+    """A `kernel` x `kernel` convolution padded by (kernel - 1) // 2 on all four sides.
+
+    At stride 1 that is SAME padding; at stride 2 SAME would pad even sizes at the bottom and right only.
+    """
+    padding = (kernel - 1) // 2
+    return nn.Conv(
+        features, (kernel, kernel), stride, padding, use_bias=use_bias, kernel_init=_conv_init, **kwargs
+    )
+
+
+def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
+    """Batch norm with float32 statistics and parameters; `dtype` is the dtype of its output.
+
+    With `sync`, training takes its statistics over the global batch: over every device of the mapped
+    step that calls the model (SimCLR section 2.2), or over the one batch there is outside such a step.
+    """
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        axis_name=parallel.bound_axis() if sync and train else None,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+    )
+
+
+class SelectiveKernel(nn.Module):
+    """Two 3x3 streams mixed channel by channel with weights from their pooled sum (Li et al. 2019).
+
+    As in SimCLR v2 both streams are 3x3 and halves of one convolution.
+    [b, h, w, c] -> [b, h/stride, w/stride, filters].
+    """
+
+    filters: int
+    stride: int
+    ratio: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(2 * self.filters, 3, self.stride, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        first, second = jnp.split(x, 2, axis=-1)
+
+        pooled = jnp.mean(first + second, axis=(1, 2), keepdims=True)
+        pooled = self.conv(max(int(self.filters * self.ratio), 32), 1, name="conv2")(pooled)
+        pooled = nn.relu(self.norm(name="bn2")(pooled))
+        mixing = self.conv(2 * self.filters, 1, name="conv3")(pooled)
+        weights = nn.softmax(jnp.stack(jnp.split(mixing, 2, axis=-1)), axis=0)
+        return weights[0] * first + weights[1] * second
+
+
+class SqueezeExcite(nn.Module):
+    """Scales every channel by a gate computed from all pooled channels (Hu et al. 2017). Keeps the shape."""
+
+    reduced: int
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = jnp.mean(x, axis=(1, 2), keepdims=True)
+        gate = nn.relu(self.conv(self.reduced, 1, use_bias=True, name="conv1")(gate))
+        return x * nn.sigmoid(self.conv(x.shape[-1], 1, use_bias=True, name="conv2")(gate))
+
+
+class Block(nn.Module):
+    """What both residual blocks share: relu(shortcut(x) + branch(x)).
+
+    [b, h, w, c] -> [b, h/stride, w/stride, expansion * filters]. `project` puts a convolution on the
+    shortcut; without it c must be the output's.
+    """
+
+    filters: int
+    stride: int
+    project: bool
+    sk_ratio: float
+    se_ratio: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shortcut = self.shortcut(x) if self.project else x
+        x = self.branch(x)
+        if self.se_ratio > 0:
+            x = SqueezeExcite(max(1, int(self.filters * self.se_ratio)), self.conv, name="se")(x)
+        return nn.relu(x + shortcut)
+
+    def shortcut(self, x):
+        stride = self.stride
+        if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
+            padding = "SAME" if stride == 1 else ((0, 1), (0, 1))
+            x = nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=stride > 1)
+            stride = 1
+        x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
+        return self.norm(name="bn_shortcut")(x)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions. `sk_ratio` acts on the shortcut only, as in the official TF2 code."""
+
+    def branch(self, x):
+        x = self.conv(self.filters, 3, self.stride, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        x = self.conv(self.filters, 3, name="conv2")(x)
+        return self.norm(name="bn2", scale_init=nn.initializers.zeros)(x)
+
+
+class BottleneckBlock(Block):
+    """1x1, 3x3 (or selective kernel), 1x1 to four times the filters."""
+
+    expansion = 4
+
+    def branch(self, x):
+        x = self.conv(self.filters, 1, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        if self.sk_ratio > 0:
+            x = SelectiveKernel(self.filters, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x)
+        else:
+            x = self.conv(self.filters, 3, self.stride, name="conv2")(x)
+            x = nn.relu(self.norm(name="bn2")(x))
+        x = self.conv(4 * self.filters, 1, name="conv3")(x)
+        return self.norm(name="bn3", scale_init=nn.initializers.zeros)(x)
+
+
+class ResNet(nn.Module):
+    """The encoder f of SimCLR (section 2.1).
+
+    Attributes:
+      block: `BasicBlock` or `BottleneckBlock`.
+      stage_sizes: blocks in each group; filters double from one group to the next.
+      width: multiplies the 64 filters of the first group.
+      sk_ratio, se_ratio: selective kernels, squeeze and excitation; 0 for neither.
+      stem: 'imagenet' (strided convolution and pooling), 'cifar' (one 3x3 at full resolution), or
+        'auto': 'cifar' up to 32 pixels. Parameters depend on the stem, so initialise at the training size.
+      sync_batch_norm: see `batch_norm`.
+      dtype: of activations; parameters and statistics are always float32.
+    """
+
+    block: type[Block]
+    stage_sizes: tuple[int, ...]
+    width: float = 1
+    sk_ratio: float = 0.0
+    se_ratio: float = 0.0
+    stem: str = "auto"
+    sync_batch_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encodes images.
+
+        Args:
+          images: [b, h, w, 3], in [0, 1].
+          train: normalise with the batch's statistics and update the moving ones.
+
+        Returns:
+          Features [b, w] float32, and the activations of every stage [b, h', w', c] in `dtype` under the
+          official end point names.
+        """
+        conv_ = partial(conv, dtype=self.dtype)
+        norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=self.dtype)
+        filters = int(64 * self.width)
+        stem = self.stem if self.stem != "auto" else "cifar" if max(images.shape[1:3]) <= 32 else "imagenet"
+        stages = {}
+
+        x = images.astype(self.dtype)
+        for index, layer in enumerate(_stem_layers(stem, filters, self.sk_ratio), start=1):
+            if index > 1:
+                x = nn.relu(norm(name=f"bn{index - 1}")(x))
+            x = conv_(*layer, name=f"conv{index}")(x)
+        stages["initial_conv"] = x
+        x = nn.relu(norm(name=f"bn{index}")(x))
+        if stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        stages["initial_max_pool"] = x
+
+        for group, size in enumerate(self.stage_sizes):
+            for index in range(size):
+                first = index == 0
+                x = self.block(
+                    filters=filters * 2**group,
+                    stride=2 if first and group > 0 else 1,
+                    project=first,
+                    sk_ratio=self.sk_ratio,
+                    se_ratio=self.se_ratio,
+                    conv=conv_,
+                    norm=norm,
+                    name=f"block_group{group + 1}_{index}",
+                )(x)
+            stages[f"block_group{group + 1}"] = x
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32), stages
+
+
+def _stem_layers(stem: str, filters: int, sk_ratio: float) -> list[tuple[int, int, int]]:
+    """(filters, kernel, stride) of the stem's convolutions."""
+    if stem == "cifar":
+        return [(filters, 3, 1)]
+    if sk_ratio > 0:  # ResNet-D
+        return [(filters // 2, 3, 2), (filters // 2, 3, 1), (filters, 3, 1)]
+    return [(filters, 7, 2)]
+
+
+# 8 is the smallest CIFAR network of He et al. 2015, section 4.2 (6n + 2 layers, n = 1).
+RESNETS = {
+    8: partial(ResNet, BasicBlock, (1, 1, 1)),
+    10: partial(ResNet, BasicBlock, (1, 1, 1, 1)),
+    18: partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    34: partial(ResNet, BasicBlock, (3, 4, 6, 3)),
+    50: partial(ResNet, BottleneckBlock, (3, 4, 6, 3)),
+    101: partial(ResNet, BottleneckBlock, (3, 4, 23, 3)),
+    152: partial(ResNet, BottleneckBlock, (3, 8, 36, 3)),
+    200: partial(ResNet, BottleneckBlock, (3, 24, 36, 3)),
+}
