@@ -1,0 +1,253 @@
+"""Examples -> batches of numpy arrays, the same global batches for any number of processes."""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_jax.data import CORES, augment
+from simclr_jax.data.datasets import Source, Stream, unpack
+from simclr_jax.errors import UserError
+
+BLOCK = 8192  # examples that Python hands to tf.data at a time
+MAX_READERS = 128  # of a streamed split, over all processes
+
+
+def train_batches(
+    source: Source | Stream,
+    transform: Callable,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of every global batch, from `start_step` on, without end.
+
+    The order of examples depends on (seed, epoch) only, the seed of an augmentation on
+    (seed, epoch, index) only. So the rows of all processes, in the order of the processes, are the same
+    global batch for any number of them, and starting at step k yields what a fresh iterator yields after
+    k steps. From a `Source` every example comes once an epoch, and a batch may span epochs; from a
+    `Stream` the few examples that fill no batch are left out, others in every epoch.
+
+    Args:
+        source: from `datasets.load`.
+        transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: float32 [s, s, 3] in [0, 1]}.
+        batch_size: rows of the global batch; may exceed the number of examples of a `Source`.
+        seed: of the order and the augmentations.
+        start_step: the first step to yield; records of earlier ones are not decoded.
+        process_index, process_count: this process, and how many share every batch.
+
+    Returns:
+        Iterator of dicts, b = batch_size // process_count: what `transform` returns, as uint8
+        [b, s, s, 3]; 'label' int32 [b], -1 where there is none; 'index' int64 [b].
+
+    Raises:
+        UserError: `batch_size` cannot be shared by the processes, or exceeds a `Stream`.
+    """
+    rows = _rows(batch_size, process_count)
+    if isinstance(source, Source):
+        epochs = _random_access(source, batch_size, seed, start_step, process_index * rows, rows)
+        return _augmented(epochs, source, transform, rows, seed)
+
+    readers = math.gcd(batch_size, MAX_READERS)
+    if readers % process_count:
+        raise UserError(
+            f"batch_size={batch_size} divides a streamed split among {readers} readers, which "
+            f"{process_count} processes cannot share; set --config.batch_size to a multiple of "
+            f"{process_count} that is a power of two, or --config.dataset.in_memory=True"
+        )
+    if batch_size > source.num_examples:
+        raise UserError(
+            f"batch_size={batch_size} exceeds the {source.num_examples} examples of "
+            f"{source.name}; lower --config.batch_size or set --config.dataset.in_memory=True"
+        )
+    mine = range(process_index * readers // process_count, (process_index + 1) * readers // process_count)
+    epochs = _streamed(source, batch_size, seed, start_step, readers, mine)
+    return _augmented(epochs, source, transform, rows, seed)
+
+
+def eval_batches(
+    source: Source | Stream,
+    *,
+    image_size: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example exactly once over all processes, each process reading its own range in order.
+
+    Args:
+        source: from `datasets.load`.
+        image_size: s.
+        batch_size: rows over all processes.
+        process_index, process_count: this process, and how many share the examples.
+
+    Returns:
+        Iterator of dicts, b = batch_size // process_count: 'image' uint8 [b, s, s, 3], 'label' int32 [b],
+        'index' int64 [b], 'mask' bool [b]. Where mask is False the row is padding (image 0, label and
+        index -1): every process yields the same number of batches of the same shape.
+
+    Raises:
+        UserError: `batch_size` cannot be shared by the processes.
+    """
+    rows = _rows(batch_size, process_count)
+    share = -(-source.num_examples // process_count)
+    start, stop = (min(part * share, source.num_examples) for part in (process_index, process_index + 1))
+    return _eval(source, image_size, rows, start, stop, num_batches=-(-share // rows))
+
+
+def _rows(batch_size, process_count):
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} cannot be shared by {process_count} processes; "
+            f"set --config.batch_size to a multiple of {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _random_access(source, batch_size, seed, start_step, first_row, rows):
+    """Yields (steps, dataset of (epoch, index, record, label)), one dataset for all epochs.
+
+    Position p of the endless order of examples is example permutation(seed, p // n)[p % n].
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def permutation(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(source.num_examples)
+
+    def blocks():
+        steps = max(1, BLOCK // rows)
+        step = start_step
+        while True:
+            position = (step + np.arange(steps))[:, None] * batch_size + first_row + np.arange(rows)
+            epoch, offset = np.divmod(position.ravel(), source.num_examples)
+            yield epoch, np.concatenate([permutation(e)[offset[epoch == e]] for e in np.unique(epoch)])
+            step += steps
+
+    spec = tf.TensorSpec([None], tf.int64)
+    fetch = _fetch(source)
+    order = tf.data.Dataset.from_generator(blocks, output_signature=(spec, spec)).unbatch()
+    yield sys.maxsize, order.map(lambda epoch, index: (epoch, index, *fetch(index)))
+
+
+def _fetch(source):
+    """index -> (record, label) in the graph, from variables: a graph holds no more than 2 GB of constants."""
+    records = source.records
+    if not isinstance(records, tf.Variable):
+        records = tf.Variable(records, trainable=False)
+    labels = tf.Variable(source.labels, trainable=False)
+    return lambda index: (tf.gather(records, index), tf.gather(labels, index))
+
+
+def _streamed(source, batch_size, seed, start_step, readers, mine):
+    """Yields (steps, dataset of (epoch, index, record, label)) for one epoch after the other.
+
+    Not processes but readers own ranges of the split, and each fills its rows of every batch: so the
+    global batch is the same for any number of processes.
+    """
+    rows = batch_size // readers
+    steps = source.num_examples // batch_size
+    epoch, first_step = divmod(start_step, steps)
+    while True:
+        parts = [
+            _reader(source, reader, readers, seed, epoch).skip(first_step * rows).prefetch(rows)
+            for reader in mine
+        ]
+        turns = tf.data.Dataset.from_tensor_slices(np.repeat(np.arange(len(mine)), rows))
+        examples = tf.data.Dataset.choose_from_datasets(parts, turns.repeat(steps - first_step))
+        epochs = tf.data.Dataset.from_tensors(np.int64(epoch)).repeat()
+        # One function for all readers: tracing is what an epoch's start costs.
+        yield (
+            steps - first_step,
+            tf.data.Dataset.zip(epochs, examples).map(
+                lambda epoch, row: (epoch, row[0], *unpack(row[1], source.num_classes))
+            ),
+        )
+        epoch, first_step = epoch + 1, 0
+
+
+def _reader(source, reader, readers, seed, epoch):
+    """Dataset of (index, example): a reader's range of the split, shuffled."""
+    start, stop = (part * source.num_examples // readers for part in (reader, reader + 1))
+    rng = np.random.default_rng([seed, epoch, reader])
+    # What fills no batch is read last: begin elsewhere in every epoch, and it is something else.
+    middle = int(rng.integers(start, stop))
+    index = tf.data.Dataset.range(middle, stop).concatenate(tf.data.Dataset.range(start, middle))
+    examples = tf.data.Dataset.zip(index, source.read([(middle, stop), (start, middle)]))
+    return examples.shuffle(
+        max(1, source.shuffle_buffer // readers),
+        seed=int(rng.integers(2**31)),
+        reshuffle_each_iteration=False,
+    )
+
+
+def _augmented(epochs, source, transform, rows, seed):
+    """Decodes, augments and batches one epoch after the other."""
+    fold_in = tf.random.experimental.stateless_fold_in
+
+    @tf.function  # or every epoch would trace it again
+    def views(epoch, index, record, label):
+        key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
+        images = transform(source.decode(record), key)
+        return {**{name: _to_uint8(image) for name, image in images.items()}, "label": label, "index": index}
+
+    def start():
+        steps, examples = next(epochs)
+        examples = examples.map(views, num_parallel_calls=tf.data.AUTOTUNE).batch(rows, drop_remainder=True)
+        return steps, examples.prefetch(2).with_options(_options()).as_numpy_iterator()
+
+    following = start()
+    while True:
+        steps, batches = following
+        for step in range(steps):
+            # Shuffle buffers fill while the epoch before still has a tenth of its steps to go.
+            if step == steps - 1 - steps // 10:
+                following = start()
+            yield next(batches)
+
+
+def _eval(source, image_size, rows, start, stop, num_batches):
+    def view(index, example):
+        record, label = example if isinstance(source, Source) else unpack(example, source.num_classes)
+        image = augment.eval_view(source.decode(record), image_size)
+        return {"image": _to_uint8(image), "label": label, "index": index, "mask": True}
+
+    index = tf.data.Dataset.range(start, stop)
+    padding = {
+        "image": np.zeros([rows, image_size, image_size, 3], np.uint8),
+        "label": np.full(rows, -1, np.int32),
+        "index": np.full(rows, -1, np.int64),
+        "mask": np.zeros(rows, bool),
+    }
+    batches = iter(())
+    if start < stop:
+        fetch = _fetch(source) if isinstance(source, Source) else None  # a name keeps its variables alive
+        examples = index.map(fetch) if fetch else source.read([(start, stop)])
+        examples = tf.data.Dataset.zip(index, examples).map(view, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = examples.batch(rows).prefetch(2).with_options(_options()).as_numpy_iterator()
+    for _ in range(num_batches):
+        batch = next(batches, {name: value[:0] for name, value in padding.items()})
+        missing = rows - len(batch["mask"])
+        yield {
+            name: np.concatenate([value, padding[name][:missing]]) if missing else value
+            for name, value in batch.items()
+        }
+
+
+def _to_uint8(image):
+    return tf.cast(tf.clip_by_value(tf.round(image * 255), 0, 255), tf.uint8)
+
+
+def _options():
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_warm_start = True
+    # The map already keeps every core busy: no threads inside its operations.
+    options.threading.private_threadpool_size = CORES
+    options.threading.max_intra_op_parallelism = 1
+    return options

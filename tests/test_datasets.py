@@ -1,0 +1,444 @@
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from simclr_jax.data import datasets, folder
+from simclr_jax.errors import UserError
+
+
+def config(name, **overrides):
+    keys = dict(
+        name=name,
+        path=None,
+        data_dir=None,
+        train_split="train",
+        eval_split="test",
+        probe_split=None,
+        num_examples=None,
+        num_classes=None,
+        in_memory=True,
+        shuffle_buffer=16,
+    )
+    return ConfigDict({**keys, **overrides})
+
+
+def write_image(path, value=100, mode="RGB", size=(9, 7), **options):
+    """A noisy image, so that a truncated file has lost something."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 256, [size[1], size[0], 3], np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+
+
+def write_folder(root, files):
+    for number, name in enumerate(files):
+        write_image(root / name, number)
+    return root
+
+
+def names(root, source):
+    return [os.path.relpath(os.fsdecode(path), root) for path in source.records]
+
+
+def load_folder(root, split="train", workdir=None, seed=0):
+    return datasets.load(config("folder", path=str(root)), split, seed=seed, workdir=workdir)
+
+
+class Shards(tfds.core.GeneratorBasedBuilder):
+    """Every pixel of an image is the image's number."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    label, numbers = tfds.features.ClassLabel(num_classes=5), {"train": range(103), "validation": range(20)}
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": self.label}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, download_manager):
+        return {split: self._generate_examples(numbers) for split, numbers in self.numbers.items()}
+
+    def _generate_examples(self, numbers):
+        for number in numbers:
+            yield number, {"image": np.full([2, 3, 3], number % 256, np.uint8), "label": number % 5}
+
+
+class Half(Shards):
+    """Some labels are -1, as in stl10's unlabelled split."""
+
+    label, numbers = tf.int64, {"train": range(10)}
+
+    def _generate_examples(self, numbers):
+        for number, example in super()._generate_examples(numbers):
+            yield number, {**example, "label": example["label"] - 1}
+
+
+def prepare(builder, data_dir):
+    config = tfds.download.DownloadConfig(num_shards=4)  # longer than the 16 examples TFDS interleaves
+    builder(data_dir=data_dir, file_format="tfrecord").download_and_prepare(download_config=config)
+    return str(data_dir)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """data_dir of a prepared TFDS dataset of 103 + 20 examples in several files."""
+    return prepare(Shards, tmp_path_factory.mktemp("tfds"))
+
+
+class TestDigits:
+    def test_holds_out_the_same_fifth_of_every_class_whatever_the_seed(self):
+        train, held_out = (datasets.load(config("digits"), split, seed=0) for split in ("train", "eval"))
+        other = datasets.load(config("digits"), "eval", seed=1)
+        assert (train.num_examples, held_out.num_examples) == (1437, 360)
+        assert train.num_classes == held_out.num_classes == 10
+        np.testing.assert_array_equal(held_out.records, other.records)
+        np.testing.assert_allclose(np.bincount(held_out.labels) / np.bincount(train.labels), 0.25, atol=0.02)
+
+    def test_images_are_uint8_over_the_whole_range(self):
+        source = datasets.load(config("digits"), "train", seed=0)
+        assert source.records.shape == (1437, 8, 8, 3) and source.records.dtype == np.uint8
+        assert source.records.min() == 0 and source.records.max() == 255
+        assert source.labels.dtype == np.int32
+
+    def test_num_examples_trains_on_fewer(self):
+        whole, few, held_out = (
+            datasets.load(config("digits", num_examples=size), split, seed=0)
+            for size, split in ((None, "train"), (100, "train"), (100, "eval"))
+        )
+        assert (few.num_examples, len(few.records), held_out.num_examples) == (100, 100, 360)
+        assert {image.tobytes() for image in few.records} < {image.tobytes() for image in whole.records}
+        assert len(set(few.labels)) == 10
+        with pytest.raises(UserError, match=r"num_examples=2000, but digits \(train\) has 1437; lower"):
+            datasets.load(config("digits", num_examples=2000), "train", seed=0)
+        with pytest.raises(UserError, match="num_examples=0: expected at least 1"):
+            datasets.load(config("digits", num_examples=0), "train", seed=0)
+
+    def test_no_other_split(self):
+        with pytest.raises(ValueError, match="'test': expected 'train' or 'eval'"):
+            datasets.load(config("digits"), "test", seed=0)
+
+
+class TestFewLabels:
+    def test_draws_as_many_of_every_class_by_seed(self):
+        digits = datasets.load(config("digits"), "train", seed=0)
+        few, same, other = (datasets.few_labels(digits, 5, seed=seed) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(np.bincount(few.labels), [5] * 10)
+        np.testing.assert_array_equal(few.records, same.records)
+        assert (few.records != other.records).any()
+        assert few.num_examples == 50
+
+    def test_from_records_in_memory(self, shards):
+        source = datasets.load(config("shards", data_dir=shards), "train", seed=0)
+        few = datasets.few_labels(source, 2, seed=0)
+        values = [int(few.decode(record)[0, 0, 0]) for record in few.records.numpy()]
+        np.testing.assert_array_equal(np.asarray(values) % 5, few.labels)
+
+    def test_says_which_class_is_too_small(self):
+        digits = datasets.load(config("digits"), "eval", seed=0)
+        with pytest.raises(UserError, match=r"class 0 has 36 examples, but labels_per_class=37; lower"):
+            datasets.few_labels(digits, 37, seed=0)
+
+    def test_needs_labels(self):
+        digits = datasets.load(config("digits"), "eval", seed=0)._replace(num_classes=0)
+        with pytest.raises(UserError, match=r"digits \(eval\) has no labels"):
+            datasets.few_labels(digits, 2, seed=0)
+
+    def test_needs_random_access(self, shards):
+        source = datasets.load(config("shards", data_dir=shards, in_memory=False), "train", seed=0)
+        with pytest.raises(UserError, match="set --config.dataset.in_memory=True"):
+            datasets.few_labels(source, 2, seed=0)
+
+
+class TestTfds:
+    @pytest.mark.parametrize(
+        "name, split, size, classes",
+        [
+            ("cifar10", "train", (32, 32, 3), 10),
+            ("stl10", "unlabelled", (96, 96, 3), 0),
+            ("imagenet2012", "train", None, 1000),
+            ("imagenet2012_subset/1pct", "train", None, 1000),
+        ],
+    )
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_mocked(self, name, split, size, classes, in_memory):
+        with tfds.testing.mock_data(num_examples=4):
+            keys = config(name, train_split=split, num_examples=6, in_memory=in_memory)
+            source = datasets.load(keys, "train", seed=0)
+            examples = (
+                zip(source.records.numpy(), source.labels, strict=True)
+                if in_memory
+                else [datasets.unpack(example, classes) for example in source.read([(0, 6)])]
+            )
+            images, labels = zip(
+                *[(source.decode(record), int(label)) for record, label in examples], strict=True
+            )
+        assert source.num_examples == len(images) == 6
+        assert source.num_classes == classes
+        assert all(image.dtype == tf.uint8 and image.shape[-1] == 3 for image in images)
+        assert size is None or all(image.shape == size for image in images)
+        assert all(label == -1 if classes == 0 else 0 <= label < classes for label in labels)
+
+    def test_mocked_eval_takes_the_size_of_the_mock(self):
+        with tfds.testing.mock_data(num_examples=4):
+            assert datasets.load(config("cifar10", num_examples=6), "eval", seed=0).num_examples == 4
+
+    def test_in_memory_holds_the_split_in_order(self, shards):
+        source = datasets.load(config("shards", data_dir=shards), "train", seed=0)
+        stream = datasets.load(config("shards", data_dir=shards, in_memory=False), "train", seed=0)
+        assert isinstance(source.records, tf.Variable)  # a constant in the graph would end at 2 GB
+        values = [int(source.decode(record)[0, 0, 0]) for record in source.records.numpy()]
+        assert sorted(values) == list(range(103))
+        np.testing.assert_array_equal(np.asarray(values) % 5, source.labels)
+        streamed = [stream.decode(example["image"]) for example in stream.read([(0, 103)])]
+        assert values == [int(image[0, 0, 0]) for image in streamed]
+
+    @pytest.mark.parametrize(
+        "spec", ["train", "train[10:90]", "validation+train", "train[:10%]+validation[5:]"]
+    )
+    def test_reads_any_ranges_of_any_split_in_order(self, shards, spec):
+        keys = dict(data_dir=shards, train_split=spec)
+        source = datasets.load(config("shards", **keys), "train", seed=0)
+        stream = datasets.load(config("shards", in_memory=False, **keys), "train", seed=0)
+        n = source.num_examples
+        assert stream.num_examples == n
+        records = source.records.numpy()
+        for ranges in ([(0, n)], [(5, n), (0, 5)], [(n - 1, n), (3, 9)]):
+            expected = [record for start, stop in ranges for record in records[start:stop]]
+            assert [example["image"].numpy() for example in stream.read(ranges)] == expected
+
+    def test_negative_labels_are_no_labels(self, tmp_path):
+        data_dir = prepare(Half, tmp_path)
+        source = datasets.load(config("half", data_dir=data_dir, num_classes=4), "train", seed=0)
+        assert source.num_classes == 0
+        np.testing.assert_array_equal(source.labels, [-1] * 10)
+
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_num_examples_takes_the_first(self, shards, in_memory):
+        keys = config(
+            "shards", data_dir=shards, eval_split="validation", num_examples=30, in_memory=in_memory
+        )
+        assert datasets.load(keys, "train", seed=0).num_examples == 30
+        assert datasets.load(keys, "eval", seed=0).num_examples == 20
+
+    @pytest.mark.parametrize(
+        "overrides, message",
+        [
+            (dict(num_examples=104), r"num_examples=104, but shards \(train\) has 103; lower or unset"),
+            (
+                dict(train_split="trian"),
+                r"train_split='trian': Unknown split.* train, validation; set --config",
+            ),
+            (dict(train_split="train[:200]"), r"train\[:200\].*incompatible with 103 examples"),
+            (dict(train_split="train[5:5]"), r"train\[5:5\].*no data"),
+            (
+                dict(name="shardz"),
+                r"dataset.name='shardz': expected 'digits', 'folder' or a name in TensorFlow",
+            ),
+            (dict(name="cifar11"), r"dataset.name='cifar11'.* did you mean .*cifar10"),
+            (dict(name="cifar10"), r"not prepared in .*cifar10/.*; run: tfds build cifar10 --data_dir=/"),
+            (
+                dict(name="imagenet2012"),
+                r"run: tfds build imagenet2012 .*--manual_dir=.*manual download.*ILSVRC",
+            ),
+            (dict(name="imagenet2012_subset/7pct"), r"7pct.* 10pct"),
+        ],
+    )
+    def test_errors_are_one_line_that_says_what_to_do(self, shards, overrides, message):
+        keys = {"name": "shards", "data_dir": shards, **overrides}
+        with pytest.raises(UserError, match=message) as error:
+            datasets.load(config(**keys), "train", seed=0)
+        assert "\n" not in str(error.value)
+
+
+class TestFolder:
+    @pytest.mark.parametrize(
+        "name, mode, options",
+        [
+            ("a.jpg", "RGB", {}),
+            ("a.jpg", "RGB", {"progressive": True}),
+            ("a.JPEG", "L", {}),
+            ("a.jpg", "CMYK", {}),
+            ("a.png", "RGB", {}),
+            ("a.PNG", "RGBA", {}),
+            ("a.png", "L", {}),
+            ("a.png", "LA", {}),
+            ("a.png", "P", {}),
+            ("a.png", "1", {}),
+            ("a.webp", "RGB", {}),
+            ("a.webp", "RGBA", {"lossless": True}),
+            ("a.bmp", "RGB", {}),
+            ("a.bmp", "L", {}),
+            ("a.gif", "P", {}),
+        ],
+    )
+    def test_decodes(self, tmp_path, name, mode, options):
+        write_image(tmp_path / name, mode=mode, **options)
+        image = folder.decode(str(tmp_path / name)).numpy()
+        with Image.open(tmp_path / name) as opened:
+            expected = np.asarray(opened.convert("RGBA" if mode in ("RGBA", "LA") else mode).convert("RGB"))
+        assert image.dtype == np.uint8
+        # Chroma upsampling and CMYK conversion differ between decoders.
+        tolerance = 12 if mode == "CMYK" or name.endswith("webp") else 1
+        assert np.abs(image.astype(int) - expected).mean() < tolerance
+
+    def test_decodes_16_bits_and_the_first_frame(self, tmp_path):
+        wide = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
+        Image.fromarray(wide).save(tmp_path / "wide.png")
+        np.testing.assert_array_equal(folder.decode(str(tmp_path / "wide.png"))[..., 0], wide >> 8)
+        frames = [Image.fromarray(np.full([7, 9], value, np.uint8)) for value in (10, 200)]
+        frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(folder.decode(str(tmp_path / "moving.gif")), np.full([7, 9, 3], 10))
+
+    def test_unlabelled_and_nested(self, tmp_path):
+        files = [f"deep/er/{i}.jpg" for i in range(15)] + [f"{i}.PNG" for i in range(15)]
+        root = write_folder(tmp_path, files)
+        train, held_out = (load_folder(root, split) for split in ("train", "eval"))
+        assert (train.num_examples, held_out.num_examples) == (27, 3)
+        assert set(names(root, train)).isdisjoint(names(root, held_out))
+        assert train.num_classes == 0 and set(train.labels) == {-1}
+
+    def test_classes_are_sub_folders_and_all_are_held_out(self, tmp_path):
+        root = write_folder(tmp_path, [f"{kind}/x/{i}.png" for kind in ("dog", "cat") for i in range(10)])
+        train, held_out = (load_folder(root, split) for split in ("train", "eval"))
+        assert train.num_classes == 2
+        for source in (train, held_out):
+            classes = [name.split("/")[0] for name in names(root, source)]
+            assert classes == [["cat", "dog"][label] for label in source.labels]
+        assert list(np.bincount(held_out.labels)) == [1, 1]
+
+    def test_one_sub_folder_or_an_image_beside_them_is_unlabelled(self, tmp_path, capsys):
+        one = write_folder(tmp_path / "one", [f"all/{i}.png" for i in range(4)])
+        beside = write_folder(tmp_path / "beside", ["cat/1.png", "dog/1.png", "stray.png"])
+        for source in (load_folder(one), load_folder(beside)):
+            assert source.num_classes == 0 and set(source.labels) == {-1}
+        assert "no classes" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+    def test_own_splits(self, tmp_path, val):
+        files = [
+            "train/cat/1.png",
+            "train/dog/1.png",
+            "train/dog/2.png",
+            f"{val}/cat/3.png",
+            f"{val}/dog/3.png",
+        ]
+        root = write_folder(tmp_path, files)
+        train, held_out = (load_folder(root, split) for split in ("train", "eval"))
+        assert names(root, train) == files[:3] and list(train.labels) == [0, 1, 1]
+        assert names(root, held_out) == files[3:] and list(held_out.labels) == [0, 1]
+
+    def test_unlabelled_validation_of_labelled_training(self, tmp_path):
+        root = write_folder(tmp_path, ["train/cat/1.png", "train/dog/1.png", "test/1.png"])
+        assert load_folder(root).num_classes == 2
+        assert load_folder(root, "eval").num_classes == 0
+
+    def test_validation_class_that_training_lacks(self, tmp_path):
+        files = ["train/cat/1.png", "train/dog/1.png", "val/cow/1.png", "val/cat/1.png"]
+        root = write_folder(tmp_path, files)
+        with pytest.raises(UserError, match=r"val/cow: a class without images in .*train/; give both splits"):
+            load_folder(root)
+
+    def test_the_seed_alone_chooses_the_held_out_images(self, tmp_path):
+        root = write_folder(tmp_path, [f"{i}.png" for i in range(40)])
+        chosen = [names(root, load_folder(root, "eval", seed=seed)) for seed in (0, 0, 1)]
+        assert chosen[0] == chosen[1] != chosen[2]
+
+    def test_ignores_links_hidden_files_and_what_is_no_image(self, tmp_path, capsys):
+        root = write_folder(tmp_path / "root", ["1.png", "2.png", ".hidden.png", ".hidden/3.png"])
+        write_image(tmp_path / "elsewhere" / "4.png")
+        (root / "link.png").symlink_to(root / "1.png")
+        (root / "linked").symlink_to(tmp_path / "elsewhere")
+        (root / "notes.txt").write_text("text")
+        workdir = tmp_path / "run"
+        load_folder(root, workdir=workdir)
+        listed = json.loads((workdir / "images.json").read_text())
+        assert sorted(name for name, _ in listed["train"] + listed["eval"]) == ["1.png", "2.png"]
+        assert "ignored 2 symbolic links, 1 .txt" in capsys.readouterr().out
+
+    def test_corrupt_images_are_counted_named_and_skipped(self, tmp_path, capsys):
+        root = write_folder(tmp_path, [f"{i}.jpg" for i in range(5)] + ["cut.jpg", "cut.png", "cut.webp"])
+        for name in ("cut.jpg", "cut.png", "cut.webp"):
+            (root / name).write_bytes((root / name).read_bytes()[:-60])
+        (root / "text.jpg").write_text("this is text")
+        (root / "zero.jpg").write_bytes(b"")
+        frames = [Image.fromarray(np.full([7, 9, 3], value, np.uint8)) for value in (10, 200)]
+        frames[0].save(root / "moving.webp", save_all=True, append_images=frames[1:])
+        found = [name for split in ("train", "eval") for name in names(root, load_folder(root, split))]
+        assert sorted(found) == [f"{i}.jpg" for i in range(5)]
+        line = capsys.readouterr().out.splitlines()[0]
+        assert "skipped 6 corrupt: cut.jpg (jpeg::Uncompress failed" in line
+        assert "cut.png (Invalid PNG data" in line and line.endswith("and 3 more")
+
+    def test_restart_does_not_scan_and_indices_stay_when_files_are_added(self, tmp_path, monkeypatch):
+        root = write_folder(tmp_path / "root", [f"{i}.png" for i in range(20)])
+        workdir = tmp_path / "run"
+        before = load_folder(root, workdir=workdir)
+        write_folder(root, ["00.png", "zz.png"])
+        monkeypatch.setattr(folder, "decode", None)
+        after = load_folder(root, workdir=workdir)
+        np.testing.assert_array_equal(before.records, after.records)
+        assert [path.name for path in workdir.iterdir()] == ["images.json"]
+
+    def test_vanished_file(self, tmp_path):
+        root = write_folder(tmp_path / "root", [f"{i}.png" for i in range(20)])
+        load_folder(root, workdir=tmp_path / "run")
+        for name in ("7.png", "8.png"):
+            (root / name).unlink()
+        with pytest.raises(UserError, match="7.png, 8.png: listed in .*images.json but no longer .*restore"):
+            load_folder(root, workdir=tmp_path / "run")
+
+    def test_names_need_not_be_text(self, tmp_path, capsys):
+        for number, name in enumerate([b"\xff.png", "ü [1]*.png".encode()]):
+            data = io.BytesIO()
+            Image.fromarray(np.full([2, 2, 3], number, np.uint8)).save(data, "PNG")
+            with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+                file.write(data.getvalue())
+        (tmp_path / "run").mkdir()
+        for _ in range(2):
+            sources = [load_folder(tmp_path, split, tmp_path / "run") for split in ("train", "eval")]
+        images = [source.decode(tf.gather(tf.Variable(source.records), 0)) for source in sources]
+        assert sorted(int(image[0, 0, 0]) for image in images) == [0, 1]
+
+    def test_a_remote_folder_is_walked_the_same_way(self, tmp_path):
+        root = write_folder(tmp_path, [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(5)])
+        write_folder(root, [".hidden/1.png"])
+        here, there = load_folder(root), load_folder(f"file://{root}")
+        assert names(root, here) == names(f"file://{root}", there)
+        assert there.decode(there.records[0]).shape == (7, 9, 3)
+
+    @pytest.mark.parametrize(
+        "files, message",
+        [
+            ([], "found no .jpg .* files, only nothing"),
+            (
+                ["a.tif", "b.TIF", "c.txt"],
+                "found no .* only 2 .tif, 1 .txt; convert other image types to PNG",
+            ),
+            (["bad.jpg"], r"none of 1 images can be decoded: bad.jpg \(Unknown image file format"),
+        ],
+    )
+    def test_no_images(self, tmp_path, files, message):
+        for name in files:
+            (tmp_path / name).write_text("this is text")
+        with pytest.raises(UserError, match=message):
+            load_folder(tmp_path)
+
+    def test_missing_unreadable_or_unset(self, tmp_path, monkeypatch):
+        with pytest.raises(UserError, match="dataset.path is not set: expected a folder of images; set"):
+            datasets.load(config("folder"), "train", seed=0)
+        with pytest.raises(UserError, match="nowhere.* is no folder; set --config.dataset.path"):
+            load_folder(tmp_path / "nowhere")
+        with pytest.raises(UserError, match="no images for split 'eval'"):
+            load_folder(write_folder(tmp_path / "single", ["1.png"]), "eval")
+
+        def denied(path):
+            raise PermissionError(13, "Permission denied", path)
+
+        monkeypatch.setattr(os, "scandir", denied)
+        with pytest.raises(UserError, match=f"{tmp_path}: Permission denied; set --config.dataset.path"):
+            load_folder(tmp_path)
