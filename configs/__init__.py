@@ -1,1 +1,1 @@
-"""One file per dataset. `get_config(task)` returns every key that a run reads; see base.py for what they mean."""
+"""One file per dataset: `get_config(task)` returns every key that is read. base.py tells what they mean."""

@@ -1,7 +1,7 @@
 """The keys that all datasets share, with their defaults: the paper's where it gives one.
 
-Every key can be set on the command line, as in `--config.batch_size=512`. Nothing else is read, and an unknown
-key is an error.
+Every key can be set on the command line, as in `--config.batch_size=512`. Nothing else is read, and an
+unknown key is an error.
 """
 
 from ml_collections import ConfigDict
@@ -55,14 +55,15 @@ def pretrain() -> ConfigDict:
                 "name": "lars",
                 "learning_rate": 0.3,  # before scaling with the batch size
                 "scaling": "linear",  # times batch_size / 256; 'sqrt': times its square root
-                "weight_decay": 1e-4,  # for our scale of NT-Xent, twice the paper's
+                "weight_decay": 1e-6,
                 "momentum": 0.9,
             },
             "labels_per_class": 5,  # in the few-label score
             "evaluate": {
                 "every_epochs": 10.0,  # k-nearest-neighbour accuracy, where there are labels
                 "max_examples": 50_000,  # training and held-out images that it uses, each
-                "compare": True,  # at the end, linear and few-label accuracy, also untrained and of raw pixels
+                # At the end, linear and few-label accuracy, also of the untrained encoder and of raw pixels.
+                "compare": True,
             },
             "log_every_steps": 50,
             "checkpoint_every_steps": 1000,

@@ -34,8 +34,11 @@ def raw_pixels(batches: Iterable) -> Features:
 
 
 def _collect(batches, encode):
-    features, labels = [], []
+    features, labels, masks = [], [], []
     for batch in batches:
-        features.append(encode(batch["image"])[batch["mask"]].astype(np.float32))
-        labels.append(batch["label"][batch["mask"]])
-    return Features(parallel.gather(np.concatenate(features)), parallel.gather(np.concatenate(labels)))
+        features.append(encode(batch["image"]).astype(np.float32))
+        labels.append(batch["label"])
+        masks.append(batch["mask"])
+    # Padding leaves last: until then every process holds equally many rows.
+    features, labels, mask = (parallel.gather(np.concatenate(rows)) for rows in (features, labels, masks))
+    return Features(features[mask], labels[mask])

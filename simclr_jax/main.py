@@ -1,9 +1,5 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow
-
 import difflib
 import importlib
 import json

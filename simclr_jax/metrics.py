@@ -132,7 +132,7 @@ class Meter:
 
 
 def _last_step(path: epath.Path) -> int:
-    """The last step that a metrics file tells of; 0 for none. Cuts off a line that a crash left unfinished."""
+    """The last step that a metrics file tells of, 0 for none; cuts off an unfinished last line."""
     if not path.exists():
         return 0
     lines = path.read_text().splitlines(keepends=True)
@@ -145,7 +145,7 @@ def _check_finite(step, metrics):
     wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
     if wrong:
         raise UserError(
-            f"{wrong[0]} is {metrics[wrong[0]]} at step {step}: the usual causes are too high a learning rate "
-            f"(here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), too short a warmup, "
-            "too low a temperature, or damaged images; checkpoints of earlier steps are kept"
+            f"{wrong[0]} is {metrics[wrong[0]]} at step {step}: the usual causes are too high a "
+            f"learning rate (here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), too "
+            "short a warmup, too low a temperature, or damaged images; checkpoints of earlier steps are kept"
         )

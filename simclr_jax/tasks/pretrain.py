@@ -15,8 +15,8 @@ def run(config, workdir) -> dict:
     """Pretrains, then measures what the features are worth.
 
     Returns:
-      The summary: `steps`, `seconds`, and where there are labels `trained`, `untrained` and `raw_pixels`, each
-      with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
+      The summary: `steps`, `seconds`, and where there are labels `trained`, `untrained` and `raw_pixels`,
+      each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
       are measured by the same probes: of the encoder, of the encoder as it was initialised, and of the
       pixels themselves.
     """
@@ -63,8 +63,8 @@ def make_task(config, model, source) -> train.Task:
 def make_loss(model, config):
     """NT-Xent of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
 
-    Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that its
-    gradient does not reach: a linear probe of the pretraining so far, as in the official code.
+    Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
+    its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
     """
     # LARS leaves the supervised head alone, so that its kernel's decay is part of the loss (official code).
     head_decay = config.optimizer.weight_decay if config.optimizer.name == "lars" else 0.0
@@ -122,14 +122,15 @@ def _make_measure(config, model, source, load):
     from simclr_jax.data import datasets, pipeline
 
     if config.dataset.probe_split:
-        with config.dataset.copy_and_resolve_references().unlocked() as labelled:
-            labelled.update(train_split=config.dataset.probe_split, num_examples=None)
-        source = load(labelled, "train")
+        source = load(config.dataset, "probe")
     if not source.num_classes:
         return None
     train_source, held_out = (
-        datasets.sample(of, config.evaluate.max_examples) for of in (source, load(config.dataset, "eval"))
+        datasets.sample(of, config.evaluate.max_examples, seed=config.seed)
+        for of in (source, load(config.dataset, "eval"))
     )
+    if not held_out.num_classes:
+        return None
     extract = features.make_extract(model)
 
     def features_of(variables, of):

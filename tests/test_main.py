@@ -1,0 +1,243 @@
+"""The command line as a user meets it: real processes, from a fresh workdir to a restart."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = [
+    "--config.model.width=0.125",
+    "--config.batch_size=16",
+    "--config.log_every_steps=5",
+    "--config.evaluate.compare=False",
+]
+
+
+def command(config, workdir, *arguments):
+    return [
+        sys.executable,
+        "-m",
+        "simclr_jax.main",
+        f"--config=configs/{config}.py",
+        f"--workdir={workdir}",
+        *arguments,
+    ]
+
+
+def environment(devices=1):
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def run(config, workdir, *arguments, devices=1, code=0):
+    """Runs to the end; returns what it printed."""
+    done = subprocess.run(
+        command(config, workdir, *arguments),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def state_at(workdir, step):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+
+
+def log_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_bits(a, b):
+    import jax
+
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, left), right in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b)):
+        np.testing.assert_array_equal(left, right, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Twenty steps of pretraining on digits, without a stop."""
+    workdir = tmp_path_factory.mktemp("straight")
+    return workdir, run("digits", workdir, *TINY, "--config.num_steps=20", devices=2)
+
+
+def test_pretraining_tells_what_it_does_and_writes_everything(straight):
+    workdir, out = straight
+    for word in ("digits/train: 1,437 images", "10 classes", "ResNet-8", "16 images, 8 a device", "2 x cpu"):
+        assert word in out
+    assert re.search(r"step 20/20 .*loss .*images/s  data wait", out)
+    assert [line["step"] for line in log_of(workdir)] == [5, 10, 15, 20]
+    expected = {
+        "loss",
+        "contrastive_accuracy",
+        "contrastive_entropy",
+        "learning_rate",
+        "images_per_second",
+        "data_wait",
+    }
+    assert expected <= set(log_of(workdir)[0])
+    assert "knn_accuracy" in log_of(workdir)[-1]
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 16
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 20 and summary["seconds"] > 0
+    assert 0 < summary["trained"]["knn_accuracy"] <= 1
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_sigterm_and_restart_equal_twenty_steps_straight_bit_for_bit(straight, tmp_path):
+    arguments = [*TINY, "--config.num_steps=20", "--config.log_every_steps=1"]
+    process = subprocess.Popen(
+        command("digits", tmp_path, *arguments),
+        cwd=ROOT,
+        env=environment(2),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith(("step  5/", "step 5/")):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    (stopped,) = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert 5 <= stopped < 20
+    out = run("digits", tmp_path, *arguments, devices=2)
+    assert f"resuming after step {stopped} of 20" in out
+    assert_same_bits(state_at(tmp_path, 20), state_at(straight[0], 20))
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 21))
+
+
+def test_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
+    arguments = [
+        *TINY,
+        "--config.num_steps=20",
+        "--config.checkpoint_every_steps=3",
+        "--config.log_every_steps=1",
+    ]
+    environment_ = environment(2)
+    process = subprocess.Popen(
+        command("digits", tmp_path, *arguments), cwd=ROOT, env=environment_, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if re.match(r"step +8/", line):
+            process.kill()
+            break
+    process.wait(timeout=60)
+    out = run("digits", tmp_path, *arguments, devices=2)
+    step = int(re.search(r"resuming after step (\d+)", out).group(1))
+    assert step >= 3 and step % 3 == 0
+    assert_same_bits(state_at(tmp_path, 20), state_at(straight[0], 20))
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 21))
+
+
+def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
+    run("digits", tmp_path, *TINY, "--config.num_steps=20", devices=8)
+    for one, other in zip(log_of(straight[0])[:2], log_of(tmp_path)[:2]):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = folder / f"roll{number % 2}" / "nested" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    return folder
+
+
+def test_folder_without_labels_skips_corrupt_images(photos, tmp_path):
+    good = (photos / "roll0" / "nested" / "0.jpg").read_bytes()
+    for path in sorted(photos.rglob("*.jpg")):
+        path.rename(photos / path.name)
+    (photos / "broken.jpg").write_bytes(good[: len(good) // 2])
+    (photos / "text.jpg").write_text("no image")
+    arguments = [f"--config.dataset.path={photos}", "--config.image_size=32", "--config.model.width=0.125"]
+    arguments += ["--config.model.depth=8", "--config.batch_size=8", "--config.num_steps=3"]
+    out = run("folder", tmp_path / "run", *arguments)
+    assert "broken.jpg" in out and "text.jpg" in out and "2" in out
+    assert "no labels" in out
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+
+
+MISTAKES = {
+    "unknown key": (
+        ["--config.batchsize=3"],
+        "--config.batchsize is unknown: did you mean --config.batch_size?",
+    ),
+    "unknown nested key": (["--config.model.dept=3"], "did you mean --config.model.depth?"),
+    "unknown flag": (["--workdri=x"], "did you mean --workdir?"),
+    "wrong type": (["--config.batch_size=many"], "batch_size"),
+    "negative": (
+        ["--config.temperature=-1.0"],
+        "temperature=-1.0: set --config.temperature to a number above 0",
+    ),
+    "batch": (["--config.batch_size=129"], "batch_size=129 does not divide over 2 devices"),
+    "depth": (["--config.model.depth=51"], "51"),
+    "dataset": (["--config.dataset.name=cifar11"], "cifar11"),
+    "unprepared": (
+        ["--config.dataset.name=cifar10", "--config.dataset.data_dir=/nowhere"],
+        "tfds build cifar10",
+    ),
+    "optimizer": (["--config.optimizer.name=lamb"], "'lamb': set it to 'lars', 'sgd' or 'adam'"),
+    "stray word": (["digits"], "'digits' is not a flag"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_exit_with_2(mistake, tmp_path):
+    arguments, message = MISTAKES[mistake]
+    workdir = tmp_path / "run"
+    done = subprocess.run(
+        command("digits", workdir, *arguments), cwd=ROOT, env=environment(2), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not workdir.exists()
+
+
+def test_mistaken_configs_are_one_line(tmp_path):
+    for config, message in [("nothing", "does not exist"), ("digits.py:linear_evil", "task 'linear_evil'")]:
+        done = subprocess.run(
+            [sys.executable, "-m", "simclr_jax.main", f"--config=configs/{config}"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert line.startswith("error: ") and message in line
+
+
+def test_empty_and_missing_folders_are_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path in ("empty", "missing"):
+        out = run("folder", tmp_path / "run", f"--config.dataset.path={tmp_path / path}", code=2)
+        assert out.startswith("error: ") and path in out and out.count("\n") == 1
+
+
+def test_workdir_of_another_config_is_refused(straight):
+    before = (straight[0] / "metrics.jsonl").read_bytes()
+    out = run(
+        "digits", straight[0], *TINY, "--config.num_steps=20", "--config.temperature=0.5", devices=2, code=2
+    )
+    assert "temperature is 0.2 there and 0.5 here" in out and out.count("\n") == 1
+    assert (straight[0] / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,114 @@
+"""The metrics file over restarts, and what the console shows."""
+
+import json
+import types
+from contextlib import closing
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simclr_jax import metrics
+from simclr_jax.errors import UserError
+
+
+def make_meter(workdir, start_step=0, log_every_steps=2, num_steps=8):
+    config = types.SimpleNamespace(log_every_steps=log_every_steps, batch_size=4)
+    return metrics.Meter(workdir, config, start_step=start_step, num_steps=num_steps)
+
+
+def run(meter, steps, loss=None):
+    with closing(meter):
+        for step in steps:
+            value = jnp.float32(step if loss is None else loss)
+            meter.add(
+                step, {"loss": value, "gradient_norm": jnp.float32(1), "learning_rate": jnp.float32(step)}
+            )
+        meter.flush()
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_averages_and_the_current_learning_rate(tmp_path):
+    run(make_meter(tmp_path), range(1, 5))
+    assert [(line["step"], line["loss"], line["learning_rate"]) for line in lines(tmp_path)] == [
+        (2, 1.5, 2.0),
+        (4, 3.5, 4.0),
+    ]
+
+
+def test_metrics_are_read_one_step_late(tmp_path):
+    meter = make_meter(tmp_path, log_every_steps=1)
+    values = {"loss": jnp.float32(1), "gradient_norm": jnp.float32(1), "learning_rate": jnp.float32(1)}
+    meter.add(1, values)
+    assert lines(tmp_path) == []
+    meter.add(2, values)
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    meter.close()
+
+
+def test_restart_appends_and_repeats_nothing(tmp_path):
+    run(make_meter(tmp_path), range(1, 7))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    run(make_meter(tmp_path, start_step=3), range(4, 9))
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
+
+
+def test_line_that_a_crash_left_unfinished_is_cut_off(tmp_path):
+    run(make_meter(tmp_path), range(1, 5))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    run(make_meter(tmp_path, start_step=4), range(5, 9))
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8]
+
+
+def test_evaluation_joins_the_line_of_its_step(tmp_path):
+    meter = make_meter(tmp_path, log_every_steps=4)
+    values = {"loss": jnp.float32(1), "gradient_norm": jnp.float32(1), "learning_rate": jnp.float32(1)}
+    meter.add(1, values)
+    meter.flush({"knn_accuracy": 0.5})
+    meter.close()
+    (line,) = lines(tmp_path)
+    assert line["step"] == 1 and line["loss"] == 1 and line["knn_accuracy"] == 0.5
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    run(make_meter(tmp_path), range(1, 5))
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    found = {
+        event.step: float(np.frombuffer(event.tensor_proto.tensor_content, np.float32)[0])
+        if event.tensor_proto.tensor_content
+        else event.tensor_proto.float_val[0]
+        for event in events.Tensors("loss")
+    }
+    assert found == {2: 1.5, 4: 3.5}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_non_finite_loss_names_step_and_causes(tmp_path, value):
+    with pytest.raises(UserError, match=f"loss is {value} at step 3: .*learning_rate.*warmup.*checkpoints"):
+        run(make_meter(tmp_path), [3], loss=float(value))
+
+
+def test_log_has_plain_lines_and_a_terminal_one_that_moves(tmp_path, capsys, monkeypatch):
+    (tmp_path / "terminal").mkdir()
+    run(make_meter(tmp_path), range(1, 5))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 2 and "\r" not in out
+    assert "step 2/8" in out and "loss 1.5" in out and "lr 2" in out
+    assert "images/s" in out and "data wait" in out and "left" in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    run(make_meter(tmp_path / "terminal"), range(1, 5))
+    out = capsys.readouterr().out
+    assert out.count("\r") == 2 and "[##########          ]" in out and out.endswith("\n")
+
+
+def test_summary_is_a_table(capsys, tmp_path):
+    metrics.print_summary({"trained": {"knn_accuracy": 0.75}, "untrained": {}, "steps": 3}, tmp_path)
+    out = capsys.readouterr().out
+    assert "knn accuracy" in out and "0.750" in out and "steps 3" in out and "summary.json" in out

@@ -1,0 +1,47 @@
+"""The layout of batches and states over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax import parallel
+
+
+def test_shard_puts_rows_on_devices_in_order():
+    rows = np.arange(48).reshape(16, 3)
+    sharded = parallel.shard({"rows": rows})["rows"]
+    assert sharded.shape == (8, 2, 3)
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(sharded.reshape(16, 3), rows)
+
+
+def test_pmap_reduces_over_all_devices_and_donates_the_state():
+    def step(state, batch):
+        mean = jax.lax.pmean(batch["rows"].mean(), parallel.bound_axis())
+        return {"total": state["total"] + mean}, mean
+
+    state = parallel.replicate({"total": np.float32(1)})
+    after, mean = parallel.pmap(step, donate_state=True)(state, parallel.shard({"rows": np.arange(16.0)}))
+    assert mean == 7.5 and after["total"] == 8.5
+    assert state["total"].is_deleted()
+    assert after["total"].shape == ()
+
+
+def test_pmap_rows_keeps_every_row():
+    forward = parallel.pmap_rows(lambda scale, batch: batch["rows"] * scale)
+    rows = forward(jnp.float32(2), parallel.shard({"rows": np.arange(16.0)}))
+    np.testing.assert_array_equal(rows.reshape(-1), 2 * np.arange(16.0))
+
+
+def test_axis_is_bound_only_inside_a_mapped_step():
+    assert parallel.bound_axis() is None
+    bound = []
+    parallel.pmap(lambda state, batch: bound.append(parallel.bound_axis()) or state)(
+        0.0, parallel.shard({"rows": np.zeros(8)})
+    )
+    assert bound[0] == parallel.AXIS
+
+
+def test_gather_of_one_process_is_itself():
+    rows = np.arange(3)
+    assert parallel.gather(rows) is rows

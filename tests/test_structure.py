@@ -1,0 +1,114 @@
+"""Rules of the layout: who may import what, and that every config key is read by someone."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from simclr_jax.checkpoint import flatten
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+# Where TensorFlow may be imported; the rest runs where only JAX is installed.
+TENSORFLOW = ("data/", "official.py", "export.py")
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT / "simclr_jax"))
+
+
+def imports(path):
+    """(module, whether the import is at the top level) of every import of a file."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, node in tree.body
+
+
+def test_tensorflow_stays_in_the_input_pipeline():
+    for path in SOURCES:
+        if not name_of(path).startswith(TENSORFLOW):
+            modules = {module.split(".")[0] for module, _ in imports(path)}
+            assert not modules & {"tensorflow", "tensorflow_datasets"}, path
+
+
+def test_only_the_data_package_and_tests_reach_tensorflow_at_import():
+    for path in SOURCES:
+        if not name_of(path).startswith("data/"):
+            top = [module for module, is_top in imports(path) if is_top]
+            assert not [m for m in top if m.startswith(("simclr_jax.data", "clu"))], path
+
+
+def test_imports_run_one_way():
+    below = {
+        "parallel.py": (),
+        "errors.py": (),
+        "losses.py": (),
+        "optim.py": ("errors",),
+        "checkpoint.py": ("errors", "parallel"),
+        "metrics.py": ("errors", "parallel"),
+        "probes.py": ("errors",),
+        "features.py": ("parallel", "probes"),
+        "models/": ("errors", "models", "parallel"),
+        "data/": ("data", "errors"),
+        "train.py": ("checkpoint", "errors", "metrics", "optim", "parallel"),
+    }
+    for path in SOURCES:
+        for prefix, allowed in below.items():
+            if name_of(path).startswith(prefix):
+                ours = [module.split(".") for module, _ in imports(path) if module.startswith("simclr_jax.")]
+                assert {parts[1] for parts in ours} <= set(allowed), path
+
+
+def test_tasks_never_import_one_another():
+    for path in SOURCES:
+        if name_of(path).startswith("tasks/"):
+            assert not [m for m, _ in imports(path) if m.startswith("simclr_jax.tasks")], path
+
+
+def test_only_main_reads_flags():
+    for path in SOURCES:
+        if name_of(path) not in ("main.py",):
+            assert not [m for m, _ in imports(path) if m in ("absl.flags", "ml_collections.config_flags")], (
+                path
+            )
+
+
+def test_configs_import_nothing_of_the_package():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert not [m for m, _ in imports(path) if m.startswith("simclr_jax")], path
+
+
+def test_files_stay_short():
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 320, path
+
+
+def test_every_config_key_is_read_somewhere():
+    read = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+    for path in CONFIGS:
+        keys = flatten(importlib.import_module(f"configs.{path.stem}").get_config().to_dict())
+        assert not [key for key in keys if key.split(".")[-1] not in read], path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_docstrings_hold_the_command(path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    assert f"python -m simclr_jax.main --config=configs/{path.stem}.py" in module.__doc__
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_unknown_tasks_name_the_known_ones(path):
+    with pytest.raises(ValueError, match="task 'linear_evil' is unknown: expected one of pretrain"):
+        importlib.import_module(f"configs.{path.stem}").get_config("linear_evil")
