@@ -52,6 +52,8 @@ def save(
     """Saves the train state after `step` steps; returns as soon as the device memory may be reused."""
     if step in manager.all_steps():
         return
+    if jax.process_count() > 1:  # pmap returns arrays of this process's devices
+        state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     manager.save(step, args=items, metrics=metrics or None)
 

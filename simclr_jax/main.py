@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import checkpoint, metrics, train
+from simclr_jax import checkpoint, metrics, parallel, train
 from simclr_jax.errors import UserError
 
 TASKS = ("pretrain",)
@@ -18,6 +18,13 @@ TASKS = ("pretrain",)
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of configs/, as in configs/digits.py:pretrain."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, where neither Cloud TPU nor Slurm tells it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of the run; needs coordinator_address."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0; needs coordinator_address.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Local or gs:// folder of the run; default: runs/DATASET/TASK."
 )
@@ -26,6 +33,7 @@ _WORKDIR = flags.DEFINE_string(
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell a lot at INFO; --verbosity=0 shows it
+    parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config = _CONFIG.value
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{config.task}")
     _check_values(config)

@@ -70,6 +70,13 @@ class Meter:
         yield
         self._waited += time.monotonic() - start
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time spent inside out of the throughput."""
+        start = time.monotonic()
+        yield
+        self._since += time.monotonic() - start
+
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched; reads and checks those of the one before."""
         self.flush()
@@ -90,7 +97,7 @@ class Meter:
 
     def _report(self, step, evaluation):
         seconds = time.monotonic() - self._since
-        metrics = {name: value / self._steps for name, value in self._sums.items()}
+        metrics = {"loss": 0.0} | {name: value / self._steps for name, value in self._sums.items()}
         metrics["learning_rate"] = self._learning_rate
         metrics["images_per_second"] = self._steps * self._batch_size / seconds
         metrics["data_wait"] = self._waited / seconds
@@ -111,7 +118,7 @@ class Meter:
         words += [
             f"{names.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
-            if name not in ("images_per_second", "data_wait", "gradient_norm")
+            if name not in ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
         ]
         words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
         words += [f"{left // 60}:{left % 60:02d} left"]
@@ -146,6 +153,6 @@ def _check_finite(step, metrics):
     if wrong:
         raise UserError(
             f"{wrong[0]} is {metrics[wrong[0]]} at step {step}: the usual causes are too high a "
-            f"learning rate (here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), too "
-            "short a warmup, too low a temperature, or damaged images; checkpoints of earlier steps are kept"
+            f"learning rate (here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), "
+            "too short a warmup, too low a temperature, or damaged images; earlier checkpoints are kept"
         )

@@ -25,7 +25,8 @@ class Task(NamedTuple):
 
     Attributes:
       init: key -> {'params', 'batch_stats'}.
-      loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows.
+      loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows; a `loss`
+        among the metrics is reported in the place of the loss itself.
       optimizer: of the parameters.
       schedule: step -> learning rate, for the log.
       batches: start step -> this process's batches from there on, as host arrays [rows, ...].
@@ -70,9 +71,8 @@ def make_train_step(loss, optimizer: optax.GradientTransformation, schedule: opt
         (value, (batch_stats, results)), gradients = jax.value_and_grad(loss, has_aux=True)(
             state["params"], state["batch_stats"], batch
         )
-        gradients, batch_stats, results = jax.lax.pmean(
-            (gradients, batch_stats, {"loss": value, **results}), AXIS
-        )
+        results = {"loss": value, **results}
+        gradients, batch_stats, results = jax.lax.pmean((gradients, batch_stats, results), AXIS)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
         results["gradient_norm"] = optax.tree.norm(gradients)
         results["learning_rate"] = schedule(state["step"])
@@ -182,7 +182,9 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 last = step == task.num_steps
                 evaluation = {}
                 if task.evaluate and (last or step % task.evaluate_every_steps == 0):
-                    evaluation = task.evaluate(state)
+                    jax.block_until_ready(results)
+                    with meter.paused():
+                        evaluation = task.evaluate(state)
                 if last or received or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
                     checkpoint.save(manager, step, state, task.meta, evaluation)

@@ -379,6 +379,19 @@ def test_seeds_decide(blur):
         assert all(np.abs(a - b).max() > 0.05 for b in views[:i])
 
 
+def test_both_words_of_a_seed_decide():
+    image = tf.constant(OPERATIONS["in/img64"])
+    for function in (
+        view(image, 32),
+        lambda seed: augment.crop_and_flip(image, seed, 32),
+        lambda seed: augment.random_resized_crop(image, seed, 32),
+        lambda seed: augment.color_jitter(image, seed, 1.0),
+    ):
+        first, *others = (function(seed).numpy() for seed in ([3, 5], [3, 6], [4, 5]))
+        np.testing.assert_array_equal(first, function(tf.constant([3, 5])))
+        assert all(np.abs(first - other).max() > 0.05 for other in others)
+
+
 @pytest.mark.parametrize("size", [24, 64])
 def test_values_stay_in_range(size):
     """Noise of zeros and ones overshoots most."""

@@ -57,7 +57,7 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     Args:
         config: `config.dataset`: name, path, data_dir, train_split, eval_split, probe_split, num_examples,
             num_classes, in_memory, shuffle_buffer.
-        split: 'train', 'eval', or 'probe', the labelled examples to judge features on: those of `probe_split`.
+        split: 'train', 'eval', or 'probe': the labelled examples of `probe_split`, to judge features on.
         seed: chooses the validation images of a folder that has none of its own, and which
             `config.num_examples` digits or images are trained on (of TFDS it is the first ones).
         workdir: where a folder's list of good images is kept, so that indices survive a restart.

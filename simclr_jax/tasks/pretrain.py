@@ -79,12 +79,13 @@ def make_loss(model, config):
         )
         view1, view2 = jnp.split(outputs["projection"], 2)
         value, results = losses.nt_xent(view1, view2, temperature=config.temperature, axis_name=bound_axis())
-        results["contrastive_loss"] = value
+        results["loss"] = value  # what is reported; the probe has a loss of its own
         if "logits" in outputs:
             labels = jnp.tile(batch["label"], 2)
             probe_loss = losses.softmax_cross_entropy(outputs["logits"], labels)
             decay = head_decay * 0.5 * (params["supervised_head"]["kernel"] ** 2).sum()
             value += probe_loss + decay
+            results["probe_loss"] = probe_loss
             results["probe_accuracy"] = losses.top_k_correct(outputs["logits"], labels, k=1).mean()
         return value, (updates["batch_stats"], results)
 
