@@ -9,18 +9,18 @@ from configs import base
 def pretrain():
     config = base.pretrain()
     config.batch_size = 256
-    config.num_epochs = 40.0
+    config.num_epochs = 60.0
     config.warmup_epochs = 4.0
     config.image_size = 16
     config.temperature = 0.2
     config.dataset.name = "digits"
-    config.augment.min_area = 0.35
+    config.augment.min_area = 0.25
     config.augment.flip = False
-    config.augment.color_jitter_strength = 0.5
+    config.augment.color_jitter_strength = 0.75
     config.augment.blur = False
     config.model.depth = 8
     config.model.width = 0.375
-    config.optimizer.learning_rate = 1.0
+    config.optimizer.learning_rate = 4.0
     config.log_every_steps = 20
     config.checkpoint_every_steps = 100
     return config

@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import json
+import os
+import re
 import sys
 
 import jax
@@ -55,37 +57,43 @@ def _check_values(config) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the command line; whatever is wrong with it, one line says so."""
+    words = [word for argument in argv[1:] for word in argument.split("=", 1)]
+    given = {word.lstrip("-"): value for word, value in zip(words, [*words[1:], ""]) if word.startswith("-")}
+    path = given.get("config", "").partition(":")[0]
+    if not path and not any("help" in name for name in given):
+        raise UserError("--config is missing: give a file of configs/, as in --config=configs/digits.py")
+    if path and not os.path.exists(path):
+        raise UserError(f"--config={path} does not exist: give a file of configs/, as in configs/digits.py")
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            raise UserError("--config is missing: give one of configs/, as in --config=configs/digits.py")
-        if len(rest) > 1:
-            raise UserError(f"'{rest[1]}' is not a flag: write --config.key=value")
-        return rest
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_explain_unknown(error.flagname)) from None
-    except (flags.Error, UserError):
-        raise
-    except FileNotFoundError as error:
-        raise UserError(
-            f"config file '{error.filename}' does not exist: configs/ holds one a dataset"
-        ) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the config cannot be read: {error}") from None
+        near = difflib.get_close_matches(error.flagname, ["config", "workdir"], n=1)
+        raise UserError(_unknown(error.flagname, near and near[0])) from None
+    except (AttributeError, KeyError) as error:  # how config_flags tells of an unknown key
+        wrong = re.search(r"\w+", str(error)).group()
+        near = re.search(r'Did you mean "(\w+)"', str(error))
+        flag = next((name for name in given if wrong in name.split(".")), wrong)
+        raise UserError(_unknown(flag, near and flag.replace(wrong, near.group(1)))) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        # An exception of the config file itself comes as its whole traceback: the last line tells it.
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(last.removeprefix("ValueError: ")) from None
+    if len(rest) > 1:
+        raise UserError(f"'{rest[1]}' is not a flag: write --config.KEY=VALUE")
+    return rest
 
 
-def _explain_unknown(flag: str) -> str:
-    keys = [f"config.{key}" for key in checkpoint.flatten(_CONFIG.value.to_dict())] if _CONFIG.value else []
-    near = difflib.get_close_matches(flag, [*keys, "config", "workdir"], n=1)
-    hint = f"did you mean --{near[0]}?" if near else "configs/base.py lists the keys"
-    return f"--{flag} is unknown: {hint}"
+def _unknown(flag: str, near: str | None) -> str:
+    return f"--{flag} is unknown: " + (
+        f"did you mean --{near}?" if near else "configs/base.py lists the keys"
+    )
 
 
 def run() -> None:
     """The command line's entry point: user errors are one line and exit code 2."""
     try:
         app.run(main, flags_parser=_parse)
-    except (UserError, flags.Error) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -71,7 +71,7 @@ def _standardize(train, held_out):
 def _logistic_regression(train):
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=0.1, max_iter=500).fit(*train)
+    return LogisticRegression(C=1.0, max_iter=500).fit(*train)
 
 
 def _normalize(features):

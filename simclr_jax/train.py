@@ -1,5 +1,6 @@
 """The train step and the one loop that every trained task shares."""
 
+import math
 import signal
 import sys
 import threading
@@ -187,7 +188,10 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                         evaluation = task.evaluate(state)
                 if last or received or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
-                    checkpoint.save(manager, step, state, task.meta, evaluation)
+                    scores = evaluation or (
+                        task.best and {task.best: -math.inf}
+                    )  # unmeasured: never the best
+                    checkpoint.save(manager, step, state, task.meta, scores)
                 if received and not last:
                     break
     if received and int(state["step"]) < task.num_steps:

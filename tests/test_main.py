@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,19 @@ def command(config, workdir, *arguments):
         f"--workdir={workdir}",
         *arguments,
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Spares each process what another has compiled."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    os.environ.update(cache)
+    yield
+    for name in cache:
+        del os.environ[name]
 
 
 def environment(devices=1):
@@ -79,7 +93,13 @@ def straight(tmp_path_factory):
 
 def test_pretraining_tells_what_it_does_and_writes_everything(straight):
     workdir, out = straight
-    for word in ("digits/train: 1,437 images", "10 classes", "ResNet-8", "16 images, 8 a device", "2 x cpu"):
+    for word in (
+        "digits (train): 1,437 images",
+        "10 classes",
+        "ResNet-8",
+        "16 images, 8 a device",
+        "2 x cpu",
+    ):
         assert word in out
     assert re.search(r"step 20/20 .*loss .*images/s  data wait", out)
     assert [line["step"] for line in log_of(workdir)] == [5, 10, 15, 20]
@@ -150,6 +170,48 @@ def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
+def test_two_processes_train_as_one(straight, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    arguments = [*TINY, "--config.num_steps=20", f"--coordinator_address={address}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            command("digits", tmp_path, *arguments, f"--process_id={process}"),
+            cwd=ROOT,
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 x cpu, 2 process(es)" in outputs[0] and "step" not in outputs[1]
+    for one, two in zip(log_of(straight[0])[:2], log_of(tmp_path)[:2]):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+    assert (tmp_path / "checkpoints" / "20").is_dir()
+
+
+def test_imagenet_starts_on_mock_data_by_overrides_alone(tmp_path):
+    script = "import tensorflow_datasets as tfds; from simclr_jax import main\n"
+    script += "with tfds.testing.mock_data(num_examples=16): main.run()"
+    arguments = ["--config.batch_size=8", "--config.num_steps=2", "--config.image_size=33"]
+    arguments += ["--config.dataset.num_examples=16", "--config.model.width=0.0625"]
+    arguments += ["--config.model.depth=18"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--config=configs/imagenet.py", f"--workdir={tmp_path}", *arguments],
+        cwd=ROOT,
+        env=environment(2),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "imagenet2012 (train): 16 images of 33 pixels, 1000 classes" in done.stdout
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
@@ -170,7 +232,7 @@ def test_folder_without_labels_skips_corrupt_images(photos, tmp_path):
     arguments = [f"--config.dataset.path={photos}", "--config.image_size=32", "--config.model.width=0.125"]
     arguments += ["--config.model.depth=8", "--config.batch_size=8", "--config.num_steps=3"]
     out = run("folder", tmp_path / "run", *arguments)
-    assert "broken.jpg" in out and "text.jpg" in out and "2" in out
+    assert "broken.jpg" in out and "text.jpg" in out and "skipped 2 corrupt" in out
     assert "no labels" in out
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3

@@ -88,42 +88,6 @@ def test_gradient_is_that_of_the_plain_loss(on_one_device):
     assert_trees_close(on_one_device[0], gradient, tolerance=1e-4)
 
 
-def test_probe_gradient_stays_out_of_the_encoder():
-    config = config_of()
-    with_labels = make_model(config.model, num_classes=10)
-    without = make_model(config.model, num_classes=0)
-    variables = train.make_init(with_labels, 16)(jax.random.key(0))
-    batch = views_batch()
-
-    def gradient(model, params):
-        loss = pretrain.make_loss(model, config)
-        return jax.jit(jax.grad(lambda p: loss(p, variables["batch_stats"], batch)[0]))(params)
-
-    params = dict(variables["params"])
-    ours = gradient(with_labels, params)
-    head = ours.pop("supervised_head")
-    params.pop("supervised_head")
-    assert np.abs(head["kernel"]).max() > 0
-    assert_trees_close(ours, gradient(without, params), tolerance=1e-6)
-
-
-def test_lars_decays_the_supervised_head_in_the_loss():
-    config, batch = config_of(), views_batch()
-    model = make_model(config.model, num_classes=10)
-    variables = train.make_init(model, 16)(jax.random.key(0))
-
-    def head_gradient(weight_decay):
-        config.optimizer.weight_decay = weight_decay
-        loss = pretrain.make_loss(model, config)
-        gradient = jax.grad(lambda p: loss(p, variables["batch_stats"], batch)[0])(variables["params"])
-        return gradient["supervised_head"]
-
-    decayed, plain = head_gradient(0.5), head_gradient(0.0)
-    kernel = variables["params"]["supervised_head"]["kernel"]
-    np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], 0.5 * kernel, atol=1e-6)
-    np.testing.assert_allclose(decayed["bias"], plain["bias"], atol=1e-6)
-
-
 def test_second_step_does_not_recompile():
     config = config_of()
     model = make_model(config.model, num_classes=10)

@@ -92,24 +92,39 @@ def make_loss(model, config):
     return loss
 
 
-def _batches(config, source, start_step):
-    from simclr_jax.data import augment, pipeline
+def example_views(config, workdir, count: int) -> dict[str, list]:
+    """`count` training images as the eye knows them, `image`, with a first and a second view of each."""
+    from simclr_jax.data import augment, datasets, pipeline
 
-    def views(image, seed):
-        view1, view2 = augment.two_views(
-            image,
-            seed,
-            config.image_size,
-            color_jitter_strength=config.augment.color_jitter_strength,
-            blur=config.augment.blur,
-            min_area=config.augment.min_area,
-            flip=config.augment.flip,
-        )
-        return {"view1": view1, "view2": view2}
+    def transform(image, seed):
+        return {"image": augment.eval_view(image, config.image_size)} | _two_views(config, image, seed)
+
+    source = datasets.load(config.dataset, "train", seed=config.seed, workdir=workdir)
+    batch = next(pipeline.train_batches(source, transform, batch_size=count, seed=config.seed))
+    return {name: batch[name] for name in ("image", "view1", "view2")}
+
+
+def _two_views(config, image, seed):
+    from simclr_jax.data import augment
+
+    view1, view2 = augment.two_views(
+        image,
+        seed,
+        config.image_size,
+        color_jitter_strength=config.augment.color_jitter_strength,
+        blur=config.augment.blur,
+        min_area=config.augment.min_area,
+        flip=config.augment.flip,
+    )
+    return {"view1": view1, "view2": view2}
+
+
+def _batches(config, source, start_step):
+    from simclr_jax.data import pipeline
 
     return pipeline.train_batches(
         source,
-        views,
+        partial(_two_views, config),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

@@ -1,0 +1,40 @@
+"""Features of a dataset: every example once, in order, on all devices."""
+
+import jax
+import numpy as np
+
+from configs import digits
+from simclr_jax import features, train
+from simclr_jax.models import make_model
+
+
+def batches(images, labels, size):
+    """Batches of `size` rows, the last one padded."""
+    for start in range(0, len(images), size):
+        rows = images[start : start + size]
+        missing = size - len(rows)
+        yield {
+            "image": np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), np.uint8)]),
+            "label": np.concatenate([labels[start : start + size], np.full(missing, -1)]),
+            "mask": np.arange(size) < len(rows),
+        }
+
+
+def test_features_are_the_models_of_every_row_without_the_padding():
+    config = digits.get_config()
+    config.model.width = 0.125
+    model = make_model(config.model, num_classes=3)
+    variables = train.make_init(model, 16)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (27, 16, 16, 3), np.uint8), rng.integers(0, 3, 27)
+    found = features.make_extract(model)(variables, batches(images, labels, 16))
+    expected = model.apply(variables, images)["features"]
+    np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.labels, labels)
+
+
+def test_raw_pixels_are_the_images():
+    images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
+    found = features.raw_pixels(batches(images, np.arange(5), 4))
+    np.testing.assert_allclose(found.features, images.reshape(5, 12) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(found.labels, np.arange(5))
