@@ -3,12 +3,12 @@
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
 PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, nested as you like. Two or more sub-folders of images are
-taken as classes: they are not trained on, but tell how good the features are. `train/` and `val/` are taken
+taken as classes: the encoder never sees them, but they tell how good it is. `train/` and `val/` are taken
 as splits; otherwise a tenth of the images is held out.
 
-The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With more of either:
-`--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help small folders
-most. Where colour tells images apart that are otherwise alike (stains, say), lower
+The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With
+more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help
+small folders most. Where colour tells images apart that are otherwise alike (stains, say), lower
 `--config.augment.color_jitter_strength`.
 """
 
