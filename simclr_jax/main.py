@@ -15,7 +15,13 @@ from ml_collections import config_flags
 from simclr_jax import checkpoint, metrics, parallel, train
 from simclr_jax.errors import UserError
 
-TASKS = ("pretrain",)
+_POSITIVE = ("batch_size", "num_epochs", "num_steps", "image_size", "temperature", "log_every_steps")
+_POSITIVE += ("checkpoint_every_steps", "keep_checkpoints", "labels_per_class", "evaluate.every_epochs")
+_RANGES = {
+    "augment.color_jitter_strength": (0, 1.25),
+    "augment.min_area": (0, 1),
+    "optimizer.momentum": (0, 1),
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File of configs/, as in configs/digits.py:pretrain."
@@ -48,11 +54,13 @@ def main(_) -> None:
 
 
 def _check_values(config) -> None:
-    positive = ["batch_size", "num_epochs", "image_size", "temperature", "log_every_steps"]
-    positive += ["checkpoint_every_steps", "keep_checkpoints"]
-    for key in positive:
-        if not config[key] > 0:
-            raise UserError(f"{key}={config[key]}: set --config.{key} to a number above 0")
+    values = checkpoint.flatten(config.to_dict())
+    for key in _POSITIVE:
+        if values.get(key) is not None and not values[key] > 0:
+            raise UserError(f"{key}={values[key]}: set --config.{key} to a number above 0")
+    for key, (low, high) in _RANGES.items():
+        if key in values and not low <= values[key] <= high:
+            raise UserError(f"{key}={values[key]}: set --config.{key} to a number from {low} to {high}")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -188,9 +188,8 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                         evaluation = task.evaluate(state)
                 if last or received or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
-                    scores = evaluation or (
-                        task.best and {task.best: -math.inf}
-                    )  # unmeasured: never the best
+                    # What was not measured is never the best.
+                    scores = evaluation or (task.best and {task.best: -math.inf})
                     checkpoint.save(manager, step, state, task.meta, scores)
                 if received and not last:
                     break
