@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by local.sh and test.sh: makes ROOT/.venv and installs requirement files into it, once.
 # usage: prepare_environment REQUIREMENTS...   (sets ROOT and PYTHON)
 

@@ -3,6 +3,7 @@
 # usage: bash launch/local.sh --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
 # Paths are relative to the folder you are in; a config that is not there is taken from the repository.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt"
 

@@ -2,6 +2,7 @@
 # Runs the tests: makes .venv and installs requirements.txt and tests/requirements.txt where needed, then pytest.
 # usage: bash launch/test.sh [PYTEST ARGUMENTS]     (paths are relative to the repository)
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt" "$ROOT/tests/requirements.txt"
 cd "$ROOT"

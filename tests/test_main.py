@@ -153,7 +153,8 @@ def test_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     ]
     with start("digits", tmp_path, *arguments) as process:
         for line in process.stdout:
-            if re.match(r"step +6/", line):
+            # The save of step 6 has begun, which waits for that of step 3 to be done.
+            if re.match(r"step +8/", line):
                 process.kill()
     out = run("digits", tmp_path, *arguments, devices=2)
     step = int(re.search(r"resuming after step (\d+)", out).group(1))
