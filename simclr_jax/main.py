@@ -4,6 +4,7 @@ import difflib
 import importlib
 import json
 import os
+import pkgutil
 import re
 import sys
 
@@ -12,7 +13,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import checkpoint, metrics, parallel, train
+from simclr_jax import checkpoint, metrics, parallel, tasks, train
 from simclr_jax.errors import UserError
 
 _POSITIVE = ("batch_size", "num_epochs", "num_steps", "image_size", "temperature", "log_every_steps")
@@ -54,6 +55,9 @@ def main(_) -> None:
 
 
 def _check_values(config) -> None:
+    known = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
+    if config.task not in known:
+        raise UserError(f"task '{config.task}' is unknown: set --config.task to one of {', '.join(known)}")
     values = checkpoint.flatten(config.to_dict())
     for key in _POSITIVE:
         if values.get(key) is not None and not values[key] > 0:

@@ -249,6 +249,7 @@ MISTAKES = {
         ["--config.temperature=-1.0"],
         "temperature=-1.0: set --config.temperature to a number above 0",
     ),
+    "task": (["--config.task=pretrian"], "task 'pretrian' is unknown: set --config.task to one of pretrain"),
     "no steps": (["--config.num_steps=-1"], "num_steps=-1: set --config.num_steps to a number above 0"),
     "range": (["--config.augment.color_jitter_strength=2.0"], "from 0 to 1.25"),
     "batch": (["--config.batch_size=129"], "batch_size=129 does not divide over 2 devices"),
