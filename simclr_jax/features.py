@@ -1,6 +1,6 @@
-"""Features of whole datasets: the frozen encoder, mapped over all devices."""
+"""What a model makes of whole datasets: every example once, in order, mapped over all devices."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -9,36 +9,65 @@ from simclr_jax import parallel
 from simclr_jax.probes import Features
 
 
-def make_extract(model):
-    """Builds `extract(variables, batches) -> Features`, of every unmasked row, in order, on every process.
+def make_extract(model, *, layer: int = 0):
+    """Builds `extract(variables, batches) -> Features`; see `make_map` for the batches, with an `image`.
 
     Args:
-      model: from `make_model`; its `features` are taken in eval mode. `batches` are as from
-        `pipeline.eval_batches`: this process's rows as `image`, `label` and `mask`.
+      model: from `make_model`, applied in eval mode.
+      layer: which of its `projection_hiddens` to take: 0 the features, 1 the first projection layer, ...
     """
-    forward = parallel.pmap_rows(lambda variables, batch: model.apply(variables, batch["image"])["features"])
+    mapped = make_map(
+        lambda variables, batch: {
+            "features": model.apply(variables, batch["image"])["projection_hiddens"][layer]
+        }
+    )
 
     def extract(variables, batches) -> Features:
-        def encode(images):
-            features = jax.device_get(forward(variables, parallel.shard({"image": images})))
-            return features.reshape(len(images), -1)
-
-        return _collect(batches, encode)
+        rows = mapped(variables, batches)
+        return Features(rows["features"], rows["label"])
 
     return extract
 
 
 def raw_pixels(batches: Iterable) -> Features:
     """Pixels as features, the baseline for learned ones."""
-    return _collect(batches, lambda images: images.reshape(len(images), -1) / 255)
+
+    def flatten(scale, batch):
+        return {"features": batch["image"].reshape(len(batch["image"]), -1) * scale}
+
+    rows = make_map(flatten)(np.float32(1 / 255), batches)
+    return Features(rows["features"], rows["label"])
 
 
-def _collect(batches, encode):
-    features, labels, masks = [], [], []
-    for batch in batches:
-        features.append(encode(batch["image"]).astype(np.float32))
-        labels.append(batch["label"])
-        masks.append(batch["mask"])
-    # Padding leaves last: until then every process holds equally many rows.
-    features, labels, mask = (parallel.gather(np.concatenate(rows)) for rows in (features, labels, masks))
-    return Features(features[mask], labels[mask])
+def make_map(function: Callable):
+    """Builds `mapped(variables, batches) -> {name: rows}`, of every unmasked row, on every process.
+
+    Args:
+      function: (variables, batch) -> {name: [b, ...]}, of one device's rows.
+
+    The batches are as from `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
+    The rows come back as numpy arrays [n, ...], with the `label`, int32 [n], beside what `function` returns.
+    """
+    forward = parallel.pmap_rows(function)
+
+    def mapped(variables, batches) -> dict[str, np.ndarray]:
+        parts, pending = [], None
+        for batch in batches:
+            images = {name: rows for name, rows in batch.items() if rows.ndim == 4}
+            outputs = forward(variables, parallel.shard(images))
+            known = {"label": batch["label"], "mask": batch["mask"]}
+            if pending:  # read while the devices work on the next batch
+                parts.append(_read(*pending))
+            pending = outputs, known
+        parts.append(_read(*pending))
+        # Padding leaves last: until then every process holds equally many rows.
+        rows = {name: parallel.gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        mask = rows.pop("mask")
+        return {name: values[mask] for name, values in rows.items()}
+
+    return mapped
+
+
+def _read(outputs, known):
+    outputs = jax.device_get(outputs)
+    return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in outputs.items()} | known

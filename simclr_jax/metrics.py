@@ -13,6 +13,12 @@ from etils import epath
 from simclr_jax.errors import UserError
 
 
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
 def print_table(rows: dict[str, str]) -> None:
     """Prints what is about to run, a line a row."""
     if jax.process_index() == 0:
@@ -21,16 +27,44 @@ def print_table(rows: dict[str, str]) -> None:
 
 
 def print_summary(summary: dict, workdir) -> None:
-    """Prints a run's summary: scores as a table, whatever else it holds a line each."""
-    scores = {name: value for name, value in summary.items() if isinstance(value, dict)}
-    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
-    if scores:
-        print(f"\n  {'':<12}" + "".join(f"{column.replace('_', ' '):>22}" for column in columns))
-    for name, row in scores.items():
-        cells = (f"{row[column]:>22.3f}" if column in row else " " * 22 for column in columns)
-        print(f"  {name.replace('_', ' '):<12}" + "".join(cells))
-    rest = [f"{name} {value}" for name, value in summary.items() if name not in scores]
+    """Prints a run's summary: scores as tables, whatever else it holds a line each."""
+    groups = {name: value for name, value in summary.items() if isinstance(value, dict)}
+    nested = {
+        name: group for name, group in groups.items() if isinstance(next(iter(group.values()), 0), dict)
+    }
+    flat = {name: group for name, group in groups.items() if name not in nested}
+    for title, rows in {**nested, "": flat}.items():
+        _print_scores(title, rows)
+    rest = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in summary.items()
+        if not isinstance(value, dict | list)
+    ]
     print(f"\n  {', '.join(rest)}, written to {workdir}/summary.json", flush=True)
+
+
+def _print_scores(title, rows):
+    if not rows:
+        return
+    names = [name.replace("_", " ") for name in rows]
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    left = max(map(len, [*names, title]))
+    widths = [max(len(column) + 2, 10) for column in columns]
+    head = "".join(f"{column.replace('_', ' '):>{width}}" for column, width in zip(columns, widths))
+    print(f"\n  {title:<{left}}{head}")
+    for name, row in zip(names, rows.values()):
+        cells = (
+            f"{row[column]:>{width}.3f}" if column in row else " " * width
+            for column, width in zip(columns, widths)
+        )
+        print(f"  {name:<{left}}{''.join(cells)}")
+
+
+# On the console: the files hold everything, under its full name.
+_SHORT = {"learning_rate": "lr", "contrastive_accuracy": "accuracy", "contrastive_entropy": "entropy"}
+_SHORT |= {"features_effective_rank": "rank"}
+_UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
+_UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
 
 class Meter:
@@ -114,12 +148,11 @@ class Meter:
     def _print(self, step, metrics):
         per_step = (time.monotonic() - self._begun) / (step - self._start_step)
         left = int(per_step * (self._num_steps - step))
-        names = {"learning_rate": "lr", "contrastive_accuracy": "accuracy", "contrastive_entropy": "entropy"}
         words = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"]
         words += [
-            f"{names.get(name, name)} {value:.4g}"
+            f"{_SHORT.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
-            if name not in ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
+            if name not in _UNSHOWN and not name.startswith("projection_")
         ]
         words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
         words += [f"{left // 60}:{left % 60:02d} left"]

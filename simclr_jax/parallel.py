@@ -28,6 +28,11 @@ def initialize(
             raise
 
 
+def processes() -> dict[str, int]:
+    """This process and how many there are, as the pipeline takes them."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
 def bound_axis() -> str | None:
     """`AXIS` inside a mapped step; None outside one, where there is nothing to reduce over."""
     try:
@@ -41,6 +46,7 @@ def pmap(step, *, donate_state: bool = False):
     """Maps `step(state, batch) -> output` over all devices.
 
     `state` and the output are the same on every device; the arrays of `batch` are as `shard` lays them out.
+    `state` holds an array at least: of an empty tree jax.pmap would take the axes for the batch's.
     """
     return jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0 if donate_state else ()

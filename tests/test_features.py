@@ -22,7 +22,7 @@ def batches(images, labels, size):
 
 def test_features_are_the_models_of_every_row_without_the_padding():
     config = digits.get_config()
-    config.model.width = 0.125
+    config.model.update(width=0.125, stem="auto")
     model = make_model(config.model, num_classes=3)
     variables = train.make_init(model, 16)(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -33,8 +33,31 @@ def test_features_are_the_models_of_every_row_without_the_padding():
     np.testing.assert_array_equal(found.labels, labels)
 
 
+def test_layer_of_the_projection_head_is_taken():
+    config = digits.get_config()
+    config.model.update(width=0.125, stem="auto")
+    model = make_model(config.model, num_classes=0)
+    variables = train.make_init(model, 16)(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
+    found = features.make_extract(model, layer=1)(variables, batches(images, np.zeros(16, int), 16))
+    expected = model.apply(variables, images)["projection_hiddens"][1]
+    np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_map_hands_over_every_image_and_returns_every_row_in_order():
+    images = np.arange(19 * 12, dtype=np.uint8).reshape(19, 2, 2, 3)
+
+    def sums(variables, batch):
+        return {"sum": batch["image"].astype(np.float32).sum(axis=(1, 2, 3)) * variables["scale"]}
+
+    rows = features.make_map(sums)({"scale": 2.0}, batches(images, np.arange(19), 8))
+    np.testing.assert_allclose(rows["sum"], 2.0 * images.sum(axis=(1, 2, 3)))
+    np.testing.assert_array_equal(rows["label"], np.arange(19))
+    assert set(rows) == {"sum", "label"}
+
+
 def test_raw_pixels_are_the_images():
-    images = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
-    found = features.raw_pixels(batches(images, np.arange(5), 4))
-    np.testing.assert_allclose(found.features, images.reshape(5, 12) / 255, rtol=1e-6)
-    np.testing.assert_array_equal(found.labels, np.arange(5))
+    images = np.arange(11 * 12, dtype=np.uint8).reshape(11, 2, 2, 3)
+    found = features.raw_pixels(batches(images, np.arange(11), 8))
+    np.testing.assert_allclose(found.features, images.reshape(11, 12) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(found.labels, np.arange(11))

@@ -79,13 +79,15 @@ def crop_and_flip(
     return _clip(_crop_and_flip(image, seed, size, min_area, flip))
 
 
-def eval_view(image: tf.Tensor, size: int) -> tf.Tensor:
+def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -> tf.Tensor:
     """The deterministic view for evaluation, [size, size, 3] in [0, 1].
 
-    Above 32 pixels a center crop of 0.875 of the shorter side, as in the official code. Small images are
-    used whole, cut to a square where they are not: one that already has the size comes back as it is.
+    The centre square, `proportion` of the shorter side: above 32 pixels 0.875 unless told otherwise, as in
+    the official code. Small images are used whole, cut to a square where they are not: one that already has
+    the size comes back as it is.
     """
-    return _clip(center_crop(image, size, _EVAL_PROPORTION if size > 32 else 1.0))
+    proportion = proportion or (_EVAL_PROPORTION if size > 32 else 1.0)
+    return _clip(center_crop(image, size, proportion))
 
 
 def random_resized_crop(

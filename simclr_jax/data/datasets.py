@@ -24,6 +24,8 @@ class Source(NamedTuple):
         decode: record -> uint8 [h, w, 3]; runs inside a tf.data graph.
         records: n undecoded records, an array or a tf.Variable: no graph constant holds more than 2 GB.
         labels: int32 [n], -1 where there is none.
+        names: of the image files, relative to the folder; None where examples have none.
+        class_names: where they are known.
     """
 
     name: str
@@ -32,13 +34,15 @@ class Source(NamedTuple):
     decode: Callable[[tf.Tensor], tf.Tensor]
     records: np.ndarray | tf.Variable
     labels: np.ndarray
+    names: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
 
 class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode: as in `Source`.
+        name, num_examples, num_classes, decode, names, class_names: as in `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
     """
@@ -49,6 +53,8 @@ class Stream(NamedTuple):
     decode: Callable[[tf.Tensor], tf.Tensor]
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset]
     shuffle_buffer: int
+    names: None = None
+    class_names: tuple[str, ...] = ()
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:
@@ -57,7 +63,7 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     Args:
         config: `config.dataset`: name, path, data_dir, train_split, eval_split, probe_split, num_examples,
             num_classes, in_memory, shuffle_buffer.
-        split: 'train', 'eval', or 'probe': the labelled examples of `probe_split`, to judge features on.
+        split: 'train', 'eval', 'probe', the labelled examples to judge features on, or 'validation'.
         seed: chooses the validation images of a folder that has none of its own, and which
             `config.num_examples` digits or images are trained on (of TFDS it is the first ones).
         workdir: where a folder's list of good images is kept, so that indices survive a restart.
@@ -68,8 +74,8 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     Raises:
         UserError: unknown or unprepared dataset, unknown split, empty or changed folder.
     """
-    if split not in ("train", "eval", "probe"):
-        raise ValueError(f"split {split!r}: expected 'train', 'eval' or 'probe'")
+    if split not in ("train", "eval", "probe", "validation"):
+        raise UserError(f"split {split!r}: expected 'train', 'eval', 'probe' or 'validation'")
     wanted = config.num_examples if split == "train" else None
     if wanted is not None and wanted < 1:
         raise UserError(
@@ -78,6 +84,10 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
         )
     if config.name not in ("digits", "folder"):
         return _tfds(config, split, wanted)
+    if split == "validation":
+        raise UserError(
+            f"dataset.validation_split={config.validation_split!r}: {config.name} has no such split; unset it"
+        )
     source = _digits(split) if config.name == "digits" else _folder(config, split, seed, workdir)
     if wanted is None:
         return source
@@ -96,13 +106,14 @@ def sample(source: Source | Stream, size: int, *, seed: int) -> Source | Stream:
         return source
     if isinstance(source, Stream):
         return source._replace(num_examples=size)
-    return _subset(source, np.random.default_rng([seed, 0]).permutation(source.num_examples)[:size])
+    return subset(source, np.random.default_rng([seed, 0]).permutation(source.num_examples)[:size])
 
 
-def few_labels(source: Source, labels_per_class: int, *, seed: int) -> Source:
-    """`labels_per_class` labelled examples of every class, the same ones for the same seed.
+def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:
+    """Rows of `labels_per_class` labelled examples of every class, the same ones for the same seed; sorted.
 
-    The index that pipelines yield counts positions in this subset.
+    Raises:
+        UserError: a class has fewer, there are no labels, or the source is a stream.
     """
     if isinstance(source, Stream):
         raise UserError(
@@ -119,22 +130,36 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> Source:
     for label in range(source.num_classes):
         found = order[source.labels[order] == label][:labels_per_class]
         if len(found) < labels_per_class:
+            which = source.class_names[label] if source.class_names else label
             raise UserError(
-                f"{source.name}: class {label} has {len(found)} examples, but labels_per_class="
+                f"{source.name}: class {which} has {len(found)} examples, but labels_per_class="
                 f"{labels_per_class}; lower --config.labels_per_class"
             )
         rows.extend(found)
-    return _subset(source, rows)
+    return np.sort(rows)
 
 
-def _subset(source, rows):
+def subset(source: Source, rows: np.ndarray) -> Source:
+    """The examples of these rows; the index that pipelines yield counts positions in it."""
     rows = np.sort(rows)
     records = (
         source.records[rows]
         if isinstance(source.records, np.ndarray)
         else tf.Variable(tf.gather(source.records, rows), trainable=False)
     )
-    return source._replace(num_examples=len(rows), records=records, labels=source.labels[rows])
+    names = None if source.names is None else source.names[rows]
+    return source._replace(num_examples=len(rows), records=records, labels=source.labels[rows], names=names)
+
+
+def span(source: Source | Stream, start: int, stop: int) -> Source | Stream:
+    """The examples from `start` to `stop`, in order; the index that pipelines yield counts from `start`."""
+    if isinstance(source, Source):
+        return subset(source, np.arange(start, stop))
+
+    def read(ranges):
+        return source.read([(start + first, start + last) for first, last in ranges])
+
+    return source._replace(num_examples=stop - start, read=read)
 
 
 def _check_size(wanted, size, name):
@@ -159,9 +184,9 @@ def _digits(split):
             train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0),
         )
     )[split]
-    return Source(
-        f"digits ({split})", len(rows), 10, tf.identity, images[rows], digits.target[rows].astype(np.int32)
-    )
+    labels = digits.target[rows].astype(np.int32)
+    source = Source(f"digits ({split})", len(rows), 10, tf.identity, images[rows], labels)
+    return source._replace(class_names=tuple("0123456789"))
 
 
 def _folder(config, split, seed, workdir):
@@ -173,13 +198,15 @@ def _folder(config, split, seed, workdir):
     labels = np.asarray(labels, np.int32)
     paths = np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object)
     classes = 0 if (labels < 0).any() else config.num_classes or len(listed["classes"])
-    return Source(f"{path} ({split})", len(names), classes, folder.decode, paths, labels)
+    source = Source(f"{path} ({split})", len(names), classes, folder.decode, paths, labels)
+    return source._replace(names=np.asarray(names), class_names=tuple(listed["classes"]))
 
 
 def _tfds(config, split, wanted):
     import tensorflow_datasets as tfds  # takes seconds, and digits and folders do without
 
-    spec = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}[split]
+    specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
+    spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
     builder = _builder(config)
     features = builder.info.features
@@ -192,6 +219,7 @@ def _tfds(config, split, wanted):
     classes = config.num_classes or found or 0
     if "label" not in features or "unlabelled" in spec:
         classes = 0
+    class_names = tuple(getattr(features["label"], "names", None) or ()) if classes else ()
 
     # One file after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
@@ -213,7 +241,8 @@ def _tfds(config, split, wanted):
         if (labels < 0).any():
             classes, labels = 0, np.full_like(labels, -1)
         records = tf.Variable(records, trainable=False)
-        return Source(name, num_examples, classes, folder.decode_bytes, records, labels)
+        source = Source(name, num_examples, classes, folder.decode_bytes, records, labels)
+        return source._replace(class_names=class_names)
 
     def read(ranges):
         parts = []
@@ -228,7 +257,8 @@ def _tfds(config, split, wanted):
                 start, stop = start - (last - first), stop - (last - first)
         return open_split(functools.reduce(operator.add, parts), sum(stop - start for start, stop in ranges))
 
-    return Stream(name, num_examples, classes, folder.decode_bytes, read, config.shuffle_buffer)
+    stream = Stream(name, num_examples, classes, folder.decode_bytes, read, config.shuffle_buffer)
+    return stream._replace(class_names=class_names)
 
 
 def _builder(config):

@@ -76,6 +76,8 @@ def eval_batches(
     *,
     image_size: int,
     batch_size: int,
+    transform: Callable | None = None,
+    seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -85,12 +87,14 @@ def eval_batches(
         source: from `datasets.load`.
         image_size: s.
         batch_size: rows over all processes.
+        transform, seed: as in `train_batches`, in epoch 0; None: `augment.eval_view`, as 'image'.
         process_index, process_count: this process, and how many share the examples.
 
     Returns:
-        Iterator of dicts, b = batch_size // process_count: 'image' uint8 [b, s, s, 3], 'label' int32 [b],
-        'index' int64 [b], 'mask' bool [b]. Where mask is False the row is padding (image 0, label and
-        index -1): every process yields the same number of batches of the same shape.
+        Iterator of dicts, b = batch_size // process_count: 'image', or what `transform` returns, uint8
+        [b, s, s, 3], 'label' int32 [b], 'index' int64 [b], 'mask' bool [b]. Where mask is False the row is
+        padding (image 0, label and index -1): every process yields the same number of batches of the same
+        shape.
 
     Raises:
         UserError: `batch_size` cannot be shared by the processes.
@@ -98,7 +102,8 @@ def eval_batches(
     rows = _rows(batch_size, process_count)
     share = -(-source.num_examples // process_count)
     start, stop = (min(part * share, source.num_examples) for part in (process_index, process_index + 1))
-    return _eval(source, image_size, rows, start, stop, num_batches=-(-share // rows))
+    transform = transform or (lambda image, _: {"image": augment.eval_view(image, image_size)})
+    return _eval(source, transform, seed, rows, start, stop, num_batches=-(-share // rows))
 
 
 def _rows(batch_size, process_count):
@@ -188,13 +193,11 @@ def _reader(source, reader, readers, seed, epoch):
 
 def _augmented(epochs, source, transform, rows, seed):
     """Decodes, augments and batches one epoch after the other."""
-    fold_in = tf.random.experimental.stateless_fold_in
 
     @tf.function  # or every epoch would trace it again
     def views(epoch, index, record, label):
-        key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
-        images = transform(source.decode(record), key)
-        return {**{name: _to_uint8(image) for name, image in images.items()}, "label": label, "index": index}
+        images = _transformed(source, transform, record, seed, epoch, index)
+        return images | {"label": label, "index": index}
 
     def start():
         steps, examples = next(epochs)
@@ -211,25 +214,25 @@ def _augmented(epochs, source, transform, rows, seed):
             yield next(batches)
 
 
-def _eval(source, image_size, rows, start, stop, num_batches):
+def _eval(source, transform, seed, rows, start, stop, num_batches):
     def view(index, example):
         record, label = example if isinstance(source, Source) else unpack(example, source.num_classes)
-        image = augment.eval_view(source.decode(record), image_size)
-        return {"image": _to_uint8(image), "label": label, "index": index, "mask": True}
+        images = _transformed(source, transform, record, seed, 0, index)
+        return images | {"label": label, "index": index, "mask": True}
 
-    index = tf.data.Dataset.range(start, stop)
+    # A process without examples opens one and takes none: what a batch looks like, it knows of the dataset.
+    first = min(start, source.num_examples - 1)
+    last = max(stop, first + 1)
+    index = tf.data.Dataset.range(first, last)
+    fetch = _fetch(source) if isinstance(source, Source) else None  # a name keeps its variables alive
+    examples = index.map(fetch) if fetch else source.read([(first, last)])
+    examples = tf.data.Dataset.zip(index, examples).take(stop - start)
+    examples = examples.map(view, num_parallel_calls=tf.data.AUTOTUNE)
     padding = {
-        "image": np.zeros([rows, image_size, image_size, 3], np.uint8),
-        "label": np.full(rows, -1, np.int32),
-        "index": np.full(rows, -1, np.int64),
-        "mask": np.zeros(rows, bool),
+        name: np.full([rows, *spec.shape], -1 if name in ("label", "index") else 0, spec.dtype.as_numpy_dtype)
+        for name, spec in examples.element_spec.items()
     }
-    batches = iter(())
-    if start < stop:
-        fetch = _fetch(source) if isinstance(source, Source) else None  # a name keeps its variables alive
-        examples = index.map(fetch) if fetch else source.read([(start, stop)])
-        examples = tf.data.Dataset.zip(index, examples).map(view, num_parallel_calls=tf.data.AUTOTUNE)
-        batches = examples.batch(rows).prefetch(2).with_options(_options()).as_numpy_iterator()
+    batches = examples.batch(rows).prefetch(2).with_options(_options()).as_numpy_iterator()
     for _ in range(num_batches):
         batch = next(batches, {name: value[:0] for name, value in padding.items()})
         missing = rows - len(batch["mask"])
@@ -237,6 +240,13 @@ def _eval(source, image_size, rows, start, stop, num_batches):
             name: np.concatenate([value, padding[name][:missing]]) if missing else value
             for name, value in batch.items()
         }
+
+
+def _transformed(source, transform, record, seed, epoch, index):
+    """The views of a record as uint8, augmented by a key of (seed, epoch, index)."""
+    fold_in = tf.random.experimental.stateless_fold_in
+    key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
+    return {name: _to_uint8(image) for name, image in transform(source.decode(record), key).items()}
 
 
 def _to_uint8(image):

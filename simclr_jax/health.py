@@ -1,0 +1,77 @@
+"""Health of a representation without labels: do views of an image stay near, do images spread out?
+
+A representation may collapse while the loss still falls: onto a point, or into a subspace of few dimensions.
+These figures need nothing but the representations of two views of some images.
+"""
+
+import numpy as np
+
+# A dimension whose deviation is below this share of 1 / sqrt(w), an isotropic one's, tells nothing apart.
+_COLLAPSED = 0.01
+
+
+def measure(view1: np.ndarray, view2: np.ndarray) -> dict[str, float]:
+    """The health of a representation, float [n, w] of two views of the same n images.
+
+    Returns:
+      `alignment`, `uniformity`, `effective_rank`, `collapsed` as below, and `dimensions`, w. The last three
+      are of both views together.
+    """
+    both = np.concatenate([view1, view2])
+    return {
+        "alignment": alignment(view1, view2),
+        "uniformity": uniformity(both),
+        "effective_rank": effective_rank(both),
+        "dimensions": both.shape[1],
+        "collapsed": collapsed_share(both),
+    }
+
+
+def alignment(view1: np.ndarray, view2: np.ndarray) -> float:
+    """Mean squared distance of positive pairs on the unit sphere (Wang and Isola 2020, section 4.1).
+
+    0 where the augmentations change nothing; 2 is the distance of unrelated directions.
+    """
+    return float(((_normalize(view1) - _normalize(view2)) ** 2).sum(axis=1).mean())
+
+
+def uniformity(rows: np.ndarray, *, t: float = 2.0, chunk: int = 1024) -> float:
+    """Log of the mean of exp(-t d^2) over all pairs of rows on the unit sphere (Wang and Isola, section 4.1).
+
+    0 where all rows are the same, near -2 t where they spread evenly over many dimensions: lower is better.
+    Memory is that of `chunk` x n similarities.
+    """
+    rows = _normalize(rows)
+    count = len(rows)
+    total = sum(
+        np.exp(-t * np.maximum(2 - 2 * rows[start : start + chunk] @ rows.T, 0)).sum()
+        for start in range(0, count, chunk)
+    )
+    return float(np.log((total - count) / (count * (count - 1))))
+
+
+def effective_rank(rows: np.ndarray) -> float:
+    """RankMe: exp of the entropy of the singular values (Garrido et al. 2023, equation 1), from 1 to w.
+
+    Of checkpoints that differ in their training alone, the one of higher rank tends to do better. Needs some
+    times more rows than dimensions.
+    """
+    rows = np.asarray(rows, np.float64)
+    rows = rows if rows.shape[0] >= rows.shape[1] else rows.T
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0))
+    if not values.sum() > 0:
+        return 1.0
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def collapsed_share(rows: np.ndarray) -> float:
+    """Share of the dimensions that are the same for all rows, on the unit sphere: dead units among them."""
+    rows = _normalize(rows)
+    return float((rows.std(axis=0) < _COLLAPSED / np.sqrt(rows.shape[1])).mean())
+
+
+def _normalize(rows):
+    rows = np.asarray(rows, np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
