@@ -79,7 +79,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
       meta: {'config', 'num_classes'} as saved.
 
     Raises:
-      UserError: nothing is saved there.
+      UserError: nothing is saved there, or it cannot be read.
     """
     path = epath.Path(path).absolute()
     if path.parent.name == "checkpoints" and path.name.isdigit():
@@ -89,8 +89,15 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
         found = f"steps {steps}" if steps else "no checkpoint"
         raise UserError(f"{path} holds {found}: give the workdir of a run, or WORKDIR/checkpoints/<step>")
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        structure = checkpointer.metadata(saved / "state").item_metadata.tree
+    try:
+        return _read_model(saved)
+    except (OSError, ValueError, KeyError) as error:  # how Orbax and TensorStore tell of missing bytes
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{saved} is empty or damaged ({reason}): give another checkpoint") from None
+
+
+def _read_model(saved):
+    structure = ocp.PyTreeCheckpointHandler().metadata(saved / "state").tree
     wanted = {
         name: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), structure[name])
         for name in ("params", "batch_stats")

@@ -18,10 +18,13 @@ from simclr_jax.errors import UserError
 
 _POSITIVE = ("batch_size", "num_epochs", "num_steps", "image_size", "temperature", "log_every_steps")
 _POSITIVE += ("checkpoint_every_steps", "keep_checkpoints", "labels_per_class", "evaluate.every_epochs")
+_POSITIVE += ("draws", "k", "examples_per_part")
 _RANGES = {
     "augment.color_jitter_strength": (0, 1.25),
     "augment.min_area": (0, 1),
     "optimizer.momentum": (0, 1),
+    "label_weight": (0, 1),
+    "fine_tune_after_block": (-1, 4),
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,12 +47,14 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)  # libraries tell a lot at INFO; --verbosity=0 shows it
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config = _CONFIG.value
-    workdir = epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{config.task}")
+    variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2] or config.task
+    workdir = epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{variant}")
     _check_values(config)
     train.check_batch_size(config.batch_size)
     checkpoint.check_config(workdir, config.to_dict())
     summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
     if jax.process_index() == 0:
+        checkpoint.save_config(workdir, config.to_dict())
         (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         metrics.print_summary(summary, workdir)
 

@@ -1,5 +1,6 @@
 """The train step and the one loop that every trained task shares."""
 
+import functools
 import math
 import signal
 import sys
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simclr_jax import checkpoint, metrics, optim, parallel
 from simclr_jax.errors import UserError
@@ -21,11 +23,16 @@ from simclr_jax.parallel import AXIS
 Tree = Any
 
 
+def everything(path: str) -> bool:
+    """A `Task.trained` that leaves no parameter out."""
+    return True
+
+
 class Task(NamedTuple):
     """What a trained task brings to the loop.
 
     Attributes:
-      init: key -> {'params', 'batch_stats'}.
+      init: key -> {'params', 'batch_stats'}, on the host or on one device.
       loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows; a `loss`
         among the metrics is reported in the place of the loss itself.
       optimizer: of the parameters.
@@ -35,6 +42,9 @@ class Task(NamedTuple):
       meta: saved with every checkpoint.
       evaluate: train state -> metrics, every `evaluate_every_steps`.
       best: which of those metrics marks the best checkpoint.
+      trained: path of a parameter, as 'encoder/conv1/kernel' -> whether the step changes it. The rest has
+        neither gradients nor optimiser state.
+      on_devices: maps a batch that lies on the devices to what `loss` takes.
     """
 
     init: Callable[[jax.Array], Tree]
@@ -47,39 +57,48 @@ class Task(NamedTuple):
     evaluate: Callable[[Tree], dict[str, float]] | None = None
     evaluate_every_steps: int = 0
     best: str | None = None
+    trained: Callable[[str], bool] = everything
+    on_devices: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
 
 
 def init_state(task: Task, seed: int) -> dict[str, Any]:
     """The train state before the first step: step, params, batch_stats and opt_state."""
-
-    def init(key):
-        variables = task.init(key)
-        opt_state = task.optimizer.init(variables["params"])
-        return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables}
-
-    return jax.jit(init)(jax.random.key(seed))
+    variables = task.init(jax.random.key(seed))
+    opt_state = jax.jit(task.optimizer.init)(_split(variables["params"], task.trained)[0])
+    return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables}
 
 
-def make_train_step(loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule):
+def make_train_step(
+    loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule, trained=everything
+):
     """Builds `step(state, batch) -> (state, metrics)`, one device's part of a step over `AXIS`.
 
     `loss` is that of `Task`: the mean over this device's rows. Loss, metrics and gradients are averaged over
     the devices, which makes them those of the global batch. Batch statistics are averaged too: that
-    changes nothing where batch norm is synchronised, and keeps the devices equal where it is not.
+    changes nothing where batch norm is synchronised, and keeps the devices equal where it is not. What the
+    loss hands back as it came stays as it is, to the bit.
     """
 
     def step(state, batch):
-        (value, (batch_stats, results)), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state["params"], state["batch_stats"], batch
-        )
+        chosen, frozen = _split(state["params"], trained)
+
+        def loss_of(chosen):
+            return loss(_merge(chosen, frozen), state["batch_stats"], batch)
+
+        (value, (batch_stats, results)), gradients = jax.value_and_grad(loss_of, has_aux=True)(chosen)
         results = {"loss": value, **results}
-        gradients, batch_stats, results = jax.lax.pmean((gradients, batch_stats, results), AXIS)
-        updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+        gradients, results = jax.lax.pmean((gradients, results), AXIS)
+        batch_stats = jax.tree.map(
+            lambda new, old: old if new is old else jax.lax.pmean(new, AXIS),
+            batch_stats,
+            state["batch_stats"],
+        )
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], chosen)
         results["gradient_norm"] = optax.tree.norm(gradients)
         results["learning_rate"] = schedule(state["step"])
         return {
             "step": state["step"] + 1,
-            "params": optax.apply_updates(state["params"], updates),
+            "params": _merge(optax.apply_updates(chosen, updates), frozen),
             "batch_stats": batch_stats,
             "opt_state": opt_state,
         }, results
@@ -87,9 +106,25 @@ def make_train_step(loss, optimizer: optax.GradientTransformation, schedule: opt
     return step
 
 
+@functools.lru_cache(maxsize=2)  # runs that differ in their data alone, as draws of labels, compile once
+def _mapped_step(loss, optimizer, schedule, trained):
+    return parallel.pmap(make_train_step(loss, optimizer, schedule, trained), donate_state=True)
+
+
+def _split(params, trained):
+    """The parameters to train, as a tree, and the others, flat."""
+    flat = flatten_dict(params, sep="/")
+    chosen = {path: value for path, value in flat.items() if trained(path)}
+    return unflatten_dict(chosen, sep="/"), {path: flat[path] for path in flat.keys() - chosen.keys()}
+
+
+def _merge(chosen, frozen):
+    return unflatten_dict(flatten_dict(chosen, sep="/") | frozen, sep="/")
+
+
 def make_init(model, image_size: int):
     """`Task.init` of a whole model."""
-    return lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))
 
 
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
@@ -170,14 +205,13 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         state = checkpoint.restore(manager, parallel.replicate(init_state(task, config.seed)))
         start = int(state["step"])
         if start:
-            _say(f"resuming after step {start} of {task.num_steps}")
-        train_step = make_train_step(task.loss, task.optimizer, task.schedule)
-        train_step = parallel.pmap(train_step, donate_state=True)
+            metrics.say(f"resuming after step {start} of {task.num_steps}")
+        train_step = _mapped_step(task.loss, task.optimizer, task.schedule, task.trained)
         batches = prefetch_to_devices(task.batches(start))
         with closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter:
             for step in range(start + 1, task.num_steps + 1):
                 with meter.waiting_for_data():
-                    batch = next(batches)
+                    batch = task.on_devices(next(batches))
                 state, results = train_step(state, batch)
                 meter.add(step, results)
                 last = step == task.num_steps
@@ -194,7 +228,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 if received and not last:
                     break
     if received and int(state["step"]) < task.num_steps:
-        _say(f"stopped by {received[0].name}, saved after step {step}: the same command goes on")
+        metrics.say(f"stopped by {received[0].name}, saved after step {step}: the same command goes on")
         sys.exit(0 if received[0] == signal.SIGTERM else 130)
     return state
 
@@ -218,7 +252,7 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
     def receive(number, _frame):
         received.append(signal.Signals(number))
-        _say(f"\n{received[0].name} received: finishing this step and saving")
+        metrics.say(f"\n{received[0].name} received: finishing this step and saving")
         restore()
 
     def restore():
@@ -232,8 +266,3 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
         yield received
     finally:
         restore()
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)

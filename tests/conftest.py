@@ -1,7 +1,51 @@
 """Every test sees eight CPU devices, as a small pod would."""
 
+import importlib
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def pretrained_run(tmp_path_factory):
+    """The workdir of five steps of pretraining on digits, with a three-layer projection head."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    run_task("pretrain", workdir, num_steps=5, seed=7)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def finetuned_run(pretrained_run, tmp_path_factory):
+    """The workdir of that encoder fine-tuned on 5 labels a class."""
+    workdir = tmp_path_factory.mktemp("finetuned")
+    settings = {"labels_per_class": 5, "draws": 1, "evaluate.compare": False}
+    run_task("finetune", workdir, pretrained=str(pretrained_run), num_steps=5, **settings)
+    return workdir
+
+
+def tiny_config(task, **overrides):
+    """The config of a task on digits, for a network of a few thousand parameters; 'a.b' names nested keys."""
+    config = importlib.import_module("configs.digits").get_config(task)
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 64,
+            "image_size": 16,
+            "model.stem": "auto",
+            "model.width": 0.125,
+            "model.projection_layers": 3,
+        }
+    )
+    if task == "pretrain":
+        config.evaluate.compare = False
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def run_task(task, workdir, **overrides):
+    """Runs a task on digits in this process; returns its summary."""
+    module = importlib.import_module(f"simclr_jax.tasks.{task}")
+    return module.run(tiny_config(task, **overrides), workdir)

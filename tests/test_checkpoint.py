@@ -1,5 +1,7 @@
 """What is saved, what is kept, and what comes back."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,20 @@ def test_workdir_of_another_config_is_a_user_error(tmp_path):
         checkpoint.check_config(tmp_path, config | {"model": {"depth": 18}})
     with pytest.raises(UserError, match="extra is None there and 1 here"):
         checkpoint.check_config(tmp_path, config | {"extra": 1})
+
+
+@pytest.mark.parametrize("damage", ["empty", "without meta", "truncated"])
+def test_damaged_checkpoint_is_a_user_error(damage, tmp_path):
+    save(tmp_path, 3)
+    saved = tmp_path / "checkpoints" / "3"
+    if damage == "empty":
+        shutil.rmtree(saved)
+        saved.mkdir()
+    elif damage == "without meta":
+        shutil.rmtree(saved / "meta")
+    else:
+        for path in (saved / "state").rglob("*"):
+            if path.is_file() and path.parent.name == "d":
+                path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match="3 is empty or damaged .*: give another checkpoint"):
+        checkpoint.load_params(tmp_path)

@@ -12,7 +12,7 @@ from simclr_jax.tasks import pretrain
 
 def config_of():
     config = digits.get_config()
-    config.model.width = 0.125
+    config.model.update(width=0.125, stem="auto")
     return config
 
 
@@ -30,7 +30,9 @@ def test_reported_loss_is_nt_xent_of_the_projections_of_both_views():
     config, batch = config_of(), views_batch()
     model = make_model(config.model, num_classes=10)
     variables = train.make_init(model, 16)(jax.random.key(0))
-    _, (batch_stats, results) = pretrain.make_loss(model, config)(*variables.values(), batch)
+    _, (batch_stats, results) = pretrain.make_loss(model, config)(
+        variables["params"], variables["batch_stats"], batch
+    )
     both = np.concatenate([batch["view1"], batch["view2"]]).astype(np.float32) / 255
     outputs, updates = model.apply(variables, both, train=True, mutable=["batch_stats"])
     expected, _ = losses.nt_xent(*np.split(outputs["projection"], 2), temperature=config.temperature)
@@ -78,5 +80,6 @@ def test_config_that_names_no_labels_trains_without_a_probe():
     config = config_of()
     model = make_model(config.model, num_classes=0)
     variables = train.make_init(model, 16)(jax.random.key(0))
-    loss, (_, results) = pretrain.make_loss(model, config)(*variables.values(), views_batch())
-    assert results["loss"] == loss and "probe_accuracy" not in results
+    loss = pretrain.make_loss(model, config)
+    value, (_, results) = loss(variables["params"], variables["batch_stats"], views_batch())
+    assert results["loss"] == value and "probe_accuracy" not in results

@@ -23,7 +23,7 @@ ROWS = 16
 
 def config_of(**model):
     config = digits.get_config()
-    config.model.width = 0.125
+    config.model.update(width=0.125, stem="auto")
     config.model.update(model)
     return config
 

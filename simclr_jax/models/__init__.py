@@ -26,7 +26,9 @@ class SimCLR(nn.Module):
     supervised_head: nn.Module | None = None
     supervised_layer: int = 0
 
-    def __call__(self, images: jax.Array, train: bool = False, detach_logits: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, detach_logits: bool = False, after_block: int = -1
+    ) -> dict[str, Any]:
         """Applies all parts.
 
         Args:
@@ -35,6 +37,7 @@ class SimCLR(nn.Module):
           train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
           detach_logits: no gradient flows from the logits into the encoder or the projection head, which
             makes the supervised head a linear probe of a network that is being pretrained.
+          after_block: `train` holds behind this block group only; see `resnet.ResNet`.
 
         Returns:
           `features` [b, w], `projection` [b, projection_dim], `projection_hiddens` (list: the features, then
@@ -43,7 +46,7 @@ class SimCLR(nn.Module):
         """
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        features, stages = self.encoder(images, train)
+        features, stages = self.encoder(images, train, after_block)
         hiddens = self.projection_head(features, train)
         outputs = {"features": features, "projection": hiddens[-1], "projection_hiddens": hiddens, **stages}
         if self.supervised_head is not None:
@@ -53,7 +56,7 @@ class SimCLR(nn.Module):
         return outputs
 
 
-def make_model(config, num_classes: int) -> SimCLR:
+def make_model(config, num_classes: int, *, whole_projection: bool = True) -> SimCLR:
     """Builds the model that `config.model` describes.
 
     Args:
@@ -62,6 +65,8 @@ def make_model(config, num_classes: int) -> SimCLR:
         (see `SimCLR`), zero_init_logits, and dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
         TPU and GPU and float32 on CPU. Parameters and statistics are float32 throughout.
       num_classes: width of the supervised head; 0 for none.
+      whole_projection: whether to build the projection head as pretraining needs it, or only the layers that
+        lead to `supervised_layer`: after pretraining the rest is thrown away.
 
     Raises:
       UserError: a value is out of range.
@@ -78,7 +83,11 @@ def make_model(config, num_classes: int) -> SimCLR:
             dtype=dtype,
         ),
         projection_head=heads.ProjectionHead(
-            config.projection_layers, config.projection_dim, config.sync_batch_norm, dtype
+            config.projection_layers,
+            config.projection_dim,
+            None if whole_projection else config.supervised_layer,
+            config.sync_batch_norm,
+            dtype,
         ),
         supervised_head=(
             heads.supervised_head(num_classes, zero_init=config.zero_init_logits) if num_classes else None

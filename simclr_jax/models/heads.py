@@ -18,22 +18,24 @@ class ProjectionHead(nn.Module):
       num_layers: 0 none (projects nothing), 1 linear, k for k layers as wide as the features but the last.
         SimCLR v1 has 2, SimCLR v2 has 3.
       output_dim: width of the last layer.
+      kept_layers: how many of them there still are; None for all.
       sync_batch_norm: see `resnet.batch_norm`.
       dtype: of the matrix products.
     """
 
     num_layers: int
     output_dim: int = 128
+    kept_layers: int | None = None
     sync_batch_norm: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False) -> list[jax.Array]:
-        """Features [b, w] -> features and the output of every layer, `num_layers` + 1 arrays, float32."""
+        """Features [b, w] -> features and the output of every (kept) layer, a list of float32 arrays."""
         # Normalising into float32 costs nothing here, and the loss compares projections at high precision.
         norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=jnp.float32)
         hiddens = [features]
-        for layer in range(self.num_layers):
+        for layer in range(self.num_layers if self.kept_layers is None else self.kept_layers):
             last = layer == self.num_layers - 1
             width = self.output_dim if last else features.shape[-1]
             x = nn.Dense(

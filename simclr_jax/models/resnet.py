@@ -175,19 +175,23 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, train: bool = False, after_block: int = -1
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encodes images.
 
         Args:
           images: [b, h, w, 3], in [0, 1].
           train: normalise with the batch's statistics and update the moving ones.
+          after_block: `train` holds for block groups behind this one only: 0 leaves the stem in eval mode, 1
+            the first group too, ...
 
         Returns:
           Features [b, w] float32, and the activations of every stage [b, h', w', c] in `dtype` under the
           official end point names.
         """
         conv_ = partial(conv, dtype=self.dtype)
-        norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=self.dtype)
+        norm = batch_norm(train=train and after_block < 0, sync=self.sync_batch_norm, dtype=self.dtype)
         filters = int(64 * self.width)
         stem = self.stem if self.stem != "auto" else "cifar" if max(images.shape[1:3]) <= 32 else "imagenet"
         stages = {}
@@ -204,6 +208,8 @@ class ResNet(nn.Module):
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):
+            in_training = train and group + 1 > after_block
+            norm = batch_norm(train=in_training, sync=self.sync_batch_norm, dtype=self.dtype)
             for index in range(size):
                 first = index == 0
                 x = self.block(

@@ -3,21 +3,24 @@
 import time
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
-from simclr_jax import features, losses, metrics, probes, train
+from simclr_jax import features, health, losses, metrics, parallel, pretrained, probes, supervised, train
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
+
+SPACES = ("features", "projection")
+HEALTH_EXAMPLES = 2048  # images, of two views each; their rank is at most twice that
 
 
 def run(config, workdir) -> dict:
     """Pretrains, then measures what the features are worth.
 
     Returns:
-      The summary: `steps`, `seconds`, and where there are labels `trained`, `untrained` and `raw_pixels`,
+      The summary: `steps`, `seconds`; `health`, see `simclr_jax.health`, of the `features` and the
+      `projection` of training images; and where there are labels `trained`, `untrained` and `raw_pixels`,
       each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
-      are measured by the same probes: of the encoder, of the encoder as it was initialised, and of the
+      are measured by the same probes: of the encoder, of the encoder before the first step, and of the
       pixels themselves.
     """
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
@@ -27,21 +30,34 @@ def run(config, workdir) -> dict:
     source = load(config.dataset, "train")
     model = make_model(config.model, source.num_classes)
     task = make_task(config, model, source)
+    examine = _make_examine(config, model, source)
     measure = _make_measure(config, model, source, load)
-    if measure:
-        task = task._replace(
-            evaluate=lambda variables: measure(variables, only_knn=True),
-            evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
-            best="knn_accuracy",
-        )
+
+    def evaluate(variables):
+        figures = {
+            f"{space}_{name}": value
+            for space, values in examine(variables).items()
+            for name, value in values.items()
+            if name != "dimensions"
+        }
+        return figures | (measure(variables, only_knn=True) if measure else {})
+
+    task = task._replace(
+        evaluate=evaluate,
+        evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
+        best="knn_accuracy" if measure else None,
+    )
     metrics.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 
-    summary = {"steps": task.num_steps}
+    summary = {"steps": task.num_steps, "health": examine(state)}
     if measure:
         summary["trained"] = measure(state, only_knn=not config.evaluate.compare)
-        if config.evaluate.compare:
-            summary["untrained"] = measure(train.init_state(task, config.seed))
+    if config.evaluate.compare:
+        before = train.init_state(task, config.seed)
+        summary["health"] |= {f"untrained_{space}": values for space, values in examine(before).items()}
+        if measure:
+            summary["untrained"] = measure(before)
             summary["raw_pixels"] = measure(None)
     return summary | {"seconds": round(time.monotonic() - begun, 1)}
 
@@ -50,7 +66,7 @@ def make_task(config, model, source) -> train.Task:
     """Pretraining of `model` on `source`, as the train loop takes it."""
     schedule, num_steps = train.make_schedule(config, source.num_examples)
     return train.Task(
-        init=train.make_init(model, config.image_size),
+        init=pretrained.make_init(config, model),
         loss=make_loss(model, config),
         optimizer=train.make_optimizer(config, schedule),
         schedule=schedule,
@@ -66,8 +82,6 @@ def make_loss(model, config):
     Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
     its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
     """
-    # LARS leaves the supervised head alone, so that its kernel's decay is part of the loss (official code).
-    head_decay = config.optimizer.weight_decay if config.optimizer.name == "lars" else 0.0
 
     def loss(params, batch_stats, batch):
         outputs, updates = model.apply(
@@ -83,8 +97,7 @@ def make_loss(model, config):
         if "logits" in outputs:
             labels = jnp.tile(batch["label"], 2)
             probe_loss = losses.softmax_cross_entropy(outputs["logits"], labels)
-            decay = head_decay * 0.5 * (params["supervised_head"]["kernel"] ** 2).sum()
-            value += probe_loss + decay
+            value += probe_loss + supervised.head_decay(config.optimizer, params)
             results["probe_loss"] = probe_loss
             results["probe_accuracy"] = losses.top_k_correct(outputs["logits"], labels, k=1).mean()
         return value, (updates["batch_stats"], results)
@@ -128,9 +141,35 @@ def _batches(config, source, start_step):
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        **parallel.processes(),
     )
+
+
+def _make_examine(config, model, source):
+    """Builds `examine(variables) -> {'features': health, 'projection': health}`, of training images."""
+    from simclr_jax.data import datasets, pipeline
+
+    source = datasets.sample(source, HEALTH_EXAMPLES, seed=config.seed)
+
+    def encode(variables, batch):
+        outputs = {view: model.apply(variables, batch[view]) for view in ("view1", "view2")}
+        return {f"{view}_{space}": outputs[view][space] for view in outputs for space in SPACES}
+
+    encode_all = features.make_map(encode)
+
+    def examine(variables):
+        batches = pipeline.eval_batches(
+            source,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            transform=partial(_two_views, config),
+            seed=config.seed,
+            **parallel.processes(),
+        )
+        rows = encode_all({name: variables[name] for name in ("params", "batch_stats")}, batches)
+        return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
+
+    return examine
 
 
 def _make_measure(config, model, source, load):
@@ -151,11 +190,7 @@ def _make_measure(config, model, source, load):
 
     def features_of(variables, of):
         batches = pipeline.eval_batches(
-            of,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            of, image_size=config.image_size, batch_size=config.batch_size, **parallel.processes()
         )
         return features.raw_pixels(batches) if variables is None else extract(variables, batches)
 

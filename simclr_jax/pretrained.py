@@ -1,0 +1,114 @@
+"""What a task takes from the checkpoint it starts from: `--config.pretrained=<workdir or checkpoint>`."""
+
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from simclr_jax import checkpoint, features, parallel, train
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+from simclr_jax.probes import Features
+
+# The keys that decide which parameters a model has, and their shapes.
+_ARCHITECTURE = ("depth", "width", "sk_ratio", "se_ratio", "stem", "projection_layers", "projection_dim")
+
+
+def load(config, model) -> dict[str, Any]:
+    """Encoder and projection head of `config.pretrained`, for `model`.
+
+    Args:
+      config: of a task; its `pretrained`, `image_size` and `model` are read.
+      model: from `make_model`; projection layers that it does without are left behind, and so is a
+        classifier.
+
+    Returns:
+      {'params', 'batch_stats'}, each with the subtrees of the model but `supervised_head`.
+
+    Raises:
+      UserError: no checkpoint, or one of another architecture.
+    """
+    saved, meta = _read(config)
+    needed = jax.eval_shape(train.make_init(model, config.image_size), jax.random.key(0))
+    needed["params"].pop("supervised_head", None)
+    loaded = {}
+    for collection, tree in needed.items():
+        ours, theirs = (flatten_dict(of, sep="/") for of in (tree, saved[collection]))
+        unused = [path for path in theirs if path.startswith("encoder/") and path not in ours]
+        for path in [*ours, *unused]:
+            here, there = (f"of shape {of[path].shape}" if path in of else "missing" for of in (ours, theirs))
+            if here != there:
+                raise UserError(
+                    f"{config.pretrained} does not fit the model: {path} is {there} there, and {here} here; "
+                    f"{_remedy(config, meta['config'])}"
+                )
+        loaded[collection] = unflatten_dict({path: theirs[path] for path in ours}, sep="/")
+    return loaded
+
+
+def load_model(config) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The whole model of `config.pretrained` as it was trained, classifier included.
+
+    Returns:
+      model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}.
+    """
+    variables, meta = _read(config)
+    whole = meta["config"]["task"] == "pretrain"
+    model_config = ConfigDict(meta["config"]["model"])
+    return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
+
+
+def make_init(config, model):
+    """`Task.init` that starts from `config.pretrained`, which only pretraining can do without.
+
+    The classifier starts afresh.
+    """
+    init = train.make_init(model, config.image_size)
+    if not config.pretrained and config.task == "pretrain":
+        return init
+    loaded = load(config, model)
+    return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
+
+
+def make_extract(config, transform=None):
+    """Builds `extract(source) -> Features` with the encoder of `config.pretrained`.
+
+    The features are those of the projection layer `config.model.supervised_layer`, 0 being the encoder's own.
+    `transform` is that of `pipeline.eval_batches`.
+    """
+    from simclr_jax.data import pipeline
+
+    model = make_model(config.model, 0, whole_projection=False)
+    variables = parallel.replicate(load(config, model))
+    extract = features.make_extract(model, layer=config.model.supervised_layer)
+
+    def extract_source(source) -> Features:
+        batches = pipeline.eval_batches(
+            source,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            transform=transform,
+            **parallel.processes(),
+        )
+        return extract(variables, batches)
+
+    return extract_source
+
+
+def _read(config):
+    if not config.pretrained:
+        raise UserError(
+            "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
+        )
+    return checkpoint.load_params(config.pretrained)
+
+
+def _remedy(config, saved):
+    theirs, ours = saved["model"], config.model.to_dict()
+    options = [
+        f"--config.model.{key}={theirs[key]}" for key in _ARCHITECTURE if theirs.get(key) != ours.get(key)
+    ]
+    if not options and ours["stem"] == "auto":
+        options = [f"--config.image_size={saved['image_size']}"]
+    return f"set {' '.join(options)} as in the checkpoint"

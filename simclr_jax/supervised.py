@@ -1,0 +1,162 @@
+"""Training with labels: what linear evaluation, fine-tuning and the baselines of distillation share."""
+
+import json
+import re
+from functools import partial
+
+import jax
+import numpy as np
+
+from simclr_jax import losses, parallel, train
+from simclr_jax.errors import UserError
+
+
+def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
+    """Training of `model` on the labels of `source`, as the train loop takes it.
+
+    Args:
+      config: of a task that trains on single images.
+      model: from `make_model`.
+      source: from `datasets.load`.
+      init, loss, evaluate: of `train.Task`.
+    """
+    schedule, num_steps = train.make_schedule(config, source.num_examples)
+    return train.Task(
+        init=init,
+        loss=loss,
+        optimizer=train.make_optimizer(config, schedule),
+        schedule=schedule,
+        batches=partial(batches, config, source),
+        num_steps=num_steps,
+        meta={"config": config.to_dict(), "num_classes": model.supervised_head.features},
+        evaluate=evaluate,
+        evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
+    )
+
+
+def make_loss(model, config, *, after_block: int | None):
+    """Cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b]; a `train.Task.loss`.
+
+    What lies behind block group `after_block` is in training mode (-1: everything); None: nothing is, the
+    statistics of batch norm stay as they are.
+    """
+
+    def loss(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        if after_block is None:
+            outputs = model.apply(variables, batch["image"])
+        else:
+            outputs, updates = model.apply(
+                variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
+            )
+            batch_stats = updates["batch_stats"]
+        value = losses.softmax_cross_entropy(outputs["logits"], batch["label"])
+        accuracy = losses.top_k_correct(outputs["logits"], batch["label"], k=1).mean()
+        results = {"loss": value, "accuracy": accuracy}
+        return value + head_decay(config.optimizer, params), (batch_stats, results)
+
+    return loss
+
+
+def head_decay(optimizer, params) -> jax.Array:
+    """The part of the loss that decays the classifier, which LARS leaves alone (official code)."""
+    decay = optimizer.weight_decay if optimizer.name == "lars" else 0.0
+    return decay * 0.5 * (params["supervised_head"]["kernel"] ** 2).sum()
+
+
+def is_head(path: str) -> bool:
+    """Whether a parameter belongs to the classifier; a `train.Task.trained`."""
+    return path.startswith("supervised_head/")
+
+
+def is_after_block(path: str, *, after_block: int) -> bool:
+    """Whether a parameter lies behind block group `after_block`, 0 being the stem; a `train.Task.trained`."""
+    if not path.startswith("encoder/"):
+        return True
+    group = re.match(r"encoder/block_group(\d)", path)
+    return int(group.group(1) if group else 0) > after_block
+
+
+def batches(config, source, start_step):
+    """Cropped and flipped images (v1 appendix B.6) of this process, from `start_step` on."""
+    from simclr_jax.data import augment, pipeline
+
+    def transform(image, seed):
+        view = augment.crop_and_flip(
+            image, seed, config.image_size, min_area=config.augment.min_area, flip=config.augment.flip
+        )
+        return {"image": view}
+
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        **parallel.processes(),
+    )
+
+
+def make_evaluate(config, model, source):
+    """Builds `evaluate(variables) -> {'top1', 'top5'}`: every example of `source` counts once.
+
+    The devices share every batch; rows that only fill the last ones are masked.
+    """
+    from simclr_jax.data import pipeline
+
+    def count(variables, batch):
+        logits = model.apply(variables, batch["image"])["logits"]
+        hits = {f"top{k}": losses.top_k_correct(logits, batch["label"], k=k) & batch["mask"] for k in (1, 5)}
+        return jax.lax.psum({name: hit.sum() for name, hit in hits.items()}, parallel.AXIS)
+
+    mapped = parallel.pmap(count)
+
+    def evaluate(variables) -> dict[str, float]:
+        variables = {name: variables[name] for name in ("params", "batch_stats")}
+        held_out = pipeline.eval_batches(
+            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.processes()
+        )
+        hits = [mapped(variables, batch) for batch in train.prefetch_to_devices(held_out)]
+        hits = jax.device_get(hits)
+        return {name: int(np.sum([hit[name] for hit in hits])) / source.num_examples for name in hits[0]}
+
+    return evaluate
+
+
+def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
+    """The examples whose labels may be used, and their rows: all, or `labels_per_class` of every class.
+
+    Which ones they are is written to `workdir`/labels.json: 'split', 'rows', 'labels', and 'names' of files.
+    """
+    from simclr_jax.data import datasets
+
+    if not labels_per_class:
+        return source, np.arange(source.num_examples)
+    rows = datasets.few_labels(source, labels_per_class, seed=seed)
+    chosen = datasets.subset(source, rows)
+    if jax.process_index() == 0:
+        labels = {"split": source.name, "rows": rows.tolist(), "labels": chosen.labels.tolist()}
+        if chosen.names is not None:
+            labels["names"] = chosen.names.tolist()
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "labels.json").write_text(json.dumps(labels) + "\n")
+    return chosen, rows
+
+
+def load_labelled(config, workdir, splits=("train", "eval")):
+    """Splits of the dataset, for a task that needs the labels of all of them.
+
+    Raises:
+      UserError: one has none.
+    """
+    from simclr_jax.data import datasets
+
+    load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
+    sources = [load(split) for split in splits]
+    for source in sources:
+        if not source.num_classes:
+            raise UserError(
+                f"{source.name} has no labels, which {config.task} needs: choose a labelled dataset or "
+                "split; a folder needs a sub-folder for each class"
+            )
+    return sources

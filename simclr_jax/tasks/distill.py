@@ -1,0 +1,113 @@
+"""Distillation of a fine-tuned network on unlabelled images (SimCLR v2, arXiv 2006.10029, section 2)."""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from simclr_jax import losses, metrics, parallel, pretrained, supervised, train
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+
+
+def run(config, workdir) -> dict:
+    """Trains `config.model`, from scratch, to predict what the teacher, `config.pretrained`, predicts.
+
+    With the teacher's own `config.model` this is self-distillation. Where `evaluate.compare`, the same
+    network is trained for as long on the teacher's labels alone, in `workdir`/labels_only.
+
+    Returns:
+      The summary: `top1` and `top5` of the held-out images, `teacher_top1`, `labels_only_top1`, `parameters`
+      and `teacher_parameters`, `steps`, `seconds`.
+    """
+    from simclr_jax.data import datasets
+
+    begun = time.monotonic()
+    workdir = epath.Path(workdir)
+    teacher, teacher_variables, meta = pretrained.load_model(config)
+    if not meta["num_classes"]:
+        raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
+    taught = meta["config"]
+    load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
+    source, held_out = load("train"), load("eval")
+    for split in (source, held_out):
+        if split.num_classes not in (0, meta["num_classes"]):
+            raise UserError(
+                f"{config.pretrained} tells {meta['num_classes']} classes apart, but {split.name} has "
+                f"{split.num_classes}: choose the dataset that it was fine-tuned on"
+            )
+    model = make_model(config.model, meta["num_classes"], whole_projection=False)
+    make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
+    evaluate = make_evaluate(model=model) if held_out.num_classes else None
+    init = train.make_init(model, config.image_size)
+
+    labels_per_class = taught.get("labels_per_class") if source.num_classes else None
+    labelled, rows = supervised.draw_labels(
+        source, labels_per_class=labels_per_class, seed=taught["seed"], workdir=workdir
+    )
+    if labels_per_class:
+        known = np.isin(np.arange(source.num_examples), rows)
+        source = source._replace(labels=np.where(known, source.labels, -1).astype(np.int32))
+    make_task = partial(supervised.make_task, config, model, init=init, evaluate=evaluate)
+    teacher_variables = parallel.replicate(teacher_variables)
+    task = make_task(source, loss=make_loss(model, config))
+    task = task._replace(on_devices=make_teach(teacher, teacher_variables))
+    metrics.print_table(train.describe(task, config, source, workdir))
+    state = train.fit(task, config, workdir)
+
+    sizes = {"parameters": state["params"], "teacher_parameters": teacher_variables["params"]}
+    summary = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sizes.items()}
+    if evaluate:
+        summary |= evaluate(state) | {"teacher_top1": make_evaluate(model=teacher)(teacher_variables)["top1"]}
+    if evaluate and source.num_classes and config.evaluate.compare:
+        metrics.say(f"the same network on the labels alone: {workdir / 'labels_only'}")
+        alone = make_task(labelled, loss=supervised.make_loss(model, config, after_block=-1))
+        alone = task._replace(loss=alone.loss, batches=alone.batches, on_devices=lambda batch: batch)
+        summary["labels_only_top1"] = evaluate(train.fit(alone, config, workdir / "labels_only"))["top1"]
+    return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def make_loss(model, config):
+    """Distillation of `teacher_logits`, float32 [b, classes], on `image`, uint8 [b, h, w, 3].
+
+    `label_weight` is the share of the cross entropy against `label`, int32 [b], -1 where it is not
+    known: 1 - alpha of the paper's equation 3. A `train.Task.loss`.
+    """
+
+    def loss(params, batch_stats, batch):
+        outputs, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        logits, teacher_logits = outputs["logits"], batch["teacher_logits"]
+        value = losses.distillation(logits, teacher_logits, temperature=config.temperature)
+        results = {"agreement": (logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean()}
+        if config.label_weight:
+            results["label_loss"] = known_cross_entropy(logits, batch["label"])
+            value = (1 - config.label_weight) * value + config.label_weight * results["label_loss"]
+        results["loss"] = value
+        return value + supervised.head_decay(config.optimizer, params), (updates["batch_stats"], results)
+
+    return loss
+
+
+def known_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross entropy over the rows, of all devices together, whose label is not -1; 0 without any."""
+    known = labels >= 0
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    count = known.sum()
+    if (axis := parallel.bound_axis()) is not None:  # a device's share of them may differ from another's
+        count = jax.lax.pmean(count, axis)
+    return jnp.where(known, each, 0).sum() / jnp.maximum(count, 1 / jax.device_count())
+
+
+def make_teach(teacher, variables):
+    """Adds the teacher's logits, in eval mode, to a batch that lies on the devices; a `Task.on_devices`."""
+    forward = parallel.pmap_rows(lambda variables, batch: teacher.apply(variables, batch["image"])["logits"])
+    return lambda batch: batch | {"teacher_logits": forward(variables, batch)}

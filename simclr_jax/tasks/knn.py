@@ -1,0 +1,21 @@
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018, section 3.4)."""
+
+import time
+
+from simclr_jax import metrics, pretrained, probes, supervised
+from simclr_jax.losses import top_k_correct
+
+
+def run(config, workdir) -> dict:
+    """Classifies the held-out images by the labels of their nearest training images.
+
+    Returns:
+      The summary: `top1` and `top5`, `examples`, `seconds`.
+    """
+    begun = time.monotonic()
+    sources = supervised.load_labelled(config, workdir)
+    metrics.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": sources[0].name})
+    train, held_out = map(pretrained.make_extract(config), sources)
+    votes = probes.knn_votes(train, held_out, k=config.k, temperature=config.temperature)
+    summary = {f"top{k}": float(top_k_correct(votes, held_out.labels, k=k).mean()) for k in (1, 5)}
+    return summary | {"examples": len(held_out.labels), "seconds": round(time.monotonic() - begun, 1)}

@@ -1,0 +1,28 @@
+"""Linear evaluation: a linear classifier on the frozen encoder (SimCLR section 4, appendix B.6)."""
+
+import time
+
+from simclr_jax import metrics, pretrained, supervised, train
+from simclr_jax.models import make_model
+
+
+def run(config, workdir) -> dict:
+    """Trains the classifier alone; parameters and statistics of the encoder stay as they are, to the bit.
+
+    Returns:
+      The summary: `top1` and `top5` of the held-out images after the last step, `steps`, `seconds`.
+    """
+    begun = time.monotonic()
+    source, held_out = supervised.load_labelled(config, workdir)
+    model = make_model(config.model, source.num_classes, whole_projection=False)
+    task = supervised.make_task(
+        config,
+        model,
+        source,
+        init=pretrained.make_init(config, model),
+        loss=supervised.make_loss(model, config, after_block=None),
+        evaluate=supervised.make_evaluate(config, model, held_out),
+    )._replace(trained=supervised.is_head)
+    metrics.print_table(train.describe(task, config, source, workdir))
+    state = train.fit(task, config, workdir)
+    return task.evaluate(state) | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}

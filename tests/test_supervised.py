@@ -1,0 +1,108 @@
+"""What training with labels shares: its loss, what it leaves alone, its labels and its evaluation."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from simclr_jax import losses, parallel, supervised, train
+from simclr_jax.data import datasets, pipeline
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(tiny_config("finetune").model, 10, whole_projection=False)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    variables = train.make_init(model, 16)(jax.random.key(0))
+    kernel = 0.1 * jax.random.normal(
+        jax.random.key(1), variables["params"]["supervised_head"]["kernel"].shape
+    )
+    variables["params"]["supervised_head"]["kernel"] = kernel
+    return variables
+
+
+def batch_of(rows=32):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (rows, 16, 16, 3), np.uint8)
+    return {"image": images, "label": rng.integers(0, 10, rows).astype(np.int32)}
+
+
+def test_loss_is_the_cross_entropy_in_training_mode_or_in_eval_mode(model, variables):
+    batch = batch_of()
+    for after_block in (-1, None):
+        loss = supervised.make_loss(model, tiny_config("finetune"), after_block=after_block)
+        value, (batch_stats, results) = loss(variables["params"], variables["batch_stats"], batch)
+        outputs = model.apply(variables, batch["image"], train=after_block == -1, mutable=["batch_stats"])[0]
+        assert value == pytest.approx(float(losses.softmax_cross_entropy(outputs["logits"], batch["label"])))
+        assert results["accuracy"] == (outputs["logits"].argmax(axis=1) == batch["label"]).mean()
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), batch_stats, variables["batch_stats"])
+        assert jax.tree.all(same) == (after_block is None)
+
+
+def test_lars_decays_the_classifier_in_the_loss(model, variables):
+    config = tiny_config("finetune")
+    kernel = variables["params"]["supervised_head"]["kernel"]
+    for name, weight_decay, expected in [("lars", 0.1, 0.05 * (kernel**2).sum()), ("sgd", 0.1, 0)]:
+        config.optimizer.name, config.optimizer.weight_decay = name, weight_decay
+        assert supervised.head_decay(config.optimizer, variables["params"]) == pytest.approx(float(expected))
+
+
+def test_parameters_behind_a_block():
+    paths = [
+        "encoder/conv1/kernel",
+        "encoder/block_group1_0/conv1/kernel",
+        "encoder/block_group3_2/bn1/scale",
+    ]
+    paths += ["projection_head/dense0/kernel", "supervised_head/kernel"]
+    trained = {
+        after_block: [supervised.is_after_block(path, after_block=after_block) for path in paths]
+        for after_block in (-1, 0, 1, 3)
+    }
+    assert trained == {
+        -1: [True] * 5,
+        0: [False, True, True, True, True],
+        1: [False, False, True, True, True],
+        3: [False, False, False, True, True],
+    }
+    assert [supervised.is_head(path) for path in paths] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("batch_size", [64, 8, 512])
+def test_evaluation_counts_every_example_once(model, variables, batch_size):
+    source = datasets.load(tiny_config("finetune").dataset, "eval", seed=0)
+    source = datasets.span(source, 0, 83)  # fills neither batches nor devices
+    (batch,) = pipeline.eval_batches(source, image_size=16, batch_size=83)
+    ranked = np.argsort(-model.apply(variables, batch["image"])["logits"], axis=1)
+    ranks = np.arange(83) % 7  # the label is what the model ranks first, ..., seventh
+    source = source._replace(labels=ranked[np.arange(83), ranks].astype(np.int32))
+    config = tiny_config("finetune", batch_size=batch_size)
+    found = supervised.make_evaluate(config, model, source)(parallel.replicate(variables))
+    assert found == {"top1": (ranks < 1).sum() / 83, "top5": (ranks < 5).sum() / 83}
+
+
+def test_labels_that_may_be_used_are_drawn_and_written_down(tmp_path):
+    source = datasets.load(tiny_config("finetune").dataset, "train", seed=0)
+    source = source._replace(names=np.array([f"{row}.png" for row in range(source.num_examples)]))
+    subset, rows = supervised.draw_labels(source, labels_per_class=3, seed=1, workdir=tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "labels.json").read_text())
+    assert written["split"] == "digits (train)" and written["rows"] == rows.tolist()
+    assert written["names"] == [f"{row}.png" for row in rows]
+    np.testing.assert_array_equal(written["labels"], source.labels[rows])
+    np.testing.assert_array_equal(np.bincount(subset.labels), [3] * 10)
+    np.testing.assert_array_equal(subset.records, source.records[rows])
+    whole, rows = supervised.draw_labels(source, labels_per_class=None, seed=1, workdir=tmp_path / "all")
+    assert whole is source and len(rows) == 1437 and not (tmp_path / "all").exists()
+
+
+def test_dataset_without_labels_is_a_user_error(tmp_path, monkeypatch):
+    source = datasets.load(tiny_config("linear_eval").dataset, "eval", seed=0)._replace(num_classes=0)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: source)
+    with pytest.raises(UserError, match=r"digits \(eval\) has no labels, which linear_eval needs"):
+        supervised.load_labelled(tiny_config("linear_eval"), tmp_path)

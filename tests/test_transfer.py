@@ -1,0 +1,58 @@
+"""Logistic regression on frozen features, with the L2 weight chosen on validation examples."""
+
+import numpy as np
+import pytest
+from conftest import run_task, tiny_config
+from sklearn.linear_model import LogisticRegression
+
+from simclr_jax import pretrained, probes, supervised
+from simclr_jax.errors import UserError
+from simclr_jax.probes import Features
+from simclr_jax.tasks import transfer
+
+
+def test_agrees_with_scikit_learn_at_the_chosen_weight(pretrained_run, tmp_path, monkeypatch):
+    weights = np.logspace(-3, 5, 6)
+    monkeypatch.setattr(transfer, "L2_WEIGHTS", weights)
+    summary = run_task("transfer", tmp_path, pretrained=str(pretrained_run))
+    config = tiny_config("transfer", pretrained=str(pretrained_run))
+    train, held_out = map(pretrained.make_extract(config), supervised.load_labelled(config, tmp_path))
+    fitted, validation = transfer.hold_out(train, seed=config.seed)
+    scores = {
+        l2: LogisticRegression(C=1 / l2, max_iter=5000).fit(*fitted).score(*validation) for l2 in weights
+    }
+    assert summary["validation"] == pytest.approx(max(scores.values()), abs=0.02)
+    assert scores[summary["l2"]] == pytest.approx(max(scores.values()), abs=0.02)
+    chosen = LogisticRegression(C=1 / summary["l2"], max_iter=5000).fit(*train)
+    assert summary["top1"] == pytest.approx(chosen.score(*held_out), abs=0.005)
+    predictions = chosen.predict(held_out.features)
+    by_class = [(predictions[held_out.labels == label] == label).mean() for label in range(10)]
+    assert summary["mean_per_class"] == pytest.approx(np.mean(by_class), abs=0.01)
+
+
+def test_weights_are_the_papers():
+    assert len(transfer.L2_WEIGHTS) == 45
+    assert transfer.L2_WEIGHTS.min() == pytest.approx(1e-6) and transfer.L2_WEIGHTS.max() == pytest.approx(
+        1e5
+    )
+
+
+def test_mean_per_class_weighs_classes_alike():
+    held_out = Features(np.eye(2)[[0, 0, 0, 1]], np.array([0, 0, 0, 0]) + np.array([0, 0, 0, 1]))
+    always_first = np.vstack([np.zeros((2, 2)), [1, 0]])
+    scores = transfer.score(always_first, held_out)
+    assert scores["top1"] == 0.75 and scores["mean_per_class"] == 0.5 and scores["top5"] == 1
+    assert probes.predict(always_first, held_out.features).shape == (4, 2)
+
+
+def test_a_fifth_of_every_class_validates():
+    labels = np.repeat([0, 1, 2], [50, 10, 5])
+    train, validation = transfer.hold_out(Features(np.arange(65.0)[:, None], labels), seed=0)
+    np.testing.assert_array_equal(np.bincount(validation.labels), [10, 2, 1])
+    rows = np.concatenate([train.features, validation.features]).ravel()
+    np.testing.assert_array_equal(np.sort(rows), np.arange(65))
+
+
+def test_unknown_metric_is_a_user_error(pretrained_run, tmp_path):
+    with pytest.raises(UserError, match="metric='top2': set --config.metric to top1 or mean_per_class"):
+        run_task("transfer", tmp_path, pretrained=str(pretrained_run), metric="top2")
