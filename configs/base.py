@@ -7,12 +7,18 @@ unknown key is an error.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# What other tasks keep of a pretraining config.
+_MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model")
+_TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
+_TRAINING += ("checkpoint_every_steps", "keep_checkpoints")
+
 
 def pretrain() -> ConfigDict:
     """SimCLR's pretraining (arXiv 2002.05709)."""
     return ConfigDict(
         {
             "task": "pretrain",
+            "pretrained": placeholder(str),  # workdir or checkpoint to start from instead of random weights
             "seed": 0,  # of the initialisation, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
             "num_epochs": 100.0,
@@ -27,6 +33,7 @@ def pretrain() -> ConfigDict:
                 "train_split": "train",
                 "eval_split": "test",
                 "probe_split": placeholder(str),  # labelled split to judge features on; None: train_split
+                "validation_split": placeholder(str),  # of transfer; None: a fifth of train_split
                 "num_examples": placeholder(int),  # of train_split, where the dataset does not tell
                 "num_classes": placeholder(int),  # likewise
                 "in_memory": True,  # holds undecoded images in memory, or streams them
@@ -72,9 +79,97 @@ def pretrain() -> ConfigDict:
     )
 
 
-def task_config(tasks: dict, task: str | None) -> ConfigDict:
-    """The config of one of a file's tasks; the first is the default."""
-    name = task or next(iter(tasks))
-    if name not in tasks:
-        raise ValueError(f"task '{name}' is unknown: expected one of {', '.join(tasks)}")
-    return tasks[name]()
+def linear_eval(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of linear evaluation (v1 appendix B.6)."""
+    config = _supervised(config, "linear_eval", learning_rate=0.1)
+    config.num_epochs = 90.0
+    config.model.zero_init_logits = True
+    return config
+
+
+def finetune(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of fine-tuning (v1 appendix B.5)."""
+    config = _supervised(config, "finetune", learning_rate=0.05)
+    config.num_epochs = 60.0
+    config.model.zero_init_logits = True
+    config.fine_tune_after_block = -1  # 0 freezes the stem, 1 the first block group too, ...; -1 nothing
+    config.labels_per_class = placeholder(int)  # None: all labels
+    config.draws = 1  # of those labels: every draw is a run of its own
+    config.evaluate.compare = False  # with the same network from scratch
+    config.evaluate.scratch_learning_rate = placeholder(float)  # its own; None: optimizer.learning_rate
+    return config
+
+
+def distill(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of distillation; `config.model` is the student (v2 section 2).
+
+    Optimiser, learning rate and batch size stay those of pretraining (v2 section 3).
+    """
+    optimizer = config.optimizer
+    config = _supervised(config, "distill", learning_rate=0.1)
+    config.optimizer = optimizer
+    config.num_epochs = 400.0
+    config.warmup_epochs = 20.0
+    config.temperature = 1.0  # 0.1 in self-distillation
+    config.label_weight = 0.0  # share of the loss on labels: 1 - alpha of the paper's equation 3
+    config.evaluate.compare = False  # with the same network on the labels alone
+    return config
+
+
+def knn(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of the k-nearest-neighbour classifier (Wu et al. 2018)."""
+    config = _keep(config, "knn", *_MODEL)
+    config.k = 200
+    config.temperature = 0.07
+    return config
+
+
+def transfer(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of logistic regression on features (v1 appendix B.8.1)."""
+    config = _keep(config, "transfer", *_MODEL)
+    config.metric = "top1"  # chooses the L2 weight; 'mean_per_class': Aircraft, Pets, Caltech-101, Flowers
+    return config
+
+
+def embed(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of writing features to files."""
+    config = _keep(config, "embed", *_MODEL)
+    config.dataset.in_memory = False
+    config.splits = "train+eval"
+    config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
+    return config
+
+
+def _supervised(config, task, *, learning_rate):
+    """The keys of tasks that train on single images."""
+    config = _keep(config, task, *_MODEL, *_TRAINING)
+    for key in ("color_jitter_strength", "blur"):
+        del config.augment[key]
+    config.warmup_epochs = 0.0
+    config.optimizer = ConfigDict(
+        {
+            "name": "sgd",  # with Nesterov momentum
+            "learning_rate": learning_rate,
+            "scaling": "linear",
+            "weight_decay": 0.0,
+            "momentum": 0.9,
+        }
+    )
+    config.evaluate = ConfigDict({"every_epochs": 10.0})  # accuracy on held-out images
+    return config
+
+
+def _keep(config, task, *keys):
+    for key in set(config) - set(keys):
+        del config[key]
+    config.task = task
+    return config
+
+
+def task_config(task: str | None, *tasks) -> ConfigDict:
+    """The config of one of a file's tasks: functions named after them, of which the first is the default."""
+    named = {function.__name__: function for function in tasks}
+    name = task or tasks[0].__name__
+    if name not in named:
+        raise ValueError(f"task '{name}' is unknown: expected one of {', '.join(named)}")
+    return named[name]()

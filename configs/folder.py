@@ -1,4 +1,4 @@
-"""SimCLR on a folder of your own images; no labels are needed.
+r"""SimCLR on a folder of your own images; no labels are needed.
 
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
@@ -10,6 +10,15 @@ The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a
 more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help
 small folders most. Where colour tells images apart that are otherwise alike (stains, say), lower
 `--config.augment.color_jitter_strength`.
+
+Without labels, `python -m simclr_jax.plots RUN` shows whether the features are any good: their health over
+time, the nearest neighbours of some images and a map of all. The features themselves, as files:
+
+    python -m simclr_jax.main --config=configs/folder.py:embed --config.dataset.path=PHOTOS \
+        --config.pretrained=RUN --workdir=RUN/embed
+
+With classes: linear_eval, knn, transfer, and finetune, by default with 10 labels a class and beside the same
+network from scratch; distill starts from a finetune run.
 """
 
 from configs import base
@@ -31,5 +40,40 @@ def pretrain():
     return config
 
 
+def linear_eval():
+    return base.linear_eval(pretrain())
+
+
+def finetune():
+    config = base.finetune(pretrain())
+    config.num_steps = 500
+    config.labels_per_class = 10
+    config.evaluate.compare = True
+    return config
+
+
+def distill():
+    config = base.distill(pretrain())
+    config.num_epochs = 100.0
+    config.warmup_epochs = 10.0
+    config.model.width = 0.5
+    config.evaluate.compare = True
+    return config
+
+
+def knn():
+    config = base.knn(pretrain())
+    config.k = 20
+    return config
+
+
+def transfer():
+    return base.transfer(pretrain())
+
+
+def embed():
+    return base.embed(pretrain())
+
+
 def get_config(task=None):
-    return base.task_config({"pretrain": pretrain}, task)
+    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed)

@@ -1,25 +1,28 @@
-"""SimCLR on the 100,000 unlabelled images of STL-10; features are judged on its labelled splits.
+r"""SimCLR on the 100,000 unlabelled images of STL-10; features are judged on its labelled splits.
 
     tfds build stl10
-    python -m simclr_jax.main --config=configs/stl10.py
+    python -m simclr_jax.main --config=configs/stl10.py --workdir=RUN
+    python -m simclr_jax.main --config=configs/stl10.py:linear_eval --config.pretrained=RUN \
+        --workdir=RUN/linear_eval
 
 The recipe is cifar10.py's with blur, at the images' own 96 pixels; neither paper gives a result for it. The
-undecoded images take about 2.6 GB of memory a host.
+undecoded images take about 2.6 GB of memory a host. The tasks are those of cifar10.py, on the 5,000 labelled
+training images (finetune_1pct: 5 labels a class, finetune_10pct: 50); distill takes the unlabelled ones.
 """
 
-from configs import base, cifar10
-
-
-def pretrain():
-    config = cifar10.pretrain()
-    config.num_epochs = 200.0
-    config.image_size = 96
-    config.augment.blur = True
-    config.dataset.name = "stl10"
-    config.dataset.train_split = "unlabelled"
-    config.dataset.probe_split = "train"
-    return config
+from configs import cifar10
 
 
 def get_config(task=None):
-    return base.task_config({"pretrain": pretrain}, task)
+    config = cifar10.get_config(task)
+    config.image_size = 96
+    config.dataset.name = "stl10"
+    if config.task == "pretrain":
+        config.num_epochs = 200.0
+        config.augment.blur = True
+        config.dataset.probe_split = "train"
+    if config.task in ("pretrain", "distill", "embed"):
+        config.dataset.train_split = "unlabelled"
+    if config.task == "finetune" and config.labels_per_class:
+        config.labels_per_class //= 10
+    return config

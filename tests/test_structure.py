@@ -50,15 +50,27 @@ def test_imports_run_one_way():
     below = {
         "parallel.py": (),
         "errors.py": (),
+        "health.py": (),
         "losses.py": (),
         "optim.py": ("errors",),
         "checkpoint.py": ("errors", "parallel"),
         "metrics.py": ("errors", "parallel"),
-        "probes.py": ("errors",),
+        "probes.py": ("errors", "parallel"),
         "features.py": ("parallel", "probes"),
         "models/": ("errors", "models", "parallel"),
         "data/": ("data", "errors"),
         "train.py": ("checkpoint", "errors", "metrics", "optim", "parallel"),
+        "supervised.py": ("data", "errors", "losses", "parallel", "train"),
+        "pretrained.py": (
+            "checkpoint",
+            "data",
+            "errors",
+            "features",
+            "models",
+            "parallel",
+            "probes",
+            "train",
+        ),
     }
     for path in SOURCES:
         for prefix, allowed in below.items():
@@ -98,8 +110,23 @@ def test_every_config_key_is_read_somewhere():
             if isinstance(node, ast.Attribute):
                 read.add(node.attr)
     for path in CONFIGS:
-        keys = flatten(importlib.import_module(f"configs.{path.stem}").get_config().to_dict())
-        assert not [key for key in keys if key.split(".")[-1] not in read], path
+        for task in tasks_of(path):
+            keys = flatten(importlib.import_module(f"configs.{path.stem}").get_config(task).to_dict())
+            assert not [key for key in keys if key.split(".")[-1] not in read], (path, task)
+
+
+def tasks_of(path):
+    """The tasks of a config file, from what it says of an unknown one."""
+    with pytest.raises(ValueError) as error:
+        importlib.import_module(f"configs.{path.stem}").get_config("?")
+    return str(error.value).partition("expected one of ")[2].split(", ")
+
+
+def test_every_config_has_every_task_that_makes_sense():
+    everywhere = {"pretrain", "linear_eval", "finetune", "distill", "knn", "transfer", "embed"}
+    for path in CONFIGS:
+        few = set() if path.stem in ("digits", "folder") else {"finetune_1pct", "finetune_10pct"}
+        assert set(tasks_of(path)) == everywhere | few, path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
