@@ -5,10 +5,12 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.tasks import pretrain
 
@@ -16,32 +18,64 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+# Okabe and Ito's colours, which the colour-blind tell apart; Petroff's ten for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
+CLASSES += ["#92dadd"]
+HELD_OUT = 2000  # images at most that the map and the neighbours show
+
+_LOSSES = {"pretrain": "NT-Xent", "distill": "cross entropy against the teacher"}
+_ACCURACIES = {
+    "contrastive_accuracy": ("positive found in the batch", GREY),
+    "probe_accuracy": ("online linear probe (training views)", ORANGE),
+    "knn_accuracy": ("nearest neighbours (held out)", GREEN),
+    "accuracy": ("training views", ORANGE),
+    "agreement": ("agreement with the teacher (training views)", ORANGE),
+    "top1": ("top-1 (held out)", GREEN),
+}
+_HEALTH = {
+    "effective_rank": "effective rank\n(higher: more dimensions in use)",
+    "uniformity": "uniformity\n(lower: images spread out)",
+    "alignment": "alignment\n(lower: views stay near)",
+    "collapsed": "collapsed dimensions\n(share)",
+}
 
 
-def learning_curves(log: list[dict[str, float]]) -> Figure:
+def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> Figure:
     """Loss, and whatever accuracies the run measured, against the step.
 
     Args:
       log: the lines of `metrics.jsonl`.
+      loss_name: label of the loss.
     """
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot([line["step"] for line in log], [line["loss"] for line in log], color=BLUE)
-    left.set(xlabel="step", ylabel="NT-Xent", title="Loss")
-    curves = {
-        "contrastive_accuracy": ("positive found in the batch", GREY),
-        "probe_accuracy": ("online linear probe (training views)", ORANGE),
-        "knn_accuracy": ("nearest neighbours (held out)", GREEN),
-    }
-    for name, (label, color) in curves.items():
+    left.set(xlabel="step", ylabel=loss_name, title="Loss")
+    for name, (label, color) in _ACCURACIES.items():
         points = [(line["step"], line[name]) for line in log if name in line]
         if points:
-            right.plot(
-                *zip(*points), color=color, label=label, marker="o" if name == "knn_accuracy" else None
-            )
+            marker = "o" if "held out" in label else None
+            right.plot(*zip(*points), color=color, label=label, marker=marker, markersize=4)
     right.set(xlabel="step", ylabel="accuracy", title="Accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def health(log: list[dict[str, float]]) -> Figure:
+    """The health of features and projections against the step: what to watch where there are no labels.
+
+    Args:
+      log: those lines of `metrics.jsonl` that tell of it.
+    """
+    figure, axes = pyplot.subplots(1, len(_HEALTH), figsize=(11, 3), layout="constrained")
+    for cell, (name, label) in zip(axes, _HEALTH.items()):
+        for space, color, marker in (("features", BLUE, "o"), ("projection", ORANGE, "s")):
+            points = [(line["step"], line[f"{space}_{name}"]) for line in log]
+            cell.plot(*zip(*points), color=color, marker=marker, markersize=4, label=space)
+        cell.set(xlabel="step", title=label)
+        cell.title.set_fontsize(9)
+    axes[-1].set_ylim(-0.02, 1.02)
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -67,6 +101,39 @@ def scores(summary: dict) -> Figure:
     return figure
 
 
+def few_labels(summaries: list[dict]) -> Figure:
+    """Top-1 against the number of labels a class, of fine-tuning and of the same network from scratch.
+
+    Args:
+      summaries: of fine-tuning runs, with `labels_per_class` and `draws`.
+    """
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    summaries = sorted(summaries, key=lambda summary: summary["labels_per_class"])
+    curves = {"top1": ("pretrained, then fine-tuned", BLUE, "o")}
+    curves["from_scratch_top1"] = ("from scratch", ORANGE, "s")
+    for name, (label, color, marker) in curves.items():
+        points = [
+            (summary["labels_per_class"], np.mean(draws), np.std(draws))
+            for summary in summaries
+            if (draws := [draw[name] for draw in summary["draws"] if name in draw])
+        ]
+        if points:
+            labels, means, deviations = zip(*points)
+            axes.errorbar(
+                labels, means, deviations, color=color, marker=marker, label=label, capsize=3, markersize=5
+            )
+    axes.set_xscale("log")
+    ticks = [summary["labels_per_class"] for summary in summaries]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    draws = max(len(summary["draws"]) for summary in summaries)
+    axes.set(xlabel="labels a class", ylabel="top-1 (held out)", ylim=(0, 1.02))
+    axes.set_title(f"What pretraining buys (mean and deviation of {draws} draws)", fontsize=10)
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def views(batch: dict[str, np.ndarray]) -> Figure:
     """Rows of originals, first views and second views.
 
@@ -84,25 +151,139 @@ def views(batch: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
+def neighbours(
+    images: np.ndarray, features: np.ndarray, labels: np.ndarray, class_names=(), *, queries=8
+) -> Figure:
+    """Queries, a row each, and beside them their 8 nearest images by cosine similarity.
+
+    Neighbours of another class than the query's have an orange frame.
+
+    Args:
+      images: uint8 [n, h, w, 3].
+      features: float [n, w].
+      labels: int [n], -1 where there are none; of every class there is a query, as far as the rows reach.
+      class_names: names of the classes; their numbers where empty.
+      queries: number of rows.
+    """
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    firsts = np.unique(labels, return_index=True)[1] if labels.max() >= 0 else []
+    rest = [row for row in range(len(images)) if row not in set(firsts)]
+    chosen = sorted([*firsts, *rest][:queries])
+    near = np.argsort(-features[chosen] @ features.T, axis=1, kind="stable")
+    columns = min(9, len(images))
+    figure, axes = pyplot.subplots(
+        len(chosen), columns, figsize=(columns, 1.15 * len(chosen) + 0.3), layout="constrained", squeeze=False
+    )
+    for query, order, row in zip(chosen, near, axes):
+        shown = [query, *order[order != query]][:columns]
+        for cell, member in zip(row, shown):
+            cell.imshow(images[member])
+            cell.set(xticks=[], yticks=[])
+            if labels[member] >= 0:
+                cell.set_xlabel(_class_name(labels[member], class_names), fontsize=7, labelpad=2)
+            wrong = labels[member] != labels[query]
+            cell.spines[:].set(color=ORANGE if wrong else "black", linewidth=3 if wrong else 0.8)
+    axes[0, 0].set_title("query", fontsize=9)
+    axes[0, 1].set_title("nearest", fontsize=9, loc="left")
+    return figure
+
+
+def embedding_map(images: np.ndarray, features: np.ndarray, labels: np.ndarray, class_names=()) -> Figure:
+    """A map of the images on which neighbours have similar features (t-SNE), and one of their classes.
+
+    Args:
+      images, features, labels, class_names: as of `neighbours`.
+    """
+    from sklearn.manifold import TSNE
+
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    perplexity = min(30, (len(features) - 1) / 3)
+    places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)
+    places = (places - places.min(axis=0)) / np.ptp(places, axis=0)
+    labelled = labels.max() >= 0
+    figure, axes = pyplot.subplots(
+        1, 1 + labelled, figsize=(6.2 * (1 + labelled), 6), layout="constrained", squeeze=False
+    )
+    axes[0, 0].imshow(_thumbnails(images, places), extent=(0, 1, 0, 1))
+    axes[0, 0].set_title("images")
+    if labelled:
+        colors = np.array(CLASSES)[labels % len(CLASSES)]
+        axes[0, 1].scatter(*places.T, c=colors, s=12, linewidths=0)
+        for label in np.unique(labels) if labels.max() < 20 else ():
+            axes[0, 1].annotate(
+                _class_name(label, class_names),
+                np.median(places[labels == label], axis=0),
+                ha="center",
+                va="center",
+                fontsize=11,
+                bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": CLASSES[label % len(CLASSES)]},
+            )
+        axes[0, 1].set_title("classes")
+        axes[0, 1].set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    for cell in axes[0]:
+        cell.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    return figure
+
+
+def _thumbnails(images, places, cells=24, size=32):
+    """A white canvas with one image, of those that lie there, in every cell of a grid."""
+    canvas = np.full((cells * size, cells * size, 3), 255, np.uint8)
+    pick = np.linspace(0, images.shape[1] - 1, size).round().astype(int)
+    columns, rows = np.minimum((places * cells).astype(int), cells - 1).T
+    for image, column, row in zip(images, columns, cells - 1 - rows):
+        canvas[row * size : (row + 1) * size, column * size : (column + 1) * size] = image[pick][:, pick]
+    return canvas
+
+
+def _class_name(label, class_names):
+    return class_names[label] if class_names else str(label)
+
+
+def figures_of(run: Path):
+    """Yields (name, figure) of everything that a run's files tell."""
+    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    yield "curves", learning_curves(log, _LOSSES.get(config.task, "cross entropy"))
+    if config.task == "pretrain":
+        yield "views", views(pretrain.example_views(config, run, count=10))
+        if measured := [line for line in log if "features_effective_rank" in line]:
+            yield "health", health(measured)
+    found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
+    summaries = {path.parent: json.loads(path.read_text()) for path in found}
+    if len(summaries.get(run, {}).get("trained", {})) > 1:
+        yield "scores", scores(summaries[run])
+    if drawn := [summary for summary in summaries.values() if "labels_per_class" in summary]:
+        yield "few_labels", few_labels(drawn)
+    held_out = _held_out(config, run)
+    yield "neighbours", neighbours(*held_out)
+    yield "map", embedding_map(*held_out)
+
+
+def _held_out(config, run):
+    """Images, features, labels and class names of held-out images, of some if there are many."""
+    from simclr_jax.data import datasets, pipeline
+
+    config.pretrained = str(run)
+    config.batch_size = 32 * jax.device_count()
+    source = datasets.load(config.dataset, "eval", seed=config.seed, workdir=run)
+    source = datasets.sample(source, HELD_OUT, seed=config.seed)
+    batches = pipeline.eval_batches(source, image_size=config.image_size, batch_size=config.batch_size)
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    return images, *pretrained.make_extract(config)(source), source.class_names
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="workdir of a run")
     run = parser.parse_args(argv).run
     if not (run / "metrics.jsonl").exists():
         raise UserError(f"{run} holds no metrics.jsonl: give the workdir of a run that has made some steps")
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    figures = {"curves": learning_curves(log), "views": views(pretrain.example_views(config, run, count=10))}
-    if (run / "summary.json").exists():
-        summary = json.loads((run / "summary.json").read_text())
-        if len(summary.get("trained", {})) > 1:
-            figures["scores"] = scores(summary)
     (run / "plots").mkdir(exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in figures_of(run):
         path = run / "plots" / f"{name}.png"
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
-        print(path)
+        print(path, flush=True)
 
 
 if __name__ == "__main__":
