@@ -2,6 +2,8 @@
 
 import time
 
+import numpy as np
+
 from simclr_jax import metrics, pretrained, probes, supervised
 from simclr_jax.losses import top_k_correct
 
@@ -17,5 +19,5 @@ def run(config, workdir) -> dict:
     metrics.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": sources[0].name})
     train, held_out = map(pretrained.make_extract(config), sources)
     votes = probes.knn_votes(train, held_out, k=config.k, temperature=config.temperature)
-    summary = {f"top{k}": float(top_k_correct(votes, held_out.labels, k=k).mean()) for k in (1, 5)}
+    summary = {f"top{k}": float(np.mean(top_k_correct(votes, held_out.labels, k=k))) for k in (1, 5)}
     return summary | {"examples": len(held_out.labels), "seconds": round(time.monotonic() - begun, 1)}

@@ -51,7 +51,7 @@ def _whole_view(image, _seed, size):
 def score(weights: np.ndarray, held_out: Features) -> dict[str, float]:
     """`top1`, `top5` and `mean_per_class` accuracy of logistic regression."""
     logits = probes.predict(weights, held_out.features)
-    scores = {f"top{k}": float(losses.top_k_correct(logits, held_out.labels, k=k).mean()) for k in (1, 5)}
+    scores = {f"top{k}": float(np.mean(losses.top_k_correct(logits, held_out.labels, k=k))) for k in (1, 5)}
     correct = logits.argmax(axis=1) == held_out.labels
     by_class = [correct[held_out.labels == label].mean() for label in np.unique(held_out.labels)]
     return scores | {"mean_per_class": float(np.mean(by_class))}
