@@ -1,11 +1,15 @@
-"""Every test sees eight CPU devices, as a small pod would."""
+"""Every test sees eight CPU devices, as a small pod would, and compiles nothing that another has compiled."""
 
 import importlib
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+_compiled = tempfile.TemporaryDirectory(prefix="compiled")  # for the processes that tests start, too
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import pytest
 
@@ -40,7 +44,7 @@ def tiny_config(task, **overrides):
         }
     )
     if task == "pretrain":
-        config.evaluate.compare = False
+        config.evaluate.update(compare=False, max_examples=256)
     config.update_from_flattened_dict(overrides)
     return config
 

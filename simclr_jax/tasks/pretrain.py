@@ -149,7 +149,8 @@ def _make_examine(config, model, source):
     """Builds `examine(variables) -> {'features': health, 'projection': health}`, of training images."""
     from simclr_jax.data import datasets, pipeline
 
-    source = datasets.sample(source, HEALTH_EXAMPLES, seed=config.seed)
+    size = min(HEALTH_EXAMPLES, config.evaluate.max_examples)
+    source = datasets.sample(source, size, seed=config.seed)
 
     def encode(variables, batch):
         outputs = {view: model.apply(variables, batch[view]) for view in ("view1", "view2")}
