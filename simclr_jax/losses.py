@@ -4,11 +4,16 @@ Every mean is over this device's rows. Average losses and gradients over the dev
 to get those of the global batch: the devices hold equally many rows.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # TPUs multiply float32 in one bfloat16 pass otherwise.
+_WHOLE = 2**24  # similarities between two sets of views that are held at once: 64 MiB
+TILE = 1024
+_LOWEST = -1e30  # no similarity: exp of it is 0, and of a difference of two of them 1
 
 
 def nt_xent(
@@ -18,6 +23,7 @@ def nt_xent(
     temperature: float,
     hidden_norm: bool = True,
     axis_name: str | None = None,
+    tile: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """NT-Xent, the contrastive loss of SimCLR (arXiv 2002.05709, equation 1), in float32.
 
@@ -31,6 +37,8 @@ def nt_xent(
       hidden_norm: whether similarities are cosines (the paper) or dot products.
       axis_name: mapped axis to gather projections over; None uses this device's alone. Gradients
         flow through the gathered projections too: average gradients over the axis, do not sum them.
+      tile: computes `tile` x `tile` similarities at a time, in memory that grows with the batch, not with
+        its square; 0 computes all at once. None: the latter up to 2**24 similarities of view 1 with view 2.
 
     Returns:
       loss: scalar, scaled as in the official code: the mean over pairs of the SUM of both directions,
@@ -47,6 +55,10 @@ def nt_xent(
     if axis_name is not None:
         all1, all2 = (jax.lax.all_gather(v, axis_name, tiled=True) for v in (view1, view2))
         positives += jax.lax.axis_index(axis_name) * rows
+    if tile is None:
+        tile = TILE if rows * all1.shape[0] > _WHOLE else 0
+    if tile:
+        return _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile)
     itself = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)
 
     def similarities(a, b):
@@ -96,3 +108,110 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, *, k: int) -> jax.Array:
 
 def _l2_normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(axis=1, keepdims=True), 1e-12))
+
+
+def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
+    """`nt_xent` of normalised projections, from sums over the similarities that no one ever holds.
+
+    The entropy leaves out the 1e-8 that the official code adds to each of n probabilities: n * 1e-8 nats
+    at most.
+    """
+    nobody = jnp.full_like(positives, -1)
+
+    def direction(own, partners, own_all, partners_all):
+        own = own / temperature
+        positive = (own * partners_all[positives]).sum(axis=1)
+        across, mean, most_similar = _log_sum_exp(own, partners_all, nobody, tile)
+        within, _, _ = _log_sum_exp(own, own_all, positives, tile)
+        loss = (jnp.logaddexp(across, within) - positive).mean()
+        return loss, {
+            "contrastive_accuracy": (most_similar == positives).mean(),
+            "contrastive_entropy": jax.lax.stop_gradient(across - mean).mean(),
+        }
+
+    loss1, metrics = direction(view1, view2, all1, all2)
+    loss2, _ = direction(view2, view1, all2, all1)
+    return loss1 + loss2, metrics
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _log_sum_exp(queries, keys, excluded, tile):
+    """Log-sum-exp over the similarities of queries [b, d] with keys [n, d], without key `excluded` [b].
+
+    A running maximum and sum over tiles, which the backward pass computes again (as FlashAttention does,
+    arXiv 2205.14135): memory is that of queries and keys. Returns also the mean similarity under the
+    softmax, and the most similar key, the first of equals; both are without gradient.
+    """
+    return _log_sum_exp_forward(queries, keys, excluded, tile)[0]
+
+
+def _log_sum_exp_forward(queries, keys, excluded, tile):
+    key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
+
+    def of_queries(query_tile):
+        query, excluded = query_tile
+
+        def add(carry, key_tile):
+            maximum, total, weighted, best = carry
+            similarity = _tile_similarity(query, excluded, *key_tile, len(keys))
+            highest = jnp.maximum(maximum, similarity.max(axis=1))
+            best = jnp.where(highest > maximum, key_tile[1][similarity.argmax(axis=1)], best)
+            rescale, weight = jnp.exp(maximum - highest), jnp.exp(similarity - highest[:, None])
+            weighted = weighted * rescale + (weight * similarity).sum(axis=1)
+            return (highest, total * rescale + weight.sum(axis=1), weighted, best), None
+
+        zeros = jnp.zeros(tile)
+        (maximum, total, weighted, best), _ = jax.lax.scan(
+            add, (zeros + _LOWEST, zeros, zeros, jnp.full(tile, -1)), key_tiles
+        )
+        return maximum + jnp.log(total), weighted / total, best
+
+    found = jax.lax.map(of_queries, _in_tiles(tile, queries, excluded))
+    found = tuple(rows.reshape(-1)[: len(queries)] for rows in found)
+    return found, (queries, keys, excluded, found[0])
+
+
+def _log_sum_exp_backward(tile, saved, cotangents):
+    queries, keys, excluded, log_sum = saved
+    key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
+
+    def of_queries(key_gradient, query_tile):
+        query, excluded, log_sum, cotangent = query_tile
+
+        def add(query_gradient, key_tile):
+            similarity = _tile_similarity(query, excluded, *key_tile, len(keys))
+            slope = jnp.exp(similarity - log_sum[:, None]) * cotangent[:, None]
+            query_gradient += jnp.matmul(slope, key_tile[0], precision=_HIGHEST)
+            return query_gradient, jnp.matmul(slope.T, query, precision=_HIGHEST)
+
+        query_gradient, of_keys = jax.lax.scan(add, jnp.zeros_like(query), key_tiles)
+        return key_gradient + of_keys, query_gradient
+
+    query_tiles = _in_tiles(tile, queries, excluded, log_sum, cotangents[0])
+    key_gradient, query_gradient = jax.lax.scan(of_queries, jnp.zeros_like(key_tiles[0]), query_tiles)
+    width = queries.shape[1]
+    return (
+        query_gradient.reshape(-1, width)[: len(queries)],
+        key_gradient.reshape(-1, width)[: len(keys)],
+        None,
+    )
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
+
+
+def _tile_similarity(query, excluded, key, index, num_keys):
+    similarity = jnp.matmul(query, key.T, precision=_HIGHEST)
+    return jnp.where((index >= num_keys) | (index == excluded[:, None]), _LOWEST, similarity)
+
+
+def _in_tiles(tile, *arrays):
+    """Arrays of n rows -> [tiles, tile, ...]; what fills the last tile is zero, or an index of n."""
+    missing = -len(arrays[0]) % tile
+
+    def split(rows):
+        constant = len(rows) if rows.dtype == jnp.int32 else 0
+        rows = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=constant)
+        return rows.reshape(-1, tile, *rows.shape[1:])
+
+    return tuple(map(split, arrays))

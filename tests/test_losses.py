@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from simclr_jax import losses
 
@@ -14,7 +15,7 @@ MISC = np.load(Path(__file__).parent / "goldens/misc.npz")
 CASES = sorted({key.split("/")[0] for key in NTXENT} - {"mr2_4_16"})
 
 
-def loss_of(hidden, case, axis_name=None):
+def loss_of(hidden, case, axis_name=None, tile=None):
     view1, view2 = jnp.split(hidden, 2)
     return losses.nt_xent(
         view1,
@@ -22,6 +23,7 @@ def loss_of(hidden, case, axis_name=None):
         temperature=float(NTXENT[f"{case}/temperature"]),
         hidden_norm=bool(NTXENT[f"{case}/hidden_norm"]),
         axis_name=axis_name,
+        tile=tile,
     )
 
 
@@ -34,9 +36,12 @@ def assert_gradients_close(actual, expected):
     assert (np.abs(actual - expected) <= 2e-5 * row_maximum).all()
 
 
+@pytest.mark.parametrize("tile", [0, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_nt_xent_matches_official(case):
-    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(NTXENT[f"{case}/hidden"], case)
+def test_nt_xent_matches_official(case, tile):
+    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        NTXENT[f"{case}/hidden"], case, tile=tile
+    )
     assert_close(loss, NTXENT[f"{case}/loss"])
     assert_close(loss, NTXENT[f"{case}/np64_loss"])
     assert_gradients_close(gradient, NTXENT[f"{case}/np64_grad"])
@@ -44,9 +49,12 @@ def test_nt_xent_matches_official(case):
     assert_close(metrics["contrastive_entropy"], NTXENT[f"{case}/np64_entropy"])
 
 
-def test_nt_xent_over_two_devices_matches_official():
+@pytest.mark.parametrize("tile", [0, 3])
+def test_nt_xent_over_two_devices_matches_official(tile):
     def step(hidden):
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(hidden, "mr2_4_16", "batch")
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            hidden, "mr2_4_16", "batch", tile
+        )
         return loss, metrics, gradient, jax.lax.pmean(loss, "batch")
 
     hidden = NTXENT["mr2_4_16/hidden_per_replica"]
@@ -59,14 +67,49 @@ def test_nt_xent_over_two_devices_matches_official():
     assert_gradients_close(gradient / 2, NTXENT["mr2_4_16/grad_of_mean_loss_per_replica"])
 
 
+@pytest.mark.parametrize("tile", [1, 8, 24, 100])
+@pytest.mark.parametrize("hidden_norm", [True, False])
+def test_tiles_equal_the_whole_matrix(tile, hidden_norm):
+    views = jnp.asarray(np.random.default_rng(tile).standard_normal((2, 24, 6)), jnp.float32)
+    views = views.at[1, 3].set(views[1, 7])  # equally similar to everything: the first one counts
+
+    def loss_fn(views, tile):
+        return losses.nt_xent(*views, temperature=0.1, hidden_norm=hidden_norm, tile=tile)
+
+    (whole, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(views, 0)
+    (tiled, tiled_metrics), tiled_gradient = jax.value_and_grad(loss_fn, has_aux=True)(views, tile)
+    np.testing.assert_allclose(tiled, whole, rtol=1e-5)
+    np.testing.assert_allclose(tiled_gradient, gradient, atol=1e-5 * np.abs(gradient).max())
+    for name, value in metrics.items():
+        np.testing.assert_allclose(tiled_metrics[name], value, rtol=1e-5)
+
+
+def largest_array(jaxpr):
+    sizes = [variable.aval.size for equation in jaxpr.eqns for variable in equation.outvars]
+    inner = [largest_array(inner) for equation in jaxpr.eqns for inner in jaxprs_in_params(equation.params)]
+    return max(sizes + inner)
+
+
+def test_large_batches_never_hold_their_square():
+    def largest(pairs):
+        views = jax.ShapeDtypeStruct((2, pairs, 128), jnp.float32)
+        gradient = jax.grad(lambda views: losses.nt_xent(*views, temperature=0.1)[0])
+        return largest_array(jax.make_jaxpr(gradient)(views).jaxpr)
+
+    assert largest(1024) >= 1024**2
+    assert largest(2**17) == 2 * 2**17 * 128
+
+
+@pytest.mark.parametrize("tile", [0, 3])
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_nt_xent_does_not_depend_on_the_number_of_devices(devices):
+def test_nt_xent_does_not_depend_on_the_number_of_devices(devices, tile):
     rng = np.random.default_rng(devices)
     views = rng.standard_normal((2, 16, 12)).astype(np.float32)
 
     def step(views, axis_name=None):
         return jax.value_and_grad(
-            lambda v: losses.nt_xent(v[0], v[1], temperature=0.3, axis_name=axis_name), has_aux=True
+            lambda v: losses.nt_xent(v[0], v[1], temperature=0.3, axis_name=axis_name, tile=tile),
+            has_aux=True,
         )(views)
 
     (loss, metrics), gradient = step(views)
