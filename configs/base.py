@@ -26,6 +26,10 @@ def pretrain() -> ConfigDict:
             "warmup_epochs": 10.0,
             "image_size": 224,  # pixels, after cropping
             "temperature": 0.1,  # of NT-Xent
+            # For batches beyond the memory: so many parts go through the network one by one, and once more to
+            # backpropagate. The loss is that of the whole batch; batch norm takes its statistics over a part.
+            "microbatches": 1,
+            "remat": False,  # keeps no activations inside residual blocks: less memory, a third more time
             "dataset": {
                 "name": "",  # 'digits', 'folder', or a name of TensorFlow Datasets
                 "path": placeholder(str),  # of a folder of images

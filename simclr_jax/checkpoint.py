@@ -17,6 +17,7 @@ from simclr_jax.errors import UserError
 
 # What may differ between a run and its continuation: it changes neither the model nor what it sees.
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
+_FREE_KEYS += ("microbatches", "remat")  # which other machines may need
 
 
 def open_manager(workdir, *, keep: int, best: str | None = None) -> ocp.CheckpointManager:

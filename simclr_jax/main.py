@@ -18,7 +18,7 @@ from simclr_jax.errors import UserError
 
 _POSITIVE = ("batch_size", "num_epochs", "num_steps", "image_size", "temperature", "log_every_steps")
 _POSITIVE += ("checkpoint_every_steps", "keep_checkpoints", "labels_per_class", "evaluate.every_epochs")
-_POSITIVE += ("draws", "k", "examples_per_part")
+_POSITIVE += ("draws", "k", "examples_per_part", "microbatches")
 _RANGES = {
     "augment.color_jitter_strength": (0, 1.25),
     "augment.min_area": (0, 1),
@@ -46,11 +46,10 @@ def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell a lot at INFO; --verbosity=0 shows it
     parallel.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    config = _CONFIG.value
+    config = read_config()
     variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2] or config.task
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{variant}")
-    _check_values(config)
-    train.check_batch_size(config.batch_size)
+    train.check_batch_size(config.batch_size, jax.device_count())
     checkpoint.check_config(workdir, config.to_dict())
     summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
     if jax.process_index() == 0:
@@ -59,7 +58,13 @@ def main(_) -> None:
         metrics.print_summary(summary, workdir)
 
 
-def _check_values(config) -> None:
+def read_config():
+    """The config of the command line.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    config = _CONFIG.value
     known = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
     if config.task not in known:
         raise UserError(f"task '{config.task}' is unknown: set --config.task to one of {', '.join(known)}")
@@ -70,6 +75,7 @@ def _check_values(config) -> None:
     for key, (low, high) in _RANGES.items():
         if key in values and not low <= values[key] <= high:
             raise UserError(f"{key}={values[key]}: set --config.{key} to a number from {low} to {high}")
+    return config
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -106,10 +112,10 @@ def _unknown(flag: str, near: str | None) -> str:
     )
 
 
-def run() -> None:
-    """The command line's entry point: user errors are one line and exit code 2."""
+def run(command=main) -> None:
+    """The entry point of a command line with a config: user errors are one line and exit code 2."""
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(command, flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

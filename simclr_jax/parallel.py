@@ -5,6 +5,8 @@ over the local devices of every process, so that the axis spans the whole run. T
 has no leading device axis: it is an ordinary pytree, the same on every device.
 """
 
+import functools
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -42,14 +44,19 @@ def bound_axis() -> str | None:
     return AXIS
 
 
-def pmap(step, *, donate_state: bool = False):
-    """Maps `step(state, batch) -> output` over all devices.
+def pmap(step, *, donate_state: bool = False, devices=None):
+    """Maps `step(state, batch) -> output` over all devices, or over these, which need not be here.
 
     `state` and the output are the same on every device; the arrays of `batch` are as `shard` lays them out.
     `state` holds an array at least: of an empty tree jax.pmap would take the axes for the batch's.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0 if donate_state else ()
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=0 if donate_state else (),
+        devices=devices,
     )
 
 
@@ -71,6 +78,17 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         name: jax.device_put(rows.reshape(len(devices), -1, *rows.shape[1:]), sharding)
         for name, rows in batch.items()
     }
+
+
+def maximum(value: int) -> jax.Array:
+    """The largest value of all processes, an int32 scalar; every process has to ask. Returns at once."""
+    values = np.full(jax.local_device_count(), value, np.int32)
+    return _maximum()(np.int32(0), shard({"value": values}))
+
+
+@functools.cache
+def _maximum():
+    return pmap(lambda _, batch: jax.lax.pmax(batch["value"].max(), AXIS))
 
 
 def gather(rows: np.ndarray) -> np.ndarray:

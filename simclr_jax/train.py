@@ -106,9 +106,15 @@ def make_train_step(
     return step
 
 
+def mapped_step(task: Task, devices=None):
+    """The train step of a task over all devices, or over these; it consumes the state that it is given."""
+    return _mapped_step(task.loss, task.optimizer, task.schedule, task.trained, devices and tuple(devices))
+
+
 @functools.lru_cache(maxsize=2)  # runs that differ in their data alone, as draws of labels, compile once
-def _mapped_step(loss, optimizer, schedule, trained):
-    return parallel.pmap(make_train_step(loss, optimizer, schedule, trained), donate_state=True)
+def _mapped_step(loss, optimizer, schedule, trained, devices):
+    step = make_train_step(loss, optimizer, schedule, trained)
+    return parallel.pmap(step, donate_state=True, devices=devices)
 
 
 def _split(params, trained):
@@ -120,6 +126,21 @@ def _split(params, trained):
 
 def _merge(chosen, frozen):
     return unflatten_dict(flatten_dict(chosen, sep="/") | frozen, sep="/")
+
+
+def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
+    """Applies `function(batch_stats, batch) -> (batch_stats, outputs)` to `count` parts of a batch in turn.
+
+    Outputs, arrays [rows, ...], come back for the whole batch. Backpropagation goes through the parts once
+    more, one at a time, so that activations never take more memory than those of one part: as in GradCache
+    (arXiv 2101.06983), yet for any loss of the outputs, with its exact gradient. What `function` computes
+    over its rows, such as the statistics of batch norm, it computes over those of a part.
+    """
+    if count == 1:
+        return function(batch_stats, batch)
+    parts = jax.tree.map(lambda rows: rows.reshape(count, -1, *rows.shape[1:]), batch)
+    batch_stats, outputs = jax.lax.scan(jax.checkpoint(function, prevent_cse=False), batch_stats, parts)
+    return batch_stats, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), outputs)
 
 
 def make_init(model, image_size: int):
@@ -177,21 +198,23 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
     }
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises a UserError unless the global batch spreads evenly over all devices."""
-    devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
-        nearest = max(devices, round(batch_size / devices) * devices)
+def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> None:
+    """Raises a UserError unless the global batch spreads evenly over all devices and their microbatches."""
+    parts = devices * microbatches
+    if batch_size < 1 or batch_size % parts:
+        nearest = max(parts, round(batch_size / parts) * parts)
+        each = f" of {microbatches} microbatches each" if microbatches > 1 else ""
         raise UserError(
-            f"batch_size={batch_size} does not divide over {devices} devices: "
-            f"set --config.batch_size to a multiple of {devices}, such as {nearest}"
+            f"batch_size={batch_size} does not divide over {devices} devices{each}: "
+            f"set --config.batch_size to a multiple of {parts}, such as {nearest}"
         )
 
 
 def fit(task: Task, config, workdir) -> dict[str, Any]:
     """Trains from the newest checkpoint in `workdir`, or from scratch, to the end.
 
-    On SIGTERM or Ctrl-C it saves, and exits the process with code 0 or 130: started again, it goes on.
+    On SIGTERM or Ctrl-C of any process all of them save, and exit with code 0 or 130: started again, on as
+    many processes and devices as there then are, the run goes on.
 
     Returns:
       The final train state.
@@ -206,7 +229,8 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         start = int(state["step"])
         if start:
             metrics.say(f"resuming after step {start} of {task.num_steps}")
-        train_step = _mapped_step(task.loss, task.optimizer, task.schedule, task.trained)
+        train_step = mapped_step(task)
+        agreed_stop = _make_agreement()
         batches = prefetch_to_devices(task.batches(start))
         with closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter:
             for step in range(start + 1, task.num_steps + 1):
@@ -214,22 +238,23 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     batch = task.on_devices(next(batches))
                 state, results = train_step(state, batch)
                 meter.add(step, results)
+                stop = agreed_stop(received)
                 last = step == task.num_steps
                 evaluation = {}
                 if task.evaluate and (last or step % task.evaluate_every_steps == 0):
                     jax.block_until_ready(results)
                     with meter.paused():
                         evaluation = task.evaluate(state)
-                if last or received or evaluation or step % config.checkpoint_every_steps == 0:
+                if last or stop or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
                     # What was not measured is never the best.
                     scores = evaluation or (task.best and {task.best: -math.inf})
                     checkpoint.save(manager, step, state, task.meta, scores)
-                if received and not last:
+                if stop and not last:
                     break
-    if received and int(state["step"]) < task.num_steps:
-        metrics.say(f"stopped by {received[0].name}, saved after step {step}: the same command goes on")
-        sys.exit(0 if received[0] == signal.SIGTERM else 130)
+    if int(state["step"]) < task.num_steps:
+        metrics.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
+        sys.exit(0 if stop == signal.SIGTERM else 130)
     return state
 
 
@@ -245,6 +270,23 @@ def prefetch_to_devices(
     yield from queue
 
 
+def _make_agreement():
+    """Builds `agreed(received) -> signal or None`, for after every step; all processes get the same answer.
+
+    Among several it is that of the step before, so that none waits for the others.
+    """
+    if jax.process_count() == 1:
+        return lambda received: received[0] if received else None
+    answers = deque()
+
+    def agreed(received):
+        answers.append(parallel.maximum(received[0] if received else 0))
+        number = int(answers.popleft()) if len(answers) > 1 else 0
+        return signal.Signals(number) if number else None
+
+    return agreed
+
+
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
     """Collects SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
@@ -257,7 +299,8 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 
     def restore():
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # None: not set from Python, but as jax.distributed does.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

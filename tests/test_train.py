@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from simclr_jax import checkpoint, train
+from simclr_jax import checkpoint, losses, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
@@ -34,9 +34,18 @@ def views_batch(seed=0):
     return images | {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
 
 
-def step_on(devices, config):
+class Frozen:
+    """A model whose batch norm keeps to its moving statistics."""
+
+    def __init__(self, model):
+        self.init = model.init
+        self.apply = lambda *arguments, **options: model.apply(*arguments, **options | {"train": False})
+
+
+def step_on(devices, config, frozen=False):
     """One step on so many devices, with an optimiser that keeps the raw gradient as its state."""
-    model = make_model(config.model, num_classes=10)
+    model = make_model(config.model, num_classes=10, remat=config.remat)
+    model = Frozen(model) if frozen else model
     keep_gradient = optax.trace(decay=0.0)
     task = train.Task(
         init=train.make_init(model, 16),
@@ -75,6 +84,51 @@ def test_unsynchronised_batch_norm_does_depend_on_it(on_one_device):
     _, statistics, _ = step_on(4, config_of(sync_batch_norm=False))
     with pytest.raises(AssertionError):
         assert_trees_close(statistics, on_one_device[1], tolerance=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_microbatches_have_the_gradient_of_the_whole_batch(devices):
+    plain, in_parts = config_of(), config_of()
+    in_parts.microbatches = 4
+    expected = step_on(1, plain, frozen=True)
+    actual = step_on(devices, in_parts, frozen=True)
+    # Over several devices sums are taken in another order.
+    assert_trees_close(actual, expected, tolerance=1e-5 if devices == 1 else 1e-4)
+
+
+def test_microbatches_normalise_by_their_own_statistics():
+    config = config_of()
+    config.microbatches = 2
+    model = make_model(config.model, num_classes=0)
+    variables = jax.jit(train.make_init(model, 16))(jax.random.key(3))
+    batch = views_batch()
+
+    def expected_loss(params):
+        statistics, parts = variables["batch_stats"], []
+        for rows in (slice(0, 8), slice(8, 16)):
+            images = jnp.concatenate([batch["view1"][rows], batch["view2"][rows]])
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": statistics}, images, train=True, mutable=["batch_stats"]
+            )
+            statistics = updates["batch_stats"]
+            parts.append(jnp.split(outputs["projection"], 2))
+        view1, view2 = (jnp.concatenate(view) for view in zip(*parts))
+        return losses.nt_xent(view1, view2, temperature=config.temperature)[0], statistics
+
+    def loss(params):
+        value, (statistics, _) = pretrain.make_loss(model, config)(params, variables["batch_stats"], batch)
+        return value, statistics
+
+    actual, expected = (
+        jax.jit(jax.value_and_grad(of, has_aux=True))(variables["params"]) for of in (loss, expected_loss)
+    )
+    assert_trees_close(actual, expected, tolerance=1e-5)
+
+
+def test_rematerialised_step_is_the_same_step(on_one_device):
+    config = config_of()
+    config.remat = True
+    assert_trees_close(step_on(1, config), on_one_device, tolerance=1e-5)
 
 
 def test_gradient_is_that_of_the_plain_loss(on_one_device):
@@ -116,7 +170,9 @@ def test_batch_that_does_not_divide_over_the_devices_is_a_user_error(batch_size,
     with pytest.raises(
         UserError, match=rf"batch_size={batch_size} .* 8 devices.* multiple of 8, such as ({nearest})"
     ):
-        train.check_batch_size(batch_size)
+        train.check_batch_size(batch_size, 8)
+    with pytest.raises(UserError, match="batch_size=24 .* 2 devices of 8 microbatches each.* such as 32"):
+        train.check_batch_size(24, 2, 8)
 
 
 def linear_task(num_steps, *, evaluate=None, explode_at=None, on_batch=None):

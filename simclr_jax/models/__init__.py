@@ -56,7 +56,7 @@ class SimCLR(nn.Module):
         return outputs
 
 
-def make_model(config, num_classes: int, *, whole_projection: bool = True) -> SimCLR:
+def make_model(config, num_classes: int, *, whole_projection: bool = True, remat: bool = False) -> SimCLR:
     """Builds the model that `config.model` describes.
 
     Args:
@@ -67,6 +67,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True) -> Si
       num_classes: width of the supervised head; 0 for none.
       whole_projection: whether to build the projection head as pretraining needs it, or only the layers that
         lead to `supervised_layer`: after pretraining the rest is thrown away.
+      remat: see `resnet.ResNet`.
 
     Raises:
       UserError: a value is out of range.
@@ -81,6 +82,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True) -> Si
             stem=config.stem,
             sync_batch_norm=config.sync_batch_norm,
             dtype=dtype,
+            remat=remat,
         ),
         projection_head=heads.ProjectionHead(
             config.projection_layers,

@@ -163,6 +163,7 @@ class ResNet(nn.Module):
         'auto': 'cifar' up to 32 pixels. Parameters depend on the stem, so initialise at the training size.
       sync_batch_norm: see `batch_norm`.
       dtype: of activations; parameters and statistics are always float32.
+      remat: keeps only what lies between residual blocks for backpropagation, which computes the rest again.
     """
 
     block: type[Block]
@@ -173,6 +174,7 @@ class ResNet(nn.Module):
     stem: str = "auto"
     sync_batch_norm: bool = True
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -194,6 +196,7 @@ class ResNet(nn.Module):
         norm = batch_norm(train=train and after_block < 0, sync=self.sync_batch_norm, dtype=self.dtype)
         filters = int(64 * self.width)
         stem = self.stem if self.stem != "auto" else "cifar" if max(images.shape[1:3]) <= 32 else "imagenet"
+        block = nn.remat(self.block) if self.remat else self.block
         stages = {}
 
         x = images.astype(self.dtype)
@@ -212,7 +215,7 @@ class ResNet(nn.Module):
             norm = batch_norm(train=in_training, sync=self.sync_batch_norm, dtype=self.dtype)
             for index in range(size):
                 first = index == 0
-                x = self.block(
+                x = block(
                     filters=filters * 2**group,
                     stride=2 if first and group > 0 else 1,
                     project=first,

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from simclr_jax import features, health, losses, metrics, parallel, pretrained, probes, supervised, train
@@ -26,9 +27,10 @@ def run(config, workdir) -> dict:
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
 
     begun = time.monotonic()
+    train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     load = partial(datasets.load, seed=config.seed, workdir=workdir)
     source = load(config.dataset, "train")
-    model = make_model(config.model, source.num_classes)
+    model = make_model(config.model, source.num_classes, remat=config.remat)
     task = make_task(config, model, source)
     examine = _make_examine(config, model, source)
     measure = _make_measure(config, model, source, load)
@@ -81,26 +83,35 @@ def make_loss(model, config):
 
     Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
     its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
+
+    With `config.microbatches` the loss is still that of the whole batch, only batch norm takes its statistics
+    over a microbatch of every device.
     """
 
     def loss(params, batch_stats, batch):
-        outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            jnp.concatenate([batch["view1"], batch["view2"]]),
-            train=True,
-            detach_logits=True,
-            mutable=["batch_stats"],
+        def encode(batch_stats, batch):
+            outputs, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                jnp.concatenate([batch["view1"], batch["view2"]]),
+                train=True,
+                detach_logits=True,
+                mutable=["batch_stats"],
+            )
+            kept = {name: jnp.split(outputs[name], 2) for name in ("projection", "logits") if name in outputs}
+            return updates["batch_stats"], kept
+
+        batch_stats, outputs = train.in_microbatches(encode, batch_stats, batch, config.microbatches)
+        value, results = losses.nt_xent(
+            *outputs["projection"], temperature=config.temperature, axis_name=bound_axis()
         )
-        view1, view2 = jnp.split(outputs["projection"], 2)
-        value, results = losses.nt_xent(view1, view2, temperature=config.temperature, axis_name=bound_axis())
         results["loss"] = value  # what is reported; the probe has a loss of its own
         if "logits" in outputs:
-            labels = jnp.tile(batch["label"], 2)
-            probe_loss = losses.softmax_cross_entropy(outputs["logits"], labels)
+            logits, labels = jnp.concatenate(outputs["logits"]), jnp.tile(batch["label"], 2)
+            probe_loss = losses.softmax_cross_entropy(logits, labels)
             value += probe_loss + supervised.head_decay(config.optimizer, params)
             results["probe_loss"] = probe_loss
-            results["probe_accuracy"] = losses.top_k_correct(outputs["logits"], labels, k=1).mean()
-        return value, (updates["batch_stats"], results)
+            results["probe_accuracy"] = losses.top_k_correct(logits, labels, k=1).mean()
+        return value, (batch_stats, results)
 
     return loss
 
@@ -110,14 +121,15 @@ def example_views(config, workdir, count: int) -> dict[str, list]:
     from simclr_jax.data import augment, datasets, pipeline
 
     def transform(image, seed):
-        return {"image": augment.eval_view(image, config.image_size)} | _two_views(config, image, seed)
+        return {"image": augment.eval_view(image, config.image_size)} | views(config, image, seed)
 
     source = datasets.load(config.dataset, "train", seed=config.seed, workdir=workdir)
     batch = next(pipeline.train_batches(source, transform, batch_size=count, seed=config.seed))
     return {name: batch[name] for name in ("image", "view1", "view2")}
 
 
-def _two_views(config, image, seed):
+def views(config, image, seed):
+    """Two views of an image, `view1` and `view2`; a transform of the input pipeline."""
     from simclr_jax.data import augment
 
     view1, view2 = augment.two_views(
@@ -137,7 +149,7 @@ def _batches(config, source, start_step):
 
     return pipeline.train_batches(
         source,
-        partial(_two_views, config),
+        partial(views, config),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
@@ -163,7 +175,7 @@ def _make_examine(config, model, source):
             source,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            transform=partial(_two_views, config),
+            transform=partial(views, config),
             seed=config.seed,
             **parallel.processes(),
         )

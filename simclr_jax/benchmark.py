@@ -1,0 +1,152 @@
+"""How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
+
+input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config
+step   views/s and memory of the train step on this machine's devices, for a config, without an input pipeline
+loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
+
+step and loss need no TensorFlow.
+"""
+
+import io
+import os
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax import cost, losses, main, parallel, train
+from simclr_jax.models import make_model
+from simclr_jax.tasks import pretrain
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+def input_rate(config, seconds: float = 10.0) -> float:
+    """Images/s, of two views each, that the input pipeline makes from JPEG files in memory on all cores.
+
+    The files are as large as ImageNet's, 500 x 375 pixels, or as `config.image_size` where that is up to 96.
+    """
+    from PIL import Image
+
+    from simclr_jax.data import datasets, folder, pipeline
+
+    rng = np.random.default_rng(0)
+    size = (500, 375) if config.image_size > 96 else (config.image_size, config.image_size)
+    records = np.empty(64, object)
+    for row in range(len(records)):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))  # smooth, as photographs are
+        file = io.BytesIO()
+        coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        records[row] = file.getvalue()
+    labels = np.full(len(records), -1, np.int32)
+    source = datasets.Source("JPEG files", len(records), 0, folder.decode_bytes, records, labels)
+    rows = 64
+    batches = pipeline.train_batches(
+        source, lambda image, seed: pretrain.views(config, image, seed), batch_size=rows, seed=0
+    )
+    for _ in range(4):  # buffers fill, functions are traced
+        next(batches)
+    begun, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begun) < seconds:
+        next(batches)
+        steps += 1
+    return steps * rows / passed
+
+
+def step_rate(config, steps: int = 10) -> dict[str, float]:
+    """Runs the train step of pretraining on random images.
+
+    Returns:
+      'seconds' a step, the median of `steps`; 'views' a second over all devices; peak 'memory' of a device in
+      bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where known.
+    """
+    examples = cost.Examples.of(config.dataset)
+    model = make_model(config.model, examples.num_classes, remat=config.remat)
+    task = pretrain.make_task(config, model, examples)
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, config.image_size, config.image_size, 3)
+    batch = {view: rng.integers(0, 256, shape, np.uint8) for view in ("view1", "view2")}
+    batch["label"] = rng.integers(0, max(1, examples.num_classes), config.batch_size).astype(np.int32)
+    batch = parallel.shard(batch)
+    state = parallel.replicate(train.init_state(task, config.seed))
+    step = train.mapped_step(task)
+    times = []
+    for _ in range(steps + 2):  # the first compiles
+        begun = time.perf_counter()
+        state, results = step(state, batch)
+        jax.block_until_ready(results)
+        times.append(time.perf_counter() - begun)
+    seconds = float(np.median(times[2:]))
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        report["memory"] = stats["peak_bytes_in_use"]
+    plan = cost.measure(config, "local")
+    peaks = cost.roofline(plan)
+    if peaks:
+        report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
+    return report
+
+
+def loss_cost(pairs: int, *, tile: int, run: bool = True, width: int = 128) -> dict[str, float]:
+    """Seconds and temporary bytes of the value and gradient of NT-Xent; only the bytes without `run`."""
+    rng = np.random.default_rng(0)
+    views = jnp.asarray(rng.standard_normal((2, pairs, width)), jnp.float32)
+
+    def loss(views):
+        return losses.nt_xent(*views, temperature=0.1, tile=tile)
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
+    report = {"bytes": compiled.memory_analysis().temp_size_in_bytes}
+    if run:
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(views))
+        report["seconds"] = time.perf_counter() - begun
+    return report
+
+
+def _input(_) -> None:
+    rate = input_rate(main.read_config())
+    print(f"{rate:,.0f} images/s of two views on {CORES} cores, {rate / CORES:,.0f} a core")
+
+
+def _step(_) -> None:
+    config = main.read_config()
+    train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
+    report = step_rate(config)
+    line = (
+        f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {jax.device_count()} x "
+    )
+    line += jax.devices()[0].device_kind
+    if "memory" in report:
+        line += f", {report['memory'] / cost.GIB:.2f} GiB a device"
+    if "flops" in report:
+        line += f", {report['flops']:.1%} of peak FLOPs, {report['bandwidth']:.1%} of peak bandwidth"
+    print(line)
+
+
+def _loss() -> None:
+    limit = 12 * cost.GIB if jax.default_backend() == "cpu" else 60 * cost.GIB
+    print("| pairs | plain, GiB | plain, s | tiles, GiB | tiles, s |\n| --- | --- | --- | --- | --- |")
+    for pairs in PAIRS:
+        cells = [f"{pairs:,}"]
+        for tile in (0, losses.TILE):
+            size = loss_cost(pairs, tile=tile, run=False)["bytes"]
+            fits = size < limit
+            seconds = loss_cost(pairs, tile=tile)["seconds"] if fits else None
+            cells += [f"{size / cost.GIB:.3f}", f"{seconds:.3f}" if fits else "does not fit"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if verb == "loss":
+        _loss()
+    elif verb in ("input", "step"):
+        main.run({"input": _input, "step": _step}[verb])
+    else:
+        print(f"error: '{verb}' is unknown: give input, step or loss", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,206 @@
+"""What a train step costs: counted in its jaxpr, compiled for any topology, set against a chip's peaks."""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.extend.core import jaxprs_in_params
+
+from simclr_jax import parallel, train
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+from simclr_jax.tasks import pretrain
+
+
+class Chip(NamedTuple):
+    """A device as jax counts them: a chip, but of v3 one of its two cores. Peaks are the vendor's."""
+
+    memory: float  # GiB
+    flops: float  # bfloat16, dense, 1e12 a second
+    bandwidth: float  # of the memory, GB/s
+    link: float  # GB/s over all links to other devices, in one direction
+
+
+# By a part of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie et al.
+# 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
+CHIPS = {
+    "TPU v3": Chip(16, 61.5, 450, 164),
+    "TPU v4": Chip(32, 275, 1228, 300),
+    "TPU v5 lite": Chip(16, 197, 819, 200),
+    "TPU v5": Chip(95, 459, 2765, 600),
+    "TPU v6 lite": Chip(32, 918, 1638, 400),
+    "A100": Chip(80, 312, 2039, 300),
+    "H100": Chip(80, 989, 3350, 450),
+    "H200": Chip(141, 989, 4800, 450),
+}
+
+GIB = 2**30
+_COLLECTIVES = ("psum", "all_gather", "reduce_scatter")
+
+# (training images, classes) of what is planned for before it is prepared.
+_DATASETS = {
+    "digits": (1437, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "stl10": (100_000, 0),
+    "imagenet2012": (1_281_167, 1000),
+}
+
+
+class Examples(NamedTuple):
+    """All that the step needs to know of a dataset, which need not be there."""
+
+    name: str
+    num_examples: int
+    num_classes: int
+
+    @classmethod
+    def of(cls, dataset):
+        """From `config.dataset`."""
+        known = _DATASETS.get(dataset.name, (None, 0))
+        size, classes = dataset.num_examples or known[0], dataset.num_classes or known[1]
+        if size is None:
+            raise UserError(
+                f"the size of '{dataset.name}' is not known here: set --config.dataset.num_examples and, "
+                "where it has labels, --config.dataset.num_classes"
+            )
+        return cls(dataset.name, size, classes)
+
+
+def measure(config, topology: str) -> dict:
+    """Compiles the train step of a pretraining config for a topology; runs nothing.
+
+    Returns:
+      'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops' and
+      'collectives', see `count`; 'bytes' of memory traffic as XLA estimates it; 'memory' in bytes:
+      'arguments', 'temporaries', 'code', or 'refused' alone, what it would take, where XLA refuses the step.
+
+    Raises:
+      UserError: unknown topology, or a batch that does not divide over it.
+    """
+    if topology != "local":
+        jax.config.update("jax_platforms", "cpu")
+    devices = _devices(topology)
+    if devices[0].platform == "tpu" and config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"
+    train.check_batch_size(config.batch_size, len(devices), config.microbatches)
+    examples = Examples.of(config.dataset)
+    model = make_model(config.model, examples.num_classes, remat=config.remat)
+    task = pretrain.make_task(config, model, examples)
+    step = train.make_train_step(task.loss, task.optimizer, task.schedule)
+    state = jax.eval_shape(lambda: train.init_state(task, config.seed))
+    rows, size = config.batch_size // len(devices), config.image_size
+    batch = {view: jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8) for view in ("view1", "view2")}
+    batch["label"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
+    flops, collectives = count(traced.jaxpr)
+    plan = {
+        "devices": len(devices),
+        "hosts": len({device.process_index for device in devices}),
+        "kind": devices[0].device_kind,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
+        "num_steps": task.num_steps,
+        "flops": flops,
+        "collectives": collectives,
+    }
+    spread = {k: jax.ShapeDtypeStruct((len(devices), *v.shape), v.dtype) for k, v in batch.items()}
+    try:
+        compiled = train.mapped_step(task, devices).lower(state, spread).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        number, unit = re.search(r"Used ([\d.]+)([KMGT])", str(error)).groups()
+        return plan | {"memory": {"refused": float(number) * 1024 ** (" KMGT".index(unit))}}
+    used = compiled.memory_analysis()
+    # XLA counts the body of a loop once, and nearly all of the step is inside that of the microbatches.
+    traffic = compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches
+    memory = {
+        "arguments": used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes,
+        "temporaries": used.temp_size_in_bytes,
+        "code": used.generated_code_size_in_bytes,
+    }
+    return plan | {"bytes": traffic, "memory": memory}
+
+
+def _devices(topology):
+    if topology == "local":
+        return jax.devices()
+    options = {}
+    if topology.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # as Cloud TPU has them: both cores are one device
+    chips = [int(size) for size in re.findall(r"\d+", topology.partition(":")[2])]
+    if math.prod(chips) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"--topology={topology} is unknown ({str(error).splitlines()[0][:90]}): give 'local' or one such "
+            "as v3:8x8, v4:4x4x8, v5e:16x16, v5p:4x4x4, v6e:16x16"
+        ) from None
+
+
+def count(jaxpr) -> tuple[float, dict[str, tuple[int, int]]]:
+    """Floating point operations of convolutions and matrix products, and collectives, of a jaxpr.
+
+    Loops count as often as they run. A multiplication and an addition are two operations.
+
+    Returns:
+      flops, {'psum': (how often, bytes that go in), 'all_gather': ..., ...}
+    """
+    flops, collectives = 0.0, {}
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            dimensions = parameters["dimension_numbers"].rhs_spec
+            products = math.prod(kernel.shape[axis] for axis in dimensions[1:])
+            # Zeros that dilation puts between inputs, as gradients of strided convolutions do, cost nothing.
+            products /= math.prod(parameters["lhs_dilation"])
+            flops += 2 * products * equation.outvars[0].aval.size
+        elif name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            left = equation.invars[0].aval
+            flops += 2 * math.prod(left.shape[axis] for axis in contracted) * equation.outvars[0].aval.size
+        elif name in _COLLECTIVES:
+            times, size = collectives.get(name, (0, 0))
+            operands = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+            collectives[name] = times + len(equation.invars), size + operands
+        repeats = parameters["length"] if name == "scan" else 1
+        for inner in jaxprs_in_params(parameters):
+            inner_flops, inner_collectives = count(inner)
+            flops += repeats * inner_flops
+            for key, (times, size) in inner_collectives.items():
+                before = collectives.get(key, (0, 0))
+                collectives[key] = before[0] + repeats * times, before[1] + repeats * size
+    return flops, collectives
+
+
+def roofline(plan: dict) -> dict[str, float]:
+    """The seconds that a step takes at least for 'compute', 'memory' and 'links', at the chip's peaks.
+
+    Nothing where the chip is unknown or the step was refused.
+    """
+    chip = find_chip(plan["kind"])
+    if chip is None or "bytes" not in plan:
+        return {}
+    others = plan["devices"] - 1
+    # Around a ring: sums twice, rows once.
+    passes = {"psum": 2 * others / plan["devices"], "all_gather": others}
+    passes["reduce_scatter"] = others / plan["devices"]
+    sent = sum(passes[name] * size for name, (_, size) in plan["collectives"].items())
+    return {
+        "compute": plan["flops"] / (chip.flops * 1e12),
+        "memory": plan["bytes"] / (chip.bandwidth * 1e9),
+        "links": sent / (chip.link * 1e9),
+    }
+
+
+def find_chip(kind: str) -> Chip | None:
+    """The chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'."""
+    names = sorted((name for name in CHIPS if name in kind), key=len)
+    return CHIPS[names[-1]] if names else None
