@@ -178,7 +178,9 @@ def _last_step(path: epath.Path) -> int:
         return 0
     lines = path.read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines := lines[:-1]))
+        whole = path.with_name(path.name + ".tmp")
+        whole.write_text("".join(lines := lines[:-1]))
+        whole.replace(path)
     return json.loads(lines[-1])["step"] if lines else 0
 
 

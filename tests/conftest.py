@@ -4,7 +4,8 @@ import importlib
 import os
 import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+DEVICES = os.environ.setdefault("TEST_DEVICES", "8")  # other processes of tests may have fewer
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 _compiled = tempfile.TemporaryDirectory(prefix="compiled")  # for the processes that tests start, too

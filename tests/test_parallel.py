@@ -42,6 +42,10 @@ def test_axis_is_bound_only_inside_a_mapped_step():
     assert bound[0] == parallel.AXIS
 
 
+def test_maximum_of_one_process_is_its_own():
+    assert int(parallel.maximum(15)) == 15 and int(parallel.maximum(0)) == 0
+
+
 def test_gather_of_one_process_is_itself():
     rows = np.arange(3)
     assert parallel.gather(rows) is rows
