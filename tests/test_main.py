@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -155,30 +154,6 @@ def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
     run("digits", tmp_path, *TINY, "--config.num_steps=20", devices=8)
     for one, other in zip(log_of(straight[0])[:2], log_of(tmp_path)[:2]):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
-
-
-def test_two_processes_train_as_one(straight, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    arguments = [*TINY, "--config.num_steps=20", f"--coordinator_address={address}", "--num_processes=2"]
-    processes = [
-        subprocess.Popen(
-            command("digits", tmp_path, *arguments, f"--process_id={process}"),
-            cwd=ROOT,
-            env=environment(1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 x cpu, 2 process(es)" in outputs[0] and "step" not in outputs[1]
-    for one, two in zip(log_of(straight[0])[:2], log_of(tmp_path)[:2]):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
-    assert (tmp_path / "checkpoints" / "20").is_dir()
 
 
 def test_imagenet_starts_on_mock_data_by_overrides_alone(tmp_path):
