@@ -1,7 +1,9 @@
-"""The two commands, with a stand-in for Python that records what it is asked to do."""
+"""The two commands and gpu.sh, with stand-ins that record what they are asked to do."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,112 @@ if [ "$*" = "-m venv --clear {root}/.venv" ]; then
   mkdir -p "{root}/.venv/bin" && cp "$0" "{root}/.venv/bin/python"
 fi
 """
+
+STAND_IN = r"""#!/usr/bin/env bash
+# Notes its call, as the number of words and the words; then follows the first rule whose pattern is in them.
+home="{home}"
+words=("${0##*/}" "$@")
+printf '%s\0' "${#words[@]}" "${words[@]}" >>"$home/calls"
+for rule in "$home"/rules/*; do
+  [ -e "$rule" ] || break
+  mapfile -t lines <"$rule"
+  [[ "${words[*]}" == *"${lines[0]}"* ]] || continue
+  [ "${#lines[@]}" -le 2 ] || printf '%s\n' "${lines[0]}" "${lines[@]:2}" >"$rule"
+  case ${lines[1]} in
+    "sh "*) eval "${lines[1]#sh }"; exit ;;
+    *) printf '%b' "${lines[1]#* }"; exit "${lines[1]%% *}" ;;
+  esac
+done
+"""
+MAKE_VENV = 'sh mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"'
+NASTY = "--config.dataset.path=/data/my photos; rm -rf $HOME \"'`*"
+
+
+class StandIns:
+    """A copy of the scripts, and a PATH on which the commands that they call only note that they were called.
+
+    Attributes:
+      root: the copy.
+      home: what the stand-ins use, and HOME for the scripts.
+    """
+
+    def __init__(self, folder, *names):
+        self.home, self.root = folder, folder / "the clone"
+        self.path = folder / "bin"
+        for part in ("launch", "configs"):
+            shutil.copytree(ROOT / part, self.root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "requirements.txt", self.root)
+        (folder / "rules").mkdir()
+        self.path.mkdir()
+        for name in names:
+            (self.path / name).write_text(STAND_IN.replace("{home}", str(folder)))
+            (self.path / name).chmod(0o755)
+        (folder / "calls").touch()
+        self.env = {"PATH": f"{self.path}:/usr/bin:/bin", "HOME": str(folder)}
+
+    def rule(self, pattern, *answers):
+        """What stand-ins do whose call holds `pattern`: each answer in turn, then the last one for ever.
+
+        An answer is an exit code, a space and what to print; or `sh ` and a line of bash.
+        """
+        rules = self.home / "rules"
+        (rules / f"{len(list(rules.iterdir())):03}").write_text("\n".join([pattern, *answers]) + "\n")
+
+    def forget(self):
+        """Removes all rules and calls."""
+        for rule in (self.home / "rules").iterdir():
+            rule.unlink()
+        (self.home / "calls").write_text("")
+
+    def calls(self, name=None):
+        """The calls so far, as lists of words; of one command if `name` is given."""
+        words = (self.home / "calls").read_bytes().decode().split("\0")[:-1]
+        calls = []
+        while words:
+            count = int(words[0])
+            calls.append(words[1 : 1 + count])
+            words = words[1 + count :]
+        return [call for call in calls if name in (None, call[0])]
+
+    def start(self, *command, **env):
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script, *arguments, code=0, **env):
+        """Runs launch/SCRIPT; returns what it printed, (stdout, stderr)."""
+        process = self.start("bash", f"launch/{script}", *arguments, **env)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, (process.returncode, out, err)
+        return out, err
+
+    def refused(self, script, *arguments, **env):
+        """Runs launch/SCRIPT, which has to refuse its arguments before any work; returns its one line."""
+        out, err = self.run(script, *arguments, code=2, **env)
+        assert not out and not self.calls() and err.count("\n") == 1 and err.startswith("error: ")
+        return err
+
+    def check_dry_run(self, script, *arguments):
+        """Holds what a dry run prints against the calls of a real run that has just been made."""
+        real = self.calls()
+        (self.home / "calls").write_text("")
+        before = self._times()
+        verbs = 0 if arguments[0].startswith("-") else 1
+        out, err = self.run(script, *arguments[:verbs], "--dry_run", *arguments[verbs:])
+        assert not err and not self.calls() and self._times() == before
+        pasted = ["bash", "-ec", out]
+        subprocess.run(pasted, env=self.env, cwd=self.root, capture_output=True, check=True)
+        assert self.calls() == real and real
+
+    def _times(self):
+        return {path: path.stat().st_mtime_ns for path in self.root.rglob("*")}
 
 
 @pytest.fixture
@@ -95,3 +203,113 @@ def test_old_python_is_named(clone):
         text=True,
     )
     assert done.returncode == 2 and "no Python 3.11 or newer" in done.stderr
+
+
+@pytest.fixture
+def gpus(tmp_path):
+    """gpu.sh beside two GPUs."""
+    stand_ins = StandIns(tmp_path, "nvidia-smi", "python3")
+    stand_ins.rule("nvidia-smi", r"0 NVIDIA H100\nNVIDIA H100\n")
+    stand_ins.rule("-m venv", MAKE_VENV)
+    stand_ins.rule("simclr_jax.main", 'sh env >"$home/env"')
+    return stand_ins
+
+
+CONFIG = "--config=configs/digits.py"
+
+
+def test_gpu_installs_cuda_and_runs_one_process(gpus):
+    out, _ = gpus.run("gpu.sh", "--", CONFIG, NASTY)
+    assert "== GPUs: 2 NVIDIA H100\n" in out
+    calls = [call for call in gpus.calls() if "-c" not in call]
+    assert calls[0] == ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    assert [call[:3] for call in calls[1:3]] == [["python3", "-m", "venv"], ["python", "-m", "pip"]]
+    files = [word for word in calls[2] if word.startswith("--requirement=")]
+    names = ("requirements.txt", "launch/requirements-gpu.txt")
+    assert files == [f"--requirement={gpus.root}/{name}" for name in names]
+    assert calls[3:] == [["python", "-m", "simclr_jax.main", CONFIG, NASTY]]
+    assert "CUDA_VISIBLE_DEVICES" not in (gpus.home / "env").read_text()
+    gpus.forget()
+    gpus.run("gpu.sh", "--", CONFIG)
+    assert not [call for call in gpus.calls() if "pip" in call]
+
+
+def test_gpu_selects_gpus(gpus):
+    gpus.run("gpu.sh", "--gpus=0,1", "--", CONFIG)
+    assert gpus.calls()[0][-1] == "--id=0,1"
+    assert {"CUDA_VISIBLE_DEVICES=0,1", "CUDA_DEVICE_ORDER=PCI_BUS_ID"} <= set(
+        (gpus.home / "env").read_text().splitlines()
+    )
+
+
+def test_gpu_without_gpus_is_one_line(gpus):
+    for answer in ("9 NVIDIA-SMI has failed", "sh exit 127"):
+        gpus.forget()
+        gpus.rule("nvidia-smi", answer)
+        out, err = gpus.run("gpu.sh", "--gpus=7", "--", CONFIG, code=2)
+        assert not out and err.startswith("error: nvidia-smi finds no GPU 7: ") and err.count("\n") == 1
+        assert len(gpus.calls()) == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--gpus=1",)])
+def test_gpu_dry_run_prints_what_is_run(gpus, options):
+    gpus.run("gpu.sh", "--", CONFIG)
+    (gpus.home / "calls").write_text("")
+    gpus.run("gpu.sh", *options, "--", CONFIG, NASTY)
+    gpus.check_dry_run("gpu.sh", *options, "--", CONFIG, NASTY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "--config is missing: give it after --"),
+        (("--", "--workdir=x"), "--config is missing: give it after --"),
+        (("--", "--config=configs/digts.py"), "--config=configs/digts.py does not exist: "),
+        ((CONFIG,), f"{CONFIG} is an argument of main: give it after --, as in -- {CONFIG}"),
+        (("--gpu=1", "--", CONFIG), "--gpu is unknown: "),
+        (("--gpus", "--", CONFIG), "--gpus has no value: give --gpus=VALUE"),
+        (("--gpus=all", "--", CONFIG), "--gpus=all is no list of numbers: "),
+        (("--dry_run=no", "--", CONFIG), "--dry_run takes no value: "),
+        (("gpus=1", "--", CONFIG), "'gpus=1' is no option: "),
+    ],
+)
+def test_gpu_refuses(gpus, arguments, error):
+    assert gpus.refused("gpu.sh", *arguments).startswith(f"error: {error}")
+
+
+def test_an_accelerator_and_the_tests_are_both_installed_once(gpus):
+    (gpus.root / "tests").mkdir()
+    shutil.copy(ROOT / "tests/requirements.txt", gpus.root / "tests")
+
+    def install():
+        (gpus.home / "calls").write_text("")
+        gpus.run("local.sh", CONFIG, ACCELERATOR="gpu")
+        gpus.run("test.sh")
+        return len([call for call in gpus.calls() if "pip" in call])
+
+    assert [install(), install()] == [2, 0]
+
+
+def test_local_takes_an_accelerator_and_refuses_others(gpus):
+    gpus.run("local.sh", CONFIG, ACCELERATOR="tpu")
+    assert f"--requirement={gpus.root}/launch/requirements-tpu.txt" in gpus.calls("python")[0]
+    gpus.run("local.sh", CONFIG)
+    gpus.forget()
+    _, err = gpus.run("local.sh", CONFIG, ACCELERATOR="npu", code=2)
+    assert err.startswith("error: ACCELERATOR=npu is unknown: ") and not gpus.calls()
+
+
+@pytest.mark.parametrize("script", ["gpu.sh", "slurm.sh", "tpu.sh"])
+def test_help_is_the_comment_at_the_top(gpus, script):
+    out, err = gpus.run(script, "--help")
+    assert f"usage: bash launch/{script} " in out and "--dry_run" in out and "set -e" not in out
+    comment = (ROOT / "launch" / script).read_text().split("\nset -e")[0].splitlines()[1:]
+    assert out.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in comment]
+    assert not err and not gpus.calls()
+
+
+def test_scripts_pass_shellcheck():
+    scripts = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*.sh"))
+    command = [os.path.join(os.path.dirname(sys.executable), "shellcheck"), "-x", *scripts, ".ci/run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Submits one task to Slurm as one job, with a process for each GPU. Before its time limit the job saves a
+# checkpoint and queues itself again, until WORKDIR/summary.json tells that the run is finished.
+# usage: bash launch/slurm.sh --nodes=2 --gpus_per_node=8 --time=24:00:00 [OPTIONS] \
+#            -- --config=configs/imagenet.py --workdir=DIR [--config.KEY=VALUE ...]
+#
+# The repository and DIR have to be on a file system that all nodes share. What requirements.txt and
+# launch/requirements-gpu.txt ask for is installed into .venv once, on the machine that submits.
+#
+#   --partition, --account, --qos, --constraint, --cpus_per_task, --mem, --job_name   as sbatch takes them
+#   --dry_run   print the commands, one a line, and run none
+set -euo pipefail
+# shellcheck source=launch/options.sh
+source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+
+nodes='' gpus_per_node='' time=''
+optional="partition account qos constraint cpus_per_task mem job_name"
+for option in $optional; do printf -v "$option" ''; done
+read_options "nodes gpus_per_node time $optional" "dry_run" "$@"
+need nodes 2
+need gpus_per_node 8
+need time 24:00:00
+[[ $gpus_per_node =~ ^[1-9][0-9]*$ ]] ||
+  fail "--gpus_per_node=$gpus_per_node is no number: give it as in --gpus_per_node=8"
+need_config
+workdir=$(main_flag workdir)
+[ -n "$workdir" ] || fail "--workdir is missing: give a folder that all nodes share, after --"
+[[ $workdir != *://* ]] || fail "--workdir=$workdir is no folder: give one that all nodes share"
+find_configs "${arguments[@]}"
+
+submit=(
+  sbatch "--nodes=$nodes" "--gpus-per-node=$gpus_per_node" "--ntasks-per-node=$gpus_per_node"
+  "--time=$time"
+  --signal=TERM@120 # to the processes, not to the script: they save and exit with 0
+  --requeue --open-mode=append "--output=${workdir//%/%%}/slurm-%j.log"
+)
+for option in $optional; do
+  [ -z "${!option}" ] || submit+=("--${option//_/-}=${!option}")
+done
+
+say "preparing the environment that all processes share"
+call env ACCELERATOR=gpu bash "$ROOT/launch/environment.sh"
+call mkdir -p "$workdir"
+say "submitting; the log is $workdir/slurm-JOB.log"
+call "${submit[@]}" "$ROOT/launch/slurm_job.sh" "$ROOT" "$workdir" "${arguments[@]}"
