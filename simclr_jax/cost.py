@@ -113,7 +113,8 @@ def measure(config, topology: str) -> dict:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        number, unit = re.search(r"Used ([\d.]+)([KMGT])", str(error)).groups()
+        # "Used 20.1G of 15.75G hbm", or "... (416.08G) exceeds available HBM (15.75G)"
+        number, unit = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds) ", str(error)).groups()
         return plan | {"memory": {"refused": float(number) * 1024 ** (" KMGT".index(unit))}}
     used = compiled.memory_analysis()
     # XLA counts the body of a loop once, and nearly all of the step is inside that of the microbatches.

@@ -76,7 +76,7 @@ def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:
         bounds = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
         needed = config.batch_size / step / plan["hosts"]
         lines["step"] = f"{step * 1e3:.2f} ms at the chip's peaks ({bounds}): no step is faster"
-        lines["run"] = f"{plan['num_steps']:,} steps, {plan['num_steps'] * step / 86400:.3f} days at least"
+        lines["run"] = f"{plan['num_steps']:,} steps, {plan['num_steps'] * step / 3600:.1f} hours at least"
         lines["input"] = (
             f"{needed:,.0f} images/s a host then: {math.ceil(needed / images_per_core):,} cores like this "
             f"machine's, at {images_per_core:,.0f} a core"
@@ -120,7 +120,7 @@ def _plan_one(config, topology, images_per_core) -> bool:
 def _plan_table(cases, images_per_core) -> bool:
     """A row of a Markdown table for every (name, config, topology)."""
     print(
-        "| | devices | images a device | memory, GiB | TFLOPs | ms a step | days | images/s a host | cores |"
+        "| | devices | images a device | memory, GiB | TFLOPs | ms a step | hours | images/s a host | cores |"
     )
     print("| --- " * 9 + "|", flush=True)
     fits = True
@@ -141,7 +141,7 @@ def _plan_table(cases, images_per_core) -> bool:
         if seconds:
             step = max(seconds.values())
             rate = config.batch_size / step / plan["hosts"]
-            cells += [f"{step * 1e3:.1f}", f"{plan['num_steps'] * step / 86400:.2f}", f"{rate:,.0f}"]
+            cells += [f"{step * 1e3:.1f}", f"{plan['num_steps'] * step / 3600:.1f}", f"{rate:,.0f}"]
             cells += [f"{math.ceil(rate / images_per_core()):,}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     return fits

@@ -138,8 +138,17 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
     """
     if count == 1:
         return function(batch_stats, batch)
-    parts = jax.tree.map(lambda rows: rows.reshape(count, -1, *rows.shape[1:]), batch)
-    batch_stats, outputs = jax.lax.scan(jax.checkpoint(function, prevent_cse=False), batch_stats, parts)
+
+    def on_part(batch_stats, index):
+        # Cut out inside the loop: TPUs would copy a batch reshaped beforehand as a whole, several times.
+        part = jax.tree.map(
+            lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * (len(rows) // count), len(rows) // count),
+            batch,
+        )
+        return function(batch_stats, part)
+
+    on_part = jax.checkpoint(on_part, prevent_cse=False)
+    batch_stats, outputs = jax.lax.scan(on_part, batch_stats, jnp.arange(count))
     return batch_stats, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), outputs)
 
 

@@ -1,0 +1,38 @@
+"""Benchmarks: that they measure what they say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from simclr_jax import benchmark
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_input_rate_is_that_of_the_pipeline():
+    small = benchmark.input_rate(tiny_config("pretrain"), seconds=1.0)
+    large = benchmark.input_rate(tiny_config("pretrain", image_size=224), seconds=1.0)
+    assert small > 2 * large > 0
+
+
+def test_step_rate_counts_two_views_an_image():
+    report = benchmark.step_rate(tiny_config("pretrain"), steps=2)
+    assert report["views"] == pytest.approx(2 * 64 / report["seconds"])
+
+
+def test_tiles_save_memory():
+    whole = benchmark.loss_cost(2048, tile=0, run=False)
+    tiles = benchmark.loss_cost(2048, tile=256, run=False)
+    assert whole["bytes"] > 4 * 4 * 2048**2 and "seconds" not in tiles
+    assert whole["bytes"] > 5 * tiles["bytes"]
+    assert benchmark.loss_cost(512, tile=0)["seconds"] > 0
+
+
+def test_unknown_benchmarks_are_one_line():
+    command = [sys.executable, "-m", "simclr_jax.benchmark", "outputs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: 'outputs' is unknown: give input, step or loss\n"

@@ -1,0 +1,92 @@
+"""What a step is counted to cost, against sums by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import tiny_config
+
+from simclr_jax import cost
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model
+
+
+def count(function, *shapes, axis=None):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return cost.count(jax.make_jaxpr(function, axis_env=[axis] if axis else None)(*arguments).jaxpr)
+
+
+def test_products_and_convolutions_are_counted():
+    assert count(lambda a, b: a @ b, (3, 4), (4, 5)) == (2 * 3 * 4 * 5, {})
+    convolve = jax.lax.conv_general_dilated
+
+    def conv(x, kernel, stride=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return convolve(x, kernel, (stride, stride), "SAME", dimension_numbers=numbers)
+
+    flops, _ = count(conv, (2, 8, 8, 3), (5, 5, 3, 7))
+    assert flops == 2 * (2 * 8 * 8 * 7) * (5 * 5 * 3)
+    forward, _ = count(lambda x, k: conv(x, k, 2), (2, 8, 8, 3), (3, 3, 3, 7))
+    whole, _ = count(jax.grad(lambda x, k: conv(x, k, 2).sum(), (0, 1)), (2, 8, 8, 3), (3, 3, 3, 7))
+    assert whole == 3 * forward  # forward, by the image and by the kernel
+
+
+def test_loops_count_as_often_as_they_run():
+    def loop(a, b):
+        return jax.lax.scan(lambda a, _: (a @ b, None), a, length=6)[0]
+
+    assert count(loop, (3, 3), (3, 3)) == (6 * 2 * 27, {})
+
+
+def test_resnet_50_has_the_published_operations(monkeypatch):
+    config = tiny_config("pretrain")
+    config.model.update(depth=50, width=1.0, stem="imagenet")
+    model = make_model(config.model, 0)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(images.shape)))
+    flops, _ = cost.count(jax.make_jaxpr(model.apply)(variables, images).jaxpr)
+    assert flops == pytest.approx(2 * 4.1e9, rel=0.02)  # 4.1 G multiply-adds, torchvision's table
+
+
+def test_collectives_are_counted_with_their_bytes():
+    def step(x):
+        total = jax.lax.psum(x, "batch")
+        return jax.lax.scan(lambda c, _: (c, jax.lax.all_gather(x, "batch")), total, length=2)
+
+    flops, collectives = count(step, (4, 5), axis=("batch", 8))
+    assert flops == 0 and collectives == {"psum": (1, 80), "all_gather": (2, 160)}
+
+
+def test_chips_are_found_by_what_jax_calls_them():
+    names = ["TPU v5 lite", "TPU v5", "TPU v4", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "cpu"]
+    memory = [cost.find_chip(name) and cost.find_chip(name).memory for name in names]
+    assert memory == [16, 95, 32, 80, 80, None]
+
+
+def test_roofline_takes_the_peaks_of_the_chip():
+    plan = {"kind": "TPU v5 lite", "devices": 4, "flops": 197e12, "bytes": 819e9 / 2, "parameters": 1}
+    plan["collectives"] = {"psum": (1, 4e9), "all_gather": (1, 1e9), "reduce_scatter": (1, 4e9)}
+    assert cost.roofline(plan) == pytest.approx({"compute": 1.0, "memory": 0.5, "links": 12e9 / 200e9})
+    assert cost.roofline(plan | {"kind": "cpu"}) == {}
+
+
+def test_step_is_measured_on_the_devices_at_hand():
+    config = tiny_config("pretrain")
+    plan = cost.measure(config, "local")
+    assert plan["devices"] == 8 and plan["hosts"] == 1 and plan["kind"] == "cpu"
+    batches = config.batch_size // 8 * 2 * config.model.projection_dim * 4
+    assert plan["collectives"]["all_gather"] == (2, batches)
+    # Gradients, once, and batch norm's sums.
+    assert plan["collectives"]["psum"][1] >= 4 * plan["parameters"]
+    assert plan["memory"]["arguments"] > 4 * 2 * plan["parameters"]
+    config.microbatches = 4
+    in_parts = cost.measure(config, "local")
+    assert in_parts["flops"] > 1.2 * plan["flops"]
+
+
+def test_unknown_sizes_and_uneven_batches_are_user_errors():
+    config = tiny_config("pretrain", **{"dataset.name": "food101"})
+    with pytest.raises(UserError, match="size of 'food101' is not known .*num_examples"):
+        cost.measure(config, "local")
+    config = tiny_config("pretrain", microbatches=3)
+    with pytest.raises(UserError, match="batch_size=64 .* of 3 microbatches each"):
+        cost.measure(config, "local")

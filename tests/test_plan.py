@@ -1,0 +1,132 @@
+"""The planner, as a user runs it, and what it says of plans."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_config
+
+from simclr_jax import cost, plan
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--config=configs/digits.py", "--config.model.width=0.125"]
+
+
+def run(*arguments, code):
+    done = subprocess.run(
+        [sys.executable, "-m", "simclr_jax.plan", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def a_plan(kind="TPU v5 lite", *, parameters=30e6, **memory):
+    return {
+        "devices": 4,
+        "hosts": 1,
+        "kind": kind,
+        "parameters": int(parameters),
+        "num_steps": 100,
+        "flops": 1e12,
+        "bytes": 1e9,
+        "collectives": {"psum": (3, 1e6)},
+        "memory": {name: size * cost.GIB for name, size in memory.items()},
+    }
+
+
+def config_of(batch_size=4096):
+    return tiny_config("pretrain", batch_size=batch_size)
+
+
+def test_what_fits_needs_no_remedy():
+    assert plan.remedy(a_plan(arguments=2, temporaries=13), config_of()) is None
+    assert plan.remedy(a_plan("cpu", arguments=2, temporaries=1300), config_of()) is None
+
+
+@pytest.mark.parametrize(
+    "memory, batch_size, advice",
+    [
+        ({"refused": 20}, 4096, "set --config.microbatches=2 or --config.remat=True"),
+        ({"refused": 416}, 4096, "set --config.microbatches=64 "),
+        ({"arguments": 4, "temporaries": 13}, 4096, "set --config.microbatches=2 "),
+        ({"refused": 416}, 8, "lower --config.batch_size, set --config.remat=True, or take more devices"),
+    ],
+)
+def test_what_does_not_fit_names_the_setting(memory, batch_size, advice):
+    assert advice in plan.remedy(a_plan(**memory), config_of(batch_size))
+
+
+def test_too_large_a_network_is_told_so():
+    assert "--config.model.width" in plan.remedy(a_plan(parameters=1.5e9, refused=40), config_of())
+
+
+def test_description_has_every_figure():
+    lines = plan.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=100)
+    assert lines["memory"] == "5.00 of 16 GiB a device: 2.00 arguments, 3.00 temporaries"
+    assert lines["collectives"] == "3 psum of 1.00 MB"
+    assert lines["step"].startswith("5.08 ms at the chip's peaks (compute 5.08, memory 1.22, links 0.01)")
+    assert lines["run"].startswith("100 steps, 0.0 hours")
+    assert re.match(r"806,912 images/s a host .*: 8,070 cores", lines["input"])
+    refused = plan.describe(a_plan(refused=416), config_of(), images_per_core=100)
+    assert refused["memory"] == "416.00 of 16 GiB a device: 416.00 refused"
+
+
+def test_local_devices_are_planned_for():
+    out = run(*TINY, "--topology=local", code=0)
+    assert re.search(r"devices +8 x cpu, 1 host", out) and out.endswith("compiles\n")
+    assert re.search(r"batch +256 images, 32 a device", out)
+
+
+def test_only_pretraining_is_planned():
+    out = run("--config=configs/digits.py:linear_eval", code=2)
+    assert out.startswith("error: ") and "linear_eval" in out and out.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def libtpu(monkeypatch_module):
+    """The TPU compiler, beside the environment: jax would look for TPUs with one inside it."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("libtpu is for Linux on x86_64")
+    folder = Path(sys.prefix) / "libtpu"
+    library = folder / "libtpu" / "libtpu.so"
+    if not library.exists():
+        wanted = next(r for r in importlib.metadata.requires("jax") if r.startswith("libtpu")).split(";")[0]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={folder}", wanted]
+        subprocess.run(pip, check=True)
+    monkeypatch_module.setenv("TPU_LIBRARY_PATH", str(library))
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def test_a_tpu_topology_is_compiled_for(libtpu):
+    out = run(*TINY, "--topology=v4:2x2x1,v5e:4x4", code=0)
+    head, _, *rows = out.splitlines()
+    assert head.count("|") == 11
+    assert "4 x TPU v4 | 64 |" in rows[0] and "16 x TPU v5 lite | 16 |" in rows[1]
+
+
+def test_what_a_tpu_cannot_hold_is_refused(libtpu):
+    out = run(*TINY, "--topology=v5e:1x1", "--config.batch_size=1048576", code=1)
+    assert re.search(r"1048576 a device", out)
+    assert re.search(r"does not fit: set --config.microbatches=\d+ or --config.remat=True", out)
+
+
+def test_unknown_topologies_are_one_line(libtpu):
+    out = run(*TINY, "--topology=v9:2x2", code=2)
+    assert out.startswith("error: --topology=v9:2x2 is unknown") and out.count("\n") == 1
+
+
+def test_without_the_compiler_one_line_says_how_to_get_it():
+    environment = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
+    command = [sys.executable, "-m", "simclr_jax.plan", *TINY, "--topology=v4:2x2x1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "pip install 'jax[tpu]'" in done.stderr and done.stderr.count("\n") == 1
