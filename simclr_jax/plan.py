@@ -36,17 +36,15 @@ def remedy(plan: dict, config) -> str | None:
         return None
     rows = config.batch_size // plan["devices"] // config.microbatches
     held = 3 * 4 * plan["parameters"] / GIB  # parameters, their momentum and gradients
-    parts = 2
-    while parts < rows and (used - held) / parts > 0.8 * (chip.memory - held):
-        parts *= 2
-    if held > 0.8 * chip.memory:
+    free = 0.8 * ((chip.memory if chip else 0) - held)
+    if free <= 0:
         return f"parameters, momentum and gradients alone take {held:.1f} GiB: lower --config.model.width"
-    if rows % parts or (used - held) / parts > 0.8 * (chip.memory - held):
-        return "lower --config.batch_size, set --config.remat=True, or take more devices"
-    return (
-        f"set --config.microbatches={config.microbatches * parts} or --config.remat=True, lower "
-        "--config.batch_size, or take more devices"
-    )
+    parts = 2
+    while (used - held) / parts > free:
+        parts *= 2
+    options = [] if rows % parts else [f"set --config.microbatches={config.microbatches * parts}"]
+    options += [] if config.remat else ["set --config.remat=True"]
+    return ", ".join([*options, "lower --config.batch_size, or take more devices"])
 
 
 def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:

@@ -51,14 +51,33 @@ def test_what_fits_needs_no_remedy():
 @pytest.mark.parametrize(
     "memory, batch_size, advice",
     [
-        ({"refused": 20}, 4096, "set --config.microbatches=2 or --config.remat=True"),
-        ({"refused": 416}, 4096, "set --config.microbatches=64 "),
-        ({"arguments": 4, "temporaries": 13}, 4096, "set --config.microbatches=2 "),
-        ({"refused": 416}, 8, "lower --config.batch_size, set --config.remat=True, or take more devices"),
+        (
+            {"refused": 20},
+            4096,
+            "set --config.microbatches=2, set --config.remat=True, lower ",
+        ),
+        ({"refused": 416}, 4096, "set --config.microbatches=64, "),
+        ({"arguments": 4, "temporaries": 13}, 4096, "set --config.microbatches=2, "),
+        ({"refused": 416}, 8, "set --config.remat=True, lower --config.batch_size, or take more devices"),
     ],
 )
 def test_what_does_not_fit_names_the_setting(memory, batch_size, advice):
     assert advice in plan.remedy(a_plan(**memory), config_of(batch_size))
+
+
+def test_what_is_set_already_is_not_advised():
+    config = config_of()
+    config.update(microbatches=4, remat=True)
+    advice = plan.remedy(a_plan(refused=20), config)
+    assert advice == "set --config.microbatches=8, lower --config.batch_size, or take more devices"
+
+
+def test_comparison_has_the_plain_step_and_both_remedies():
+    config = config_of()
+    forms = [(name, form.microbatches, form.remat) for name, form in plan._forms(config)]
+    assert forms == [("plain", 1, False), ("remat", 1, True), ("8 microbatches", 8, False)]
+    config.microbatches = 64
+    assert list(plan._forms(config))[2][1].microbatches == 64 and config.microbatches == 64
 
 
 def test_too_large_a_network_is_told_so():
@@ -117,7 +136,7 @@ def test_a_tpu_topology_is_compiled_for(libtpu):
 def test_what_a_tpu_cannot_hold_is_refused(libtpu):
     out = run(*TINY, "--topology=v5e:1x1", "--config.batch_size=1048576", code=1)
     assert re.search(r"1048576 a device", out)
-    assert re.search(r"does not fit: set --config.microbatches=\d+ or --config.remat=True", out)
+    assert re.search(r"does not fit: set --config.microbatches=\d+, set --config.remat=True", out)
 
 
 def test_unknown_topologies_are_one_line(libtpu):
