@@ -27,6 +27,10 @@ What follows starts from that run: `--config=configs/imagenet.py:TASK --config.p
 linear_eval takes 90 epochs, in which the encoder only goes forward, finetune 30; finetune_1pct takes 188
 steps, finetune_10pct 939, knn and embed one pass over the images.
 
+One device is enough for batch 8192, at its pace: `--config.microbatches=64 --config.remat=True` takes 10 GiB
+instead of 416 (README, "A batch of 8192 on one device"). What a topology would need, before it is rented:
+`python -m simclr_jax.plan --config=configs/imagenet.py --topology=v4:4x4x8`.
+
 For other batch sizes the paper scales the learning rate linearly, as here; appendix B.1 finds
 `--config.optimizer.learning_rate=0.075 --config.optimizer.scaling=sqrt` better for small batches and few
 epochs.

@@ -1,6 +1,7 @@
 """What a train step costs: counted in its jaxpr, compiled for any topology, set against a chip's peaks."""
 
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ def measure(config, topology: str) -> dict:
     """
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles: no TPU is fought over
     devices = _devices(topology)
     if devices[0].platform == "tpu" and config.model.dtype == "auto":
         config.model.dtype = "bfloat16"

@@ -83,7 +83,7 @@ def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:
 
 
 def compile_apart(config, topology: str) -> dict:
-    """`measure` in a process of its own: libtpu can crash, and serves one process at a time."""
+    """`measure` in a process of its own, since the TPU compiler can crash its process."""
     if (
         topology != "local"
         and "TPU_LIBRARY_PATH" not in os.environ
