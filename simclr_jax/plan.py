@@ -139,7 +139,7 @@ def _plan_table(cases, images_per_core) -> bool:
         if seconds:
             step = max(seconds.values())
             rate = config.batch_size / step / plan["hosts"]
-            cells += [f"{step * 1e3:.1f}", f"{plan['num_steps'] * step / 3600:.1f}", f"{rate:,.0f}"]
+            cells += [f"{step * 1e3:.1f}", f"{plan['num_steps'] * step / 3600:.2f}", f"{rate:,.0f}"]
             cells += [f"{math.ceil(rate / images_per_core()):,}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     return fits
@@ -168,7 +168,11 @@ def plan(_) -> None:
     if len(topologies) * len(forms) == 1:
         fits = _plan_one(config, topologies[0], images_per_core)
     else:
-        cases = [(f"{name} {topology}", form, topology) for topology in topologies for name, form in forms]
+        cases = [
+            (f"{config.dataset.name} {topology} {name}".strip(), form, topology)
+            for topology in topologies
+            for name, form in forms
+        ]
         fits = _plan_table(cases, images_per_core)
     sys.exit(not fits)
 
