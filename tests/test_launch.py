@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ class StandIns:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell never heeds a signal that was ignored where it started, as in the background of another.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script, *arguments, code=0, **env):
