@@ -29,7 +29,7 @@ def pretrain() -> ConfigDict:
             # For batches beyond the memory: so many parts go through the network one by one, and once more to
             # backpropagate. The loss is that of the whole batch; batch norm takes its statistics over a part.
             "microbatches": 1,
-            "remat": False,  # keeps no activations inside residual blocks: less memory, a third more time
+            "remat": False,  # keeps no activations inside residual blocks: less memory, a third more FLOPs
             "dataset": {
                 "name": "",  # 'digits', 'folder', or a name of TensorFlow Datasets
                 "path": placeholder(str),  # of a folder of images

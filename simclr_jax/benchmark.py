@@ -8,30 +8,29 @@ step and loss need no TensorFlow.
 """
 
 import io
-import os
 import sys
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import cost, losses, main, parallel, train
-from simclr_jax.models import make_model
+from simclr_jax.errors import UserError
 from simclr_jax.tasks import pretrain
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 def input_rate(config, seconds: float = 10.0) -> float:
-    """Images/s, of two views each, that the input pipeline makes from JPEG files in memory on all cores.
+    """Images/s a core, of two views each, that the input pipeline makes from JPEG files, with all cores busy.
 
     The files are as large as ImageNet's, 500 x 375 pixels, or as `config.image_size` where that is up to 96.
     """
     from PIL import Image
 
-    from simclr_jax.data import datasets, folder, pipeline
+    from simclr_jax.data import CORES, datasets, folder, pipeline
 
     rng = np.random.default_rng(0)
     size = (500, 375) if config.image_size > 96 else (config.image_size, config.image_size)
@@ -44,16 +43,14 @@ def input_rate(config, seconds: float = 10.0) -> float:
     labels = np.full(len(records), -1, np.int32)
     source = datasets.Source("JPEG files", len(records), 0, folder.decode_bytes, records, labels)
     rows = 64
-    batches = pipeline.train_batches(
-        source, lambda image, seed: pretrain.views(config, image, seed), batch_size=rows, seed=0
-    )
+    batches = pipeline.train_batches(source, partial(pretrain.views, config), batch_size=rows, seed=0)
     for _ in range(4):  # buffers fill, functions are traced
         next(batches)
     begun, steps = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < seconds:
         next(batches)
         steps += 1
-    return steps * rows / passed
+    return steps * rows / passed / CORES
 
 
 def step_rate(config, steps: int = 10) -> dict[str, float]:
@@ -62,19 +59,24 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     Returns:
       'seconds' a step, the median of `steps`; 'views' a second over all devices; peak 'memory' of a device in
       bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where known.
+
+    Raises:
+      UserError: it does not fit, or the batch does not divide over the devices.
     """
-    examples = cost.Examples.of(config.dataset)
-    model = make_model(config.model, examples.num_classes, remat=config.remat)
-    task = pretrain.make_task(config, model, examples)
+    task, plan, step = cost.compile_step(config, jax.devices())
+    if step is None:
+        raise UserError(
+            "the step does not fit on these devices: python -m simclr_jax.plan --topology=local, with the "
+            "same config, tells what to change"
+        )
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     batch = {view: rng.integers(0, 256, shape, np.uint8) for view in ("view1", "view2")}
-    batch["label"] = rng.integers(0, max(1, examples.num_classes), config.batch_size).astype(np.int32)
+    batch["label"] = np.zeros(config.batch_size, np.int32)
     batch = parallel.shard(batch)
     state = parallel.replicate(train.init_state(task, config.seed))
-    step = train.mapped_step(task)
     times = []
-    for _ in range(steps + 2):  # the first compiles
+    for _ in range(steps + 2):  # the first ones warm up
         begun = time.perf_counter()
         state, results = step(state, batch)
         jax.block_until_ready(results)
@@ -84,24 +86,26 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         report["memory"] = stats["peak_bytes_in_use"]
-    plan = cost.measure(config, "local")
     peaks = cost.roofline(plan)
     if peaks:
         report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
     return report
 
 
-def loss_cost(pairs: int, *, tile: int, run: bool = True, width: int = 128) -> dict[str, float]:
-    """Seconds and temporary bytes of the value and gradient of NT-Xent; only the bytes without `run`."""
+def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str, float]:
+    """Temporary 'bytes' of NT-Xent's value and gradient, and 'seconds' unless they are more than `limit`.
+
+    Projections have 128 dimensions; `tile` is that of `losses.nt_xent`.
+    """
     rng = np.random.default_rng(0)
-    views = jnp.asarray(rng.standard_normal((2, pairs, width)), jnp.float32)
+    views = jnp.asarray(rng.standard_normal((2, pairs, 128)), jnp.float32)
 
     def loss(views):
         return losses.nt_xent(*views, temperature=0.1, tile=tile)
 
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
     report = {"bytes": compiled.memory_analysis().temp_size_in_bytes}
-    if run:
+    if report["bytes"] <= limit:
         begun = time.perf_counter()
         jax.block_until_ready(compiled(views))
         report["seconds"] = time.perf_counter() - begun
@@ -109,14 +113,14 @@ def loss_cost(pairs: int, *, tile: int, run: bool = True, width: int = 128) -> d
 
 
 def _input(_) -> None:
+    from simclr_jax.data import CORES
+
     rate = input_rate(main.read_config())
-    print(f"{rate:,.0f} images/s of two views on {CORES} cores, {rate / CORES:,.0f} a core")
+    print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
 
 
 def _step(_) -> None:
-    config = main.read_config()
-    train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
-    report = step_rate(config)
+    report = step_rate(main.read_config())
     line = (
         f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {jax.device_count()} x "
     )
@@ -134,10 +138,9 @@ def _loss() -> None:
     for pairs in PAIRS:
         cells = [f"{pairs:,}"]
         for tile in (0, losses.TILE):
-            size = loss_cost(pairs, tile=tile, run=False)["bytes"]
-            fits = size < limit
-            seconds = loss_cost(pairs, tile=tile)["seconds"] if fits else None
-            cells += [f"{size / cost.GIB:.3f}", f"{seconds:.3f}" if fits else "does not fit"]
+            report = loss_cost(pairs, tile=tile, limit=limit)
+            cells += [f"{report['bytes'] / cost.GIB:.3f}"]
+            cells += [f"{report['seconds']:.3f}" if "seconds" in report else "does not fit"]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

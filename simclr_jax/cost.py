@@ -80,12 +80,20 @@ def measure(config, topology: str) -> dict:
       'arguments', 'temporaries', 'code', or 'refused' alone, what it would take, where XLA refuses the step.
 
     Raises:
-      UserError: unknown topology, or a batch that does not divide over it.
+      UserError: unknown topology or size of the dataset, or a batch that does not divide over the devices.
     """
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles: no TPU is fought over
-    devices = _devices(topology)
+    return compile_step(config, _devices(topology))[1]
+
+
+def compile_step(config, devices):
+    """Compiles the train step of a pretraining config for these devices, which need not be here.
+
+    Returns:
+      task; what `measure` returns; the compiled step(state, batch), None where XLA refuses it.
+    """
     if devices[0].platform == "tpu" and config.model.dtype == "auto":
         config.model.dtype = "bfloat16"
     train.check_batch_size(config.batch_size, len(devices), config.microbatches)
@@ -117,7 +125,7 @@ def measure(config, topology: str) -> dict:
             raise
         # "Used 20.1G of 15.75G hbm", or "... (416.08G) exceeds available HBM (15.75G)"
         number, unit = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds) ", str(error)).groups()
-        return plan | {"memory": {"refused": float(number) * 1024 ** (" KMGT".index(unit))}}
+        return task, plan | {"memory": {"refused": float(number) * 1024 ** (" KMGT".index(unit))}}, None
     used = compiled.memory_analysis()
     # XLA counts the body of a loop once, and nearly all of the step is inside that of the microbatches.
     traffic = compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches
@@ -126,7 +134,7 @@ def measure(config, topology: str) -> dict:
         "temporaries": used.temp_size_in_bytes,
         "code": used.generated_code_size_in_bytes,
     }
-    return plan | {"bytes": traffic, "memory": memory}
+    return task, plan | {"bytes": traffic, "memory": memory}, compiled
 
 
 def _devices(topology):

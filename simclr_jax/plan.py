@@ -31,7 +31,7 @@ _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, rema
 def remedy(plan: dict, config) -> str | None:
     """What to change where the step does not fit; None where it does."""
     chip = find_chip(plan["kind"])
-    used = sum(plan["memory"].values()) / GIB
+    used = gib(plan)
     if "refused" not in plan["memory"] and (chip is None or used <= chip.memory):
         return None
     rows = config.batch_size // plan["devices"] // config.microbatches
@@ -47,8 +47,23 @@ def remedy(plan: dict, config) -> str | None:
     return ", ".join([*options, "lower --config.batch_size, or take more devices"])
 
 
-def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:
-    """A plan, for a person: (what, value)."""
+def gib(plan: dict) -> float:
+    """What a step takes of a device's memory."""
+    return sum(plan["memory"].values()) / GIB
+
+
+def forecast(plan: dict, config) -> dict[str, float]:
+    """At the chip's peaks: 'step' in seconds, 'hours' of the run, 'images' a second and host; or nothing."""
+    seconds = roofline(plan)
+    if not seconds:
+        return {}
+    step = max(seconds.values())
+    images = config.batch_size / step / plan["hosts"]
+    return {"step": step, "hours": plan["num_steps"] * step / 3600, "images": images}
+
+
+def describe(plan: dict, config, images_per_core) -> dict[str, str]:
+    """A plan, for a person; `images_per_core` is asked for this machine's input rate where that matters."""
     chip, memory = find_chip(plan["kind"]), plan["memory"]
     rows = config.batch_size // plan["devices"]
     forms = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
@@ -60,7 +75,7 @@ def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:
         "parameters": f"{plan['parameters']:,}",
         "devices": f"{plan['devices']} x {plan['kind']}, {plan['hosts']} host(s)",
         "batch": f"{config.batch_size} images, {rows} a device{forms}{', remat' if config.remat else ''}",
-        "memory": f"{sum(memory.values()) / GIB:.2f}{available} GiB a device: {parts}",
+        "memory": f"{gib(plan):.2f}{available} GiB a device: {parts}",
         "FLOPs": f"{plan['flops'] / 1e9:,.1f} G a step and device, convolutions and products",
     }
     if "bytes" in plan:
@@ -68,16 +83,14 @@ def describe(plan: dict, config, images_per_core: float) -> dict[str, str]:
     lines["collectives"] = ", ".join(
         f"{times:,} {name} of {size / 1e6:,.2f} MB" for name, (times, size) in plan["collectives"].items()
     )
-    seconds = roofline(plan)
-    if seconds:
-        step = max(seconds.values())
-        bounds = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in seconds.items())
-        needed = config.batch_size / step / plan["hosts"]
-        lines["step"] = f"{step * 1e3:.2f} ms at the chip's peaks ({bounds}): no step is faster"
-        lines["run"] = f"{plan['num_steps']:,} steps, {plan['num_steps'] * step / 3600:.1f} hours at least"
+    peak = forecast(plan, config)
+    if peak:
+        bounds = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in roofline(plan).items())
+        lines["step"] = f"{peak['step'] * 1e3:.2f} ms at the chip's peaks ({bounds}): no step is faster"
+        lines["run"] = f"{plan['num_steps']:,} steps, {peak['hours']:.1f} hours at least"
         lines["input"] = (
-            f"{needed:,.0f} images/s a host then: {math.ceil(needed / images_per_core):,} cores like this "
-            f"machine's, at {images_per_core:,.0f} a core"
+            f"{peak['images']:,.0f} images/s a host then: {math.ceil(peak['images'] / images_per_core()):,} "
+            f"cores like this machine's, at {images_per_core():,.0f} a core"
         )
     return lines
 
@@ -107,7 +120,7 @@ def _hush():
 
 def _plan_one(config, topology, images_per_core) -> bool:
     plan = compile_apart(config, topology)
-    lines = describe(plan, config, images_per_core())
+    lines = describe(plan, config, images_per_core)
     width = max(map(len, lines))
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items()))
     change = remedy(plan, config)
@@ -130,17 +143,15 @@ def _plan_table(cases, images_per_core) -> bool:
             print(f"| {name} | {error} |", flush=True)
             fits = False
             continue
-        chip, seconds = find_chip(plan["kind"]), roofline(plan)
+        chip, peak = find_chip(plan["kind"]), forecast(plan, config)
         fitting = remedy(plan, config) is None
         fits &= fitting
-        memory = f"{sum(plan['memory'].values()) / GIB:.1f} of {chip.memory if chip else '?'}"
+        memory = f"{gib(plan):.1f} of {chip.memory if chip else '?'}"
         cells += [f"{plan['devices']} x {plan['kind']}", str(config.batch_size // plan["devices"])]
         cells += [memory if fitting else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
-        if seconds:
-            step = max(seconds.values())
-            rate = config.batch_size / step / plan["hosts"]
-            cells += [f"{step * 1e3:.1f}", f"{plan['num_steps'] * step / 3600:.2f}", f"{rate:,.0f}"]
-            cells += [f"{math.ceil(rate / images_per_core()):,}"]
+        if peak:
+            cells += [f"{peak['step'] * 1e3:.1f}", f"{peak['hours']:.2f}", f"{peak['images']:,.0f}"]
+            cells += [f"{math.ceil(peak['images'] / images_per_core()):,}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     return fits
 
@@ -162,7 +173,7 @@ def plan(_) -> None:
     config = main.read_config()
     if config.task != "pretrain":
         raise UserError(f"plans are of pretraining, not of {config.task}: give the config without a task")
-    images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5) / benchmark.CORES)
+    images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5))
     topologies = _TOPOLOGY.value.split(",")
     forms = list(_forms(config)) if _COMPARE.value else [("", config)]
     if len(topologies) * len(forms) == 1:

@@ -1,6 +1,7 @@
 """Every test sees eight CPU devices, as a small pod would, and compiles nothing that another has compiled."""
 
 import importlib
+import json
 import os
 import tempfile
 
@@ -30,6 +31,11 @@ def finetuned_run(pretrained_run, tmp_path_factory):
     settings = {"labels_per_class": 5, "draws": 1, "evaluate.compare": False}
     run_task("finetune", workdir, pretrained=str(pretrained_run), num_steps=5, **settings)
     return workdir
+
+
+def log_of(workdir):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def tiny_config(task, **overrides):

@@ -24,8 +24,8 @@ def test_step_rate_counts_two_views_an_image():
 
 
 def test_tiles_save_memory():
-    whole = benchmark.loss_cost(2048, tile=0, run=False)
-    tiles = benchmark.loss_cost(2048, tile=256, run=False)
+    whole = benchmark.loss_cost(2048, tile=0, limit=0)
+    tiles = benchmark.loss_cost(2048, tile=256, limit=0)
     assert whole["bytes"] > 4 * 4 * 2048**2 and "seconds" not in tiles
     assert whole["bytes"] > 5 * tiles["bytes"]
     assert benchmark.loss_cost(512, tile=0)["seconds"] > 0

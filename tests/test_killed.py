@@ -1,6 +1,5 @@
 """kill -9 at random moments, in the middle of saves too: nothing that was saved is lost."""
 
-import json
 import multiprocessing
 import random
 import time
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from conftest import tiny_config
+from conftest import log_of, tiny_config
 
 from simclr_jax import train
 
@@ -80,6 +79,5 @@ def test_killed_twenty_times_loses_no_finished_save(tmp_path):
     assert seen == [saved]
     straight = train.fit(task, config_of(), tmp_path.parent / "straight")
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, straight))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, saved + 11))
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, saved + 11))
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if "tmp" in path.name]

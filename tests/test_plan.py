@@ -34,10 +34,9 @@ def a_plan(kind="TPU v5 lite", *, parameters=30e6, **memory):
         "parameters": int(parameters),
         "num_steps": 100,
         "flops": 1e12,
-        "bytes": 1e9,
         "collectives": {"psum": (3, 1e6)},
         "memory": {name: size * cost.GIB for name, size in memory.items()},
-    }
+    } | ({} if "refused" in memory else {"bytes": 1e9})
 
 
 def config_of(batch_size=4096):
@@ -86,13 +85,13 @@ def test_too_large_a_network_is_told_so():
 
 
 def test_description_has_every_figure():
-    lines = plan.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=100)
+    lines = plan.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=lambda: 100)
     assert lines["memory"] == "5.00 of 16 GiB a device: 2.00 arguments, 3.00 temporaries"
     assert lines["collectives"] == "3 psum of 1.00 MB"
     assert lines["step"].startswith("5.08 ms at the chip's peaks (compute 5.08, memory 1.22, links 0.01)")
     assert lines["run"].startswith("100 steps, 0.0 hours")
     assert re.match(r"806,912 images/s a host .*: 8,070 cores", lines["input"])
-    refused = plan.describe(a_plan(refused=416), config_of(), images_per_core=100)
+    refused = plan.describe(a_plan(refused=416), config_of(), images_per_core=None)
     assert refused["memory"] == "416.00 of 16 GiB a device: 416.00 refused"
 
 

@@ -1,6 +1,5 @@
 """Several real processes, joined over loopback, against one."""
 
-import json
 import os
 import re
 import signal
@@ -13,14 +12,13 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config
+from conftest import log_of, tiny_config
 
 from simclr_jax import checkpoint, train
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"batch_size": 16, "num_steps": 5, "log_every_steps": 1}
 
 
 def environment(devices):
@@ -42,18 +40,21 @@ def join(count):
     ]
 
 
+def config_and_task(num_steps):
+    from simclr_jax.data import datasets
+
+    config = tiny_config("pretrain", batch_size=16, num_steps=num_steps, log_every_steps=1)
+    source = datasets.load(config.dataset, "train", seed=config.seed)
+    return config, pretrain.make_task(config, make_model(config.model, source.num_classes), source)
+
+
 def examine(folder):
     """Writes what this process sees: its rows, the raw gradients of step 2, and the state after five steps.
 
     Warmup starts at zero: the first step changes nothing, so the second one's gradients are those of the
     initial parameters.
     """
-    config = tiny_config("pretrain", **SETTINGS)
-    from simclr_jax.data import datasets
-
-    source = datasets.load(config.dataset, "train", seed=config.seed)
-    model = make_model(config.model, source.num_classes)
-    task = pretrain.make_task(config, model, source)
+    config, task = config_and_task(num_steps=5)
     task = task._replace(optimizer=optax.chain(optax.trace(decay=0.0), task.optimizer))
     batch = next(task.batches(0))
     state = train.fit(task._replace(num_steps=2), config, folder)
@@ -135,17 +136,13 @@ STEPS = 20
 
 def twenty_steps(folder, until):
     """Goes on with a run of twenty steps in this process, on eight devices; returns the train state."""
-    from simclr_jax.data import datasets
-
-    config = tiny_config("pretrain", **SETTINGS | {"num_steps": STEPS})
-    source = datasets.load(config.dataset, "train", seed=config.seed)
-    task = pretrain.make_task(config, make_model(config.model, source.num_classes), source)
+    config, task = config_and_task(STEPS)
     return train.fit(task._replace(num_steps=until), config, folder)
 
 
 def main_of_two_processes(workdir):
     """The same run on two processes with two devices each; SIGTERM to the second one after three steps."""
-    config = checkpoint.flatten(tiny_config("pretrain", **SETTINGS | {"num_steps": STEPS}).to_dict())
+    config = checkpoint.flatten(config_and_task(STEPS)[0].to_dict())
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value is not None]
     started = [
@@ -169,10 +166,6 @@ def main_of_two_processes(workdir):
     assert [process.wait(timeout=60) for process in started] == [0, 0]
     assert "step" not in silent
     return "".join(lines)
-
-
-def log_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_survives_a_stop_of_any_process_and_changes_of_their_number(tmp_path):

@@ -1,6 +1,5 @@
 """The train step over several devices, and the loop."""
 
-import json
 import signal
 from functools import partial
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
@@ -210,10 +210,6 @@ def loop_config():
     config = config_of()
     config.update(log_every_steps=2, checkpoint_every_steps=3, batch_size=8, keep_checkpoints=2)
     return config
-
-
-def log_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def saved_steps(workdir):
