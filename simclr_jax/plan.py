@@ -35,10 +35,15 @@ def remedy(plan: dict, config) -> str | None:
     if "refused" not in plan["memory"] and (chip is None or used <= chip.memory):
         return None
     rows = config.batch_size // plan["devices"] // config.microbatches
-    held = 3 * 4 * plan["parameters"] / GIB  # parameters, their momentum and gradients
+    weights = 3 * 4 * plan["parameters"] / GIB  # parameters, their momentum and gradients
+    views = 2 * 3 * config.image_size**2 * config.batch_size / plan["devices"] / GIB
+    held = weights + 2 * views  # microbatches are cut from a second copy, in another layout
     free = 0.8 * ((chip.memory if chip else 0) - held)
     if free <= 0:
-        return f"parameters, momentum and gradients alone take {held:.1f} GiB: lower --config.model.width"
+        return (
+            f"parameters, momentum and gradients take {weights:.1f} GiB, and two copies of the views "
+            f"{2 * views:.1f}: lower --config.model.width or --config.batch_size, or take more devices"
+        )
     parts = 2
     while (used - held) / parts > free:
         parts *= 2

@@ -80,6 +80,13 @@ def test_comparison_has_the_plain_step_and_both_remedies():
     assert list(plan._forms(config))[2][1].microbatches == 64 and config.microbatches == 64
 
 
+def test_parts_do_not_help_where_the_views_alone_are_too_many():
+    config = config_of(4 * 32768)
+    config.update(image_size=224, microbatches=512, remat=True)
+    advice = plan.remedy(a_plan(refused=26.64), config)
+    assert "views 18.4" in advice and "--config.batch_size" in advice and "microbatches" not in advice
+
+
 def test_too_large_a_network_is_told_so():
     assert "--config.model.width" in plan.remedy(a_plan(parameters=1.5e9, refused=40), config_of())
 
