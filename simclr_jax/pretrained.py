@@ -15,6 +15,22 @@ from simclr_jax.probes import Features
 _ARCHITECTURE = ("depth", "width", "sk_ratio", "se_ratio", "stem", "projection_layers", "projection_dim")
 
 
+def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was saved under `path`.
+
+    Returns:
+      {'params', 'batch_stats'} as numpy arrays, and meta: {'config', 'num_classes'}.
+
+    Raises:
+      UserError: there is no checkpoint, or it cannot be read.
+    """
+    if not path:
+        raise UserError(
+            "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
+        )
+    return checkpoint.load_params(path)
+
+
 def load(config, model) -> dict[str, Any]:
     """Encoder and projection head of `config.pretrained`, for `model`.
 
@@ -29,7 +45,7 @@ def load(config, model) -> dict[str, Any]:
     Raises:
       UserError: no checkpoint, or one of another architecture.
     """
-    saved, meta = _read(config)
+    saved, meta = read(config.pretrained)
     needed = jax.eval_shape(train.make_init(model, config.image_size), jax.random.key(0))
     needed["params"].pop("supervised_head", None)
     loaded = {}
@@ -47,13 +63,13 @@ def load(config, model) -> dict[str, Any]:
     return loaded
 
 
-def load_model(config) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The whole model of `config.pretrained` as it was trained, classifier included.
+def load_model(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The whole model of a run or checkpoint as it was trained, classifier included.
 
     Returns:
       model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}.
     """
-    variables, meta = _read(config)
+    variables, meta = read(path)
     whole = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"])
     return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
@@ -94,14 +110,6 @@ def make_extract(config, transform=None):
         return extract(variables, batches)
 
     return extract_source
-
-
-def _read(config):
-    if not config.pretrained:
-        raise UserError(
-            "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
-        )
-    return checkpoint.load_params(config.pretrained)
 
 
 def _remedy(config, saved):

@@ -118,7 +118,9 @@ class Block(nn.Module):
         stride = self.stride
         if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
             padding = "SAME" if stride == 1 else ((0, 1), (0, 1))
-            x = nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=stride > 1)
+            x = nn.avg_pool(
+                x, window_shape=(2, 2), strides=(stride, stride), padding=padding, count_include_pad=stride > 1
+            )
             stride = 1
         x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
         return self.norm(name="bn_shortcut")(x)
@@ -207,7 +209,7 @@ class ResNet(nn.Module):
         stages["initial_conv"] = x
         x = nn.relu(norm(name=f"bn{index}")(x))
         if stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):

@@ -28,7 +28,7 @@ def run(config, workdir) -> dict:
 
     begun = time.monotonic()
     workdir = epath.Path(workdir)
-    teacher, teacher_variables, meta = pretrained.load_model(config)
+    teacher, teacher_variables, meta = pretrained.load_model(config.pretrained)
     if not meta["num_classes"]:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
     taught = meta["config"]
