@@ -88,7 +88,10 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
     steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
     if not steps or step not in (None, *steps):
         found = f"steps {steps}" if steps else "no checkpoint"
-        raise UserError(f"{path} holds {found}: give the workdir of a run, or WORKDIR/checkpoints/<step>")
+        raise UserError(
+            f"{path} holds {found}: give the workdir of a run, WORKDIR/checkpoints/<step>, or a checkpoint "
+            "of google-research/simclr"
+        )
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
     try:
         return _read_model(saved)

@@ -1,87 +1,267 @@
-"""Checkpoints of google-research/simclr: how their variables are called."""
+"""Checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR` makes them ours.
 
+PATH is a folder, the prefix of a checkpoint (`.../model.ckpt-250228`) or one of its files: a TF1 checkpoint,
+whose variables have names, or a TF2 checkpoint or SavedModel, whose variables are nodes of an object graph.
+Every task takes them as they are, too: `--config.pretrained=PATH`. The network is told from the variables;
+TensorFlow only reads the files.
+
+SimCLR v1's and v2's networks were trained with different weight decays: convolution kernels of v1's ResNet-50
+are 16.8 times as large as v2's, on average (README of the official code, "Known issues"). Batch norm hides
+that from the features, not from fine-tuning: a gradient step of SGD is that much smaller to v1's. With SGD
+each wants its own learning rate and weight decay; LARS, whose steps scale with the weights, does not mind.
+"""
+
+import argparse
 import re
-from collections.abc import Iterator
+import sys
+from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
+from typing import Any
 
-# Forward order within a block, which is the order in which TF1 creates (and numbers) layers.
-_BLOCK = ("conv_shortcut", "bn_shortcut", "conv1", "bn1", "sk", "conv2", "bn2", "conv3", "bn3", "se")
-_NESTED = ("sk", "se")
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
-# (ours, TF1's) in the order in which TF1 creates them.
-_PARAMS = {
-    "conv": (("kernel", "kernel"), ("bias", "bias")),
-    "dense": (("kernel", "kernel"), ("bias", "bias")),
-    "bn": (("scale", "gamma"), ("bias", "beta")),
-}
-_STATISTICS = {"bn": (("mean", "moving_mean"), ("var", "moving_variance"))}
+from simclr_jax import checkpoint, metrics
+from simclr_jax.errors import UserError
+from simclr_jax.models import make_model, resnet
+from simclr_jax.official_names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 
-Path = tuple[str, ...]
+Shape = tuple[int, ...]
 
 
-def tf1_names(variables) -> dict[Path, str]:
-    """Maps our variables to the names that the TF1 code gives them.
+def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
+    """Reads a network that the official code trained.
 
     Args:
-      variables: of a `models.SimCLR` (arrays or shapes): 'params' and, if the names of the moving statistics
-        are wanted, 'batch_stats'.
+      path: see above; local or gs://.
+      ema: take the moving average of the weights, `ema_model/`, that some of v2's TF1 checkpoints hold too.
 
     Returns:
-      (collection, module, ..., variable) -> TF1 name, such as
-      ('params', 'encoder', 'block_group1_0', 'conv1', 'kernel') -> 'base_model/conv2d_2/kernel'
-      in TF1's creation order. The encoder's layers are numbered by kind in that order.
+      config.model of that network, for `models.make_model`. Which layer its classifier reads stands nowhere
+      in the files: `supervised_layer` is 0, as in the official hub modules.
+      {'params', 'batch_stats'} as numpy arrays, float32; with 'supervised_head' if there is a classifier, and
+      'projection_head' if there is one (v1's published checkpoints have none).
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or variables are missing, unknown or of another
+        shape.
     """
+    prefix = find(path)
+    if prefix is None:
+        raise UserError(f"{path} holds no TensorFlow checkpoint: give its folder or prefix")
+    with _damage_told(prefix) as tf:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
+        keys = model_keys(reader, shapes, ema=ema)
+    found = {name: shapes[key] for name, key in keys.items()}
+    if not any("conv" in name for name in found):
+        raise UserError(
+            f"{prefix} holds no network of SimCLR{' under ema_model/' if ema else ''}: expected variables "
+            f"such as base_model/conv2d/kernel (TF1) or model/resnet_model/... (TF2), found {_few(shapes)}"
+        )
+    config, num_classes = _infer(found, prefix)
+    model = make_model(config, num_classes)
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    names = our_names(expected) if _are_ours(found) else tf1_names(expected)
+    expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
+    unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
+    problems = {
+        "missing": expected.keys() - found.keys(),
+        "unknown": unknown | (found.keys() - expected.keys()),
+        "of another shape": {
+            f"{name} {shape} instead of {expected[name]}"
+            for name, shape in found.items()
+            if shape != expected.get(name, shape)
+        },
+    }
+    if any(problems.values()):
+        told = ", ".join(f"{kind} {_few(names, 10)}" for kind, names in problems.items() if names)
+        raise UserError(f"{prefix} differs from {describe(config)}, which it resembles: {told}")
+    with _damage_told(prefix):
+        arrays = {path: np.asarray(reader.get_tensor(keys[name]), np.float32) for path, name in names.items()}
+    return config, unflatten_dict(arrays)
+
+
+def read(path, *, ema: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`load` in the form of `checkpoint.load_params`: variables, and meta: {'config', 'num_classes'}."""
+    model, variables = load(path, ema=ema)
+    config = {"task": "pretrain", "pretrained": str(path), "model": model.to_dict()}
+    config |= {"seed": 0, "image_size": 32 if model.stem == "cifar" else 224}
+    classifier = variables["params"].get("supervised_head")
+    return variables, {"config": config, "num_classes": len(classifier["bias"]) if classifier else 0}
+
+
+def find(path) -> str | None:
+    """The TensorFlow checkpoint at `path`, as the prefix of its files; None where there is none.
+
+    Raises:
+      UserError: there are several.
+    """
+    path = epath.Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
+    if (path.parent / f"{path.name}.index").exists():
+        return str(path)
+    if (path / "saved_model.pb").exists():
+        return str(path / "variables" / "variables")
+    prefixes = [str(index).removesuffix(".index") for index in path.glob("*.index")]
+    if len(prefixes) > 1 and (path / "checkpoint").exists():  # it names the newest, maybe by an old folder
+        newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (path / "checkpoint").read_text())
+        prefixes = [prefix for prefix in prefixes if newest and prefix == str(path / newest[1])] or prefixes
+    if len(prefixes) > 1:
+        raise UserError(f"{path} holds several checkpoints: give one of them, {_few(prefixes, 10)}")
+    return prefixes[0] if prefixes else None
+
+
+@contextmanager
+def _damage_told(prefix):
+    """Gives TensorFlow, and turns what it tells of files that it cannot read into one line."""
+    import tensorflow as tf
+
+    import simclr_jax.data  # noqa: F401 - keeps TensorFlow off accelerators
+
+    try:
+        yield tf
+    except (tf.errors.OpError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{prefix} is damaged ({reason}): copy all its files again") from None
+
+
+def _infer(shapes: dict[str, Shape], prefix: str) -> tuple[ConfigDict, int]:
+    """config.model and the number of classes, from the shapes of the model's named variables."""
+    convs, denses, classifier = _layers(shapes)
+    kernels = [layer["kernel"] for layer in convs if len(layer.get("kernel", ())) == 4]
+    stem = next((kernel for kernel in kernels if kernel[2] == 3), None)
+    # In the last group 3x3 kernels read its filters: 8 times the first's, if there are four groups.
+    last = max((kernel[2] for kernel in kernels if kernel[0] == 3), default=0)
+    doublings = {stem[3] * 2**n: n for n in range(2, 5)}.get(last) if stem else None
+    if doublings is None:
+        raise UserError(f"{prefix} is no ResNet of SimCLR: its convolutions are {_few(kernels)}")
+    resnet_d = doublings == 4  # its stem starts at half the width
+    filters = stem[3] * (2 if resnet_d else 1)
+    features = max(kernel[3] for kernel in kernels)
+    bottleneck = features == 4 * last
+    threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
+    blocks = threes if bottleneck else threes // 2
+    depths = {
+        depth: abs(sum(network.args[1]) - blocks)
+        for depth, network in resnet.RESNETS.items()
+        if (network.args[0] is resnet.BottleneckBlock) == bottleneck
+        and len(network.args[1]) == min(doublings, 3) + 1
+    }
+    # A selective kernel is twice as wide as what it reads; what squeezes it comes next.
+    squeezes = [
+        kernels[i + 1]
+        for i, kernel in enumerate(kernels[:-1])
+        if bottleneck and kernel[0] == 3 and kernel[2] >= filters and kernel[3] == 2 * kernel[2]
+    ]
+    gates = [layer["bias"][0] for layer in convs if "bias" in layer]  # reduced, whole, reduced, whole, ...
+    sk_ratio = _ratio(squeezes[-1][3], squeezes[-1][2], 32) if squeezes else 0.0625 if resnet_d else 0.0
+    config = {
+        "depth": min(depths, key=depths.get) if depths else 0,
+        "width": filters / 64,
+        "sk_ratio": sk_ratio,
+        "se_ratio": _ratio(gates[-2], last, 1) if len(gates) > 1 else 0.0,
+        "stem": "cifar" if stem[0] == 3 and not resnet_d else "imagenet",
+        "projection_layers": len(denses),
+        "projection_dim": denses[-1][1] if denses else 128,
+        "supervised_layer": 0 if classifier is None or classifier[0] == features else len(denses),
+        "zero_init_logits": False,
+        "sync_batch_norm": True,
+        "dtype": "auto",
+    }
+    return ConfigDict(config), classifier[1] if classifier else 0
+
+
+def _are_ours(names) -> bool:
+    return any(name.startswith("params/") for name in names)
+
+
+def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shape], Shape | None]:
+    """Convolutions of the encoder, in forward order, kernels of the projection head, and the classifier's."""
+    if _are_ours(shapes):
+        tree = unflatten_dict({tuple(name.split("/")): shape for name, shape in shapes.items()})
+        encoder = tree["params"].get("encoder", {})
+        convs = [reduce(getitem, path, encoder) for path in encoder_layers(encoder) if "conv" in path[-1]]
+    else:
+        numbered = {}
+        for name, shape in shapes.items():
+            if match := re.fullmatch(r"base_model/conv2d(?:_(\d+))?/(\w+)", name):
+                numbered.setdefault(int(match[1] or 0), {})[match[2]] = shape
+        convs = [numbered[number] for number in sorted(numbered)]
+    dense = r"(params/projection_head/dense\d+|head_contrastive/n?l_\d+/dense)/kernel"
+    denses = [shapes[name] for name in sorted(shapes) if re.fullmatch(dense, name)]
+    classifiers = ("params/supervised_head/kernel", "head_supervised/linear_layer/dense/kernel")
+    return convs, denses, next((shapes[name] for name in classifiers if name in shapes), None)
+
+
+def _ratio(reduced: int, filters: int, least: int) -> float:
+    """The ratio for which int(ratio * filters), or `least`, is `reduced`; in narrower groups likewise."""
+    for ratio in (0.0625, reduced / filters):
+        if all(max(int(filters // 2**n * ratio), least) == max(reduced // 2**n, least) for n in range(4)):
+            return ratio
+    return (reduced + 0.5) / filters
+
+
+def describe(config) -> str:
+    """A network in words, as in 'ResNet-50 1x with selective kernels'."""
+    parts = [f"ResNet-{config.depth} {config.width:g}x"]
+    parts += ["selective kernels"] if config.sk_ratio else []
+    parts += ["squeeze and excitation"] if config.se_ratio else []
+    return " with ".join([parts[0], " and ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
+def _few(items, count: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    items = sorted(map(str, items))
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", help="folder, prefix or file of a TF1 or TF2 checkpoint, or a SavedModel")
+    parser.add_argument("--output", required=True, help="workdir to write; it must not hold checkpoints")
+    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    parser.add_argument(
+        "--supervised_layer",
+        type=int,
+        default=0,
+        help="projection layer that the classifier reads: 1 for v2's networks fine-tuned from there",
+    )
+    args = parser.parse_args(argv)
+    output = epath.Path(args.output)
+    if (output / "checkpoints").exists():
+        raise UserError(f"{output} holds checkpoints already: choose another --output")
+    variables, meta = read(args.path, ema=args.ema)
+    model = ConfigDict(meta["config"]["model"])
+    model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer
+    make_model(model, meta["num_classes"])  # which refuses layers that are not there
+    with checkpoint.open_manager(output, keep=1) as manager:
+        checkpoint.save(manager, 0, variables, meta)
+    checkpoint.save_config(output, meta["config"])
     params = variables["params"]
-    counts = {"conv2d": 0, "batch_normalization": 0}
-    names = {}
-    for path in _encoder_layers(params["encoder"]):
-        kind = _kind(path[-1])
-        base = "conv2d" if kind == "conv" else "batch_normalization"
-        suffix = f"_{counts[base]}" if counts[base] else ""
-        counts[base] += 1
-        names |= _layer_names(variables, ("encoder", *path), kind, f"base_model/{base}{suffix}")
-
-    num_layers = sum(name.startswith("dense") for name in params.get("projection_head", {}))
-    for layer in range(num_layers):
-        scope = f"head_contrastive/{'l_0' if num_layers == 1 else f'nl_{layer}'}"
-        path = ("projection_head", f"dense{layer}")
-        names |= _layer_names(variables, path, "dense", f"{scope}/dense")
-        path = ("projection_head", f"bn{layer}")
-        names |= _layer_names(variables, path, "bn", f"{scope}/batch_normalization")
-
-    if "supervised_head" in params:
-        scope = "head_supervised/linear_layer/dense"
-        names |= _layer_names(variables, ("supervised_head",), "dense", scope)
-    return names
+    kernels = [value for path, value in flatten_dict(params["encoder"]).items() if path[-1] == "kernel"]
+    sizes = {part: sum(value.size for value in jax.tree.leaves(tree)) for part, tree in params.items()}
+    norm = np.mean([np.linalg.norm(kernel) for kernel in kernels])
+    metrics.print_table(
+        {
+            "network": f"{describe(model)}, {model.stem} stem",
+            "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
+            "classes": str(meta["num_classes"] or "no classifier"),
+            "mean norm": f"{norm:.3g} of a kernel; v1's are 16.8 times v2's, SGD wants another learning rate",
+            "written to": str(output),
+        }
+    )
 
 
-def _kind(layer: str) -> str:
-    return re.match("conv|bn", layer).group()
-
-
-def _encoder_layers(encoder) -> Iterator[Path]:
-    """Paths of convolutions and batch norms, in forward order."""
-    yield from _block_layers(encoder)  # the stem: conv1, bn1, ...
-    blocks = [re.fullmatch(r"block_group(\d+)_(\d+)", name) for name in encoder]
-    blocks = [match for match in blocks if match]
-    for match in sorted(blocks, key=lambda match: (int(match[1]), int(match[2]))):
-        yield from ((match[0], *path) for path in _block_layers(encoder[match[0]]))
-
-
-def _block_layers(block) -> Iterator[Path]:
-    for name in _BLOCK:
-        if name in block and name in _NESTED:
-            yield from ((name, *path) for path in _block_layers(block[name]))
-        elif name in block:
-            yield (name,)
-
-
-def _layer_names(variables, path: Path, kind: str, scope: str) -> dict[Path, str]:
-    names = {}
-    for collection, leaves in (("params", _PARAMS), ("batch_stats", _STATISTICS)):
-        layer = variables.get(collection, {})
-        for key in path if kind in leaves else ():
-            layer = layer.get(key, {})
-        for ours, theirs in leaves.get(kind, ()):
-            if ours in layer:
-                names[collection, *path, ours] = f"{scope}/{theirs}"
-    return names
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

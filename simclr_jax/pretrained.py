@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, features, parallel, train
+from simclr_jax import checkpoint, features, official, parallel, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.probes import Features
@@ -28,7 +28,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
         )
-    return checkpoint.load_params(path)
+    return official.read(path) if official.find(path) else checkpoint.load_params(path)
 
 
 def load(config, model) -> dict[str, Any]:

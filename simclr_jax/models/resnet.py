@@ -118,9 +118,8 @@ class Block(nn.Module):
         stride = self.stride
         if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
             padding = "SAME" if stride == 1 else ((0, 1), (0, 1))
-            x = nn.avg_pool(
-                x, window_shape=(2, 2), strides=(stride, stride), padding=padding, count_include_pad=stride > 1
-            )
+            pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(stride, stride), padding=padding)
+            x = pool(x, count_include_pad=stride > 1)
             stride = 1
         x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
         return self.norm(name="bn_shortcut")(x)
