@@ -119,13 +119,11 @@ def find(path) -> str | None:
 @contextmanager
 def _damage_told(prefix):
     """Gives TensorFlow, and turns what it tells of files that it cannot read into one line."""
-    import tensorflow as tf
-
-    import simclr_jax.data  # noqa: F401 - keeps TensorFlow off accelerators
+    from simclr_jax.data import tf  # quiet, and off accelerators
 
     try:
         yield tf
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{prefix} is damaged ({reason}): copy all its files again") from None
 
@@ -253,7 +251,7 @@ def main(argv: list[str]) -> None:
             "network": f"{describe(model)}, {model.stem} stem",
             "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
             "classes": str(meta["num_classes"] or "no classifier"),
-            "mean norm": f"{norm:.3g} of a kernel; v1's are 16.8 times v2's, SGD wants another learning rate",
+            "kernels": f"norm {norm:.3g} on average; v1's are 16.8 times v2's: each wants its own SGD settings",
             "written to": str(output),
         }
     )

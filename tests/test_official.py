@@ -3,7 +3,6 @@
 import ast
 import json
 import random
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -12,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import run_task
+from conftest import run_task, tiny_config
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
 from networks import GOLDENS, assert_close, build, golden_value, golden_variables, load_golden, shapes_of
 
-from simclr_jax import checkpoint, official, official_names
+from simclr_jax import checkpoint, official, official_names, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 
@@ -297,18 +295,209 @@ def test_networks_are_told_from_their_shapes():
 @pytest.fixture
 def small(tmp_path):
     """TF1 name -> value of a small network, and what writes it as a checkpoint."""
-    model = build(10, depth=8, width=0.25, projection_layers=2)
+    model = build(10, depth=8, width=0.25)
     return fill_model(model), lambda values: write(tmp_path / "model.ckpt-3", values)
 
 
-def test_two_kernels_of_the_same_shape_swapped_are_another_network(small):
-    """What the tests above would see."""
+def test_any_two_kernels_swapped_are_noticed(tmp_path):
+    """By what the tests above compare, were they swapped while reading."""
+    model = build(10, depth=18, width=0.125)
+    values, shapes = fill_model(model), {}
+    for name in values:
+        if name.endswith("kernel"):
+            shapes.setdefault(values[name].shape, []).append(name)
+    pairs = [random.Random(0).sample(names, 2) for names in shapes.values() if len(names) > 1]
+    assert len(pairs) > 3
+    for one, other in pairs:
+        swapped = write(tmp_path / "model", values | {one: values[other], other: values[one]})
+        with pytest.raises(AssertionError, match="kernel"):
+            assert_filled(official.load(swapped)[1], model)
+
+
+def test_moving_average_of_the_weights(small):
     values, save = small
-    expected = {name: value for name, value in values.items() if name.endswith("kernel")}
-    for _ in range(5):
-        one, other = random.sample([name for name in expected if "base_model" in name], 2)
-        if expected[one].shape != expected[other].shape:
-            continue
-        _, variables = official.load(save(values | {one: values[other], other: values[one]}))
-        with pytest.raises(AssertionError):
-            assert_filled(variables, build(10, depth=8, width=0.25, projection_layers=2))
+    path = save(with_training(values))
+    plain, average = (official.load(path, ema=ema)[1]["params"] for ema in (False, True))
+    for part, shift in (("encoder", 1), ("projection_head", 1), ("supervised_head", 0)):
+        for one, other in zip(jax.tree.leaves(plain[part]), jax.tree.leaves(average[part])):
+            np.testing.assert_array_equal(one + np.float32(shift), other)
+
+
+def test_head_of_one_layer_and_no_heads(tmp_path):
+    for layers, classes in ((0, 0), (1, 0), (0, 7)):
+        model = build(classes, depth=8, width=0.25, projection_layers=layers, stem="imagenet")
+        config, variables = official.load(write(tmp_path / f"{layers}{classes}", fill_model(model, 64)))
+        assert config.projection_layers == layers and config.stem == "imagenet"
+        assert_filled(variables, model)
+
+
+def change(name, new):
+    return lambda values: {key: value for key, value in values.items() if key != name} | new
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (change("base_model/conv2d_4/kernel", {}), "missing base_model/conv2d_4/kernel"),
+        (change("base_model/conv2d_3/kernel", {}), "missing base_model/conv2d_3/kernel"),
+        (
+            change("base_model/batch_normalization_5/gamma", {}),
+            "missing base_model/batch_normalization_5/gamma",
+        ),
+        (change("", {"base_model/dense/kernel": np.zeros(3)}), "unknown base_model/dense/kernel"),
+        (change("", {"decoder/bias": np.zeros(3)}), "unknown decoder/bias"),
+        (
+            change("", {"base_model/conv2d_5/kernel": np.zeros((3, 3, 9, 16), np.float32)}),
+            r"of another shape base_model/conv2d_5/kernel \(3, 3, 9, 16\) instead of \(3, 3, 16, 32\)",
+        ),
+        (change("", {"head_supervised/linear_layer/dense/bias": np.zeros(9)}), "of another shape head_sup"),
+    ],
+)
+def test_what_does_not_fit_is_listed(small, changed, expected):
+    values, save = small
+    with pytest.raises(
+        UserError, match=rf"model.ckpt-3 differs from ResNet-8 0.25x, which it resembles: {expected}"
+    ):
+        official.load(save(changed(values)))
+
+
+def test_slots_memory_and_steps_are_told_apart_but_nothing_else(small):
+    values, save = small
+    others = {
+        "beta1_power": np.float32(1),
+        "queue/memory_1": np.zeros(2),
+        "base_model/conv2d/kernel/Adam_1": np.zeros(2),
+    }
+    assert_filled(official.load(save(values | others))[1], build(10, depth=8, width=0.25))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "ema", "expected"),
+    [
+        ({"resnet/w": np.zeros(3)}, False, "expected variables such as base_model/conv2d/.*found resnet/w$"),
+        ({"global_step": np.int64(1)}, False, "holds no network of SimCLR"),
+        ({"base_model/conv2d/kernel": np.zeros((3, 3, 3, 8))}, True, "no network of SimCLR under ema_model/"),
+        ({"base_model/conv2d/kernel": np.zeros((5, 5, 1, 8))}, False, r"no ResNet of SimCLR.*\(5, 5, 1, 8\)"),
+        ({"model/x/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3)}, False, "holds no network of SimCLR"),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_other_projects(tensors, ema, expected, tmp_path):
+    with pytest.raises(UserError, match=expected):
+        official.load(write(tmp_path / "model", tensors), ema=ema)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: truncate(folder / "model.ckpt-3.index"),
+        lambda folder: truncate(folder / "model.ckpt-3.data-00000-of-00001"),
+        lambda folder: (folder / "model.ckpt-3.data-00000-of-00001").unlink(),
+        lambda folder: (folder / "model.ckpt-3.index").write_text("not this"),
+        lambda folder: (folder / "model.ckpt-3.data-00000-of-00001").write_bytes(bytes(3_000_000)),
+    ],
+)
+def test_damaged_files(small, damage, tmp_path):
+    values, save = small
+    save(values)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=r"model.ckpt-3 is damaged \(.+\): copy all its files again$"):
+        official.load(tmp_path)
+
+
+def test_every_way_to_name_a_checkpoint(small, tmp_path):
+    values, save = small
+    prefix = save(values)
+    for name in (tmp_path, prefix, f"{prefix}.index", f"{prefix}.data-00000-of-00001", f"{prefix}.meta"):
+        assert official.find(name) == str(prefix)
+    other = write(tmp_path / "model.ckpt-12", values)
+    with pytest.raises(UserError, match="holds several checkpoints: give one of them, .*ckpt-12, .*ckpt-3$"):
+        official.find(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/somewhere/else/model.ckpt-12"\nall_model_')
+    assert official.find(tmp_path) == str(other)
+    assert official.find(tmp_path / "nothing") is None and official.find(tmp_path / "model.ckpt-1") is None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no TensorFlow checkpoint"):
+        official.load(tmp_path / "empty")
+
+
+def test_conversion(small, tmp_path, capsys):
+    values, save = small
+    prefix = str(save(with_training(values)))
+    official.main([prefix, f"--output={tmp_path}/run", "--supervised_layer=1"])
+    printed = capsys.readouterr().out
+    assert "ResNet-8 0.25x, cifar stem" in printed and "encoder" in printed and "classes     10" in printed
+    variables, meta = checkpoint.load_params(tmp_path / "run")
+    assert meta["num_classes"] == 10 and meta["config"]["model"]["supervised_layer"] == 1
+    assert_filled(variables, build(10, depth=8, width=0.25))
+    with pytest.raises(UserError, match="run holds checkpoints already: choose another --output"):
+        official.main([prefix, f"--output={tmp_path}/run"])
+    with pytest.raises(UserError, match="model.supervised_layer is 3"):
+        official.main([prefix, f"--output={tmp_path}/other", "--supervised_layer=3"])
+    assert not (tmp_path / "other").exists()
+    official.main([prefix, f"--output={tmp_path}/average", "--ema"])
+    average, _ = checkpoint.load_params(tmp_path / "average")
+    kernel = average["params"]["encoder"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel, values["base_model/conv2d/kernel"] + 1)
+
+
+def test_the_command_tells_errors_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "simclr_jax.official", str(tmp_path), f"--output={tmp_path}/run"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and not result.stdout
+    assert result.stderr == f"error: {tmp_path} holds no TensorFlow checkpoint: give its folder or prefix\n"
+
+
+@pytest.fixture(scope="module")
+def official_run(pretrained_run, tmp_path_factory):
+    """The network of `pretrained_run`, classifier included, as the official code would have saved it."""
+    variables, _ = checkpoint.load_params(pretrained_run)
+    flat = flatten_dict(variables)
+    tensors = {name: flat[path] for path, name in official.tf1_names(variables).items()}
+    return write(tmp_path_factory.mktemp("official") / "model.ckpt-5", with_training(tensors))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_tasks_take_from_it_what_they_take_from_ours(layer, pretrained_run, official_run):
+    loaded = []
+    for path in (pretrained_run, official_run):
+        config = tiny_config("finetune", pretrained=str(path), **{"model.supervised_layer": layer})
+        loaded.append(pretrained.load(config, make_model(config.model, 10, whole_projection=False)))
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
+    kept = loaded[1]["params"].get("projection_head", {})
+    assert kept.keys() == {f"{kind}{index}" for kind in ("dense", "bn") for index in range(layer)}
+
+
+def test_features_are_those_of_our_checkpoint(pretrained_run, official_run, tmp_path):
+    ours, theirs = (
+        run_task("embed", tmp_path / name, pretrained=str(path), splits="eval")
+        for name, path in (("ours", pretrained_run), ("theirs", official_run))
+    )
+    assert ours["dimensions"] == theirs["dimensions"]
+    ours, theirs = (np.load(tmp_path / name / "embeddings.npz")["features"] for name in ("ours", "theirs"))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_official_classifier_teaches(official_run, tmp_path):
+    summary = run_task("distill", tmp_path, pretrained=str(official_run), num_steps=2)
+    teacher, variables, meta = pretrained.load_model(official_run)
+    assert summary["teacher_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert meta["num_classes"] == 10 and teacher.supervised_layer == 0
+
+
+def test_a_task_tells_what_does_not_fit_in_one_line(official_run, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "simclr_jax.main",
+        "--config=configs/digits.py:knn",
+        f"--workdir={tmp_path}/run",
+    ]
+    command += ["--config.image_size=16", f"--config.pretrained={official_run}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=GOLDENS.parent.parent)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "does not fit the model: encoder/" in result.stderr
+    assert "set --config.model.width=0.125 --config.model.stem=cifar" in result.stderr

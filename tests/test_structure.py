@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where TensorFlow may be imported; the rest runs where only JAX is installed.
-TENSORFLOW = ("data/", "official.py", "export.py")
+TENSORFLOW = ("data/", "official.py", "official_names.py", "export.py")
 
 
 def name_of(path):
@@ -60,6 +60,8 @@ def test_imports_run_one_way():
         "models/": ("errors", "models", "parallel"),
         "data/": ("data", "errors"),
         "train.py": ("checkpoint", "errors", "metrics", "optim", "parallel"),
+        "official_names.py": (),
+        "official.py": ("checkpoint", "data", "errors", "metrics", "models", "official_names"),
         "supervised.py": ("data", "errors", "losses", "parallel", "train"),
         "pretrained.py": (
             "checkpoint",
@@ -67,6 +69,7 @@ def test_imports_run_one_way():
             "errors",
             "features",
             "models",
+            "official",
             "parallel",
             "probes",
             "train",
