@@ -31,10 +31,10 @@ One device is enough for batch 8192, at its pace: `--config.microbatches=64 --co
 instead of 416 (README, "A batch of 8192 on one device"). What a topology would need, before it is rented:
 `python -m simclr_jax.plan --config=configs/imagenet.py --topology=v4:4x4x8`.
 
-RUN may also be a checkpoint of google-research/simclr, as downloaded (`--config.pretrained=ResNet50_1x`). v1's
-suit these settings. v2's were trained with a hundred times the weight decay, and v1's kernels are 16.8 times as
-large as theirs: fine-tune those as configs/imagenet_v2.py does, by LARS, or search the learning rate and the
-weight decay of SGD anew (simclr_jax/official.py tells more).
+RUN may also be a checkpoint of google-research/simclr, as downloaded: `--config.pretrained=ResNet50_1x`.
+v1's suit these settings. The kernels of v2's are 16.8 times smaller, from another weight decay: fine-tune them by
+LARS, as configs/imagenet_v2.py does, or search SGD's learning rate and weight decay anew
+(simclr_jax/official.py tells more).
 
 For other batch sizes the paper scales the learning rate linearly, as here; appendix B.1 finds
 `--config.optimizer.learning_rate=0.075 --config.optimizer.scaling=sqrt` better for small batches and few
