@@ -16,6 +16,7 @@ import re
 import sys
 from contextlib import contextmanager
 from functools import reduce
+from itertools import pairwise
 from operator import getitem
 from typing import Any
 
@@ -135,32 +136,33 @@ def _infer(shapes: dict[str, Shape], prefix: str) -> tuple[ConfigDict, int]:
     stem = next((kernel for kernel in kernels if kernel[2] == 3), None)
     # In the last group 3x3 kernels read its filters: 8 times the first's, if there are four groups.
     last = max((kernel[2] for kernel in kernels if kernel[0] == 3), default=0)
-    doublings = {stem[3] * 2**n: n for n in range(2, 5)}.get(last) if stem else None
-    if doublings is None:
-        raise UserError(f"{prefix} is no ResNet of SimCLR: its convolutions are {_few(kernels)}")
+    doublings = {stem[3] * 2**n: n for n in range(2, 5)}.get(last, 0) if stem else 0
     resnet_d = doublings == 4  # its stem starts at half the width
-    filters = stem[3] * (2 if resnet_d else 1)
-    features = max(kernel[3] for kernel in kernels)
+    features = max((kernel[3] for kernel in kernels), default=0)
     bottleneck = features == 4 * last
-    threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
-    blocks = threes if bottleneck else threes // 2
-    depths = {
-        depth: abs(sum(network.args[1]) - blocks)
+    candidates = {
+        depth: sum(network.args[1])
         for depth, network in resnet.RESNETS.items()
         if (network.args[0] is resnet.BottleneckBlock) == bottleneck
         and len(network.args[1]) == min(doublings, 3) + 1
     }
-    # A selective kernel is twice as wide as what it reads; what squeezes it comes next.
+    if not candidates:
+        raise UserError(
+            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {_few(kernels)}"
+        )
+    threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
+    blocks = threes if bottleneck else threes // 2
+    # A selective kernel is twice as wide as what it reads, and what squeezes it comes next.
     squeezes = [
-        kernels[i + 1]
-        for i, kernel in enumerate(kernels[:-1])
-        if bottleneck and kernel[0] == 3 and kernel[2] >= filters and kernel[3] == 2 * kernel[2]
+        after
+        for kernel, after in pairwise(kernels)
+        if bottleneck and kernel[0] == 3 and kernel[3] == 2 * kernel[2]
     ]
     gates = [layer["bias"][0] for layer in convs if "bias" in layer]  # reduced, whole, reduced, whole, ...
     sk_ratio = _ratio(squeezes[-1][3], squeezes[-1][2], 32) if squeezes else 0.0625 if resnet_d else 0.0
     config = {
-        "depth": min(depths, key=depths.get) if depths else 0,
-        "width": filters / 64,
+        "depth": min(candidates, key=lambda depth: abs(candidates[depth] - blocks)),
+        "width": stem[3] * (2 if resnet_d else 1) / 64,
         "sk_ratio": sk_ratio,
         "se_ratio": _ratio(gates[-2], last, 1) if len(gates) > 1 else 0.0,
         "stem": "cifar" if stem[0] == 3 and not resnet_d else "imagenet",
@@ -197,11 +199,8 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
 
 
 def _ratio(reduced: int, filters: int, least: int) -> float:
-    """The ratio for which int(ratio * filters), or `least`, is `reduced`; in narrower groups likewise."""
-    for ratio in (0.0625, reduced / filters):
-        if all(max(int(filters // 2**n * ratio), least) == max(reduced // 2**n, least) for n in range(4)):
-            return ratio
-    return (reduced + 0.5) / filters
+    """For which max(int(ratio * filters), least) is `reduced`: that of the official networks, if it does."""
+    return 0.0625 if max(int(filters * 0.0625), least) == reduced else min(reduced / filters, 1.0)
 
 
 def describe(config) -> str:
@@ -251,7 +250,7 @@ def main(argv: list[str]) -> None:
             "network": f"{describe(model)}, {model.stem} stem",
             "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
             "classes": str(meta["num_classes"] or "no classifier"),
-            "kernels": f"norm {norm:.3g} on average; v1's are 16.8 times v2's: each wants its own SGD settings",
+            "kernels": f"norm {norm:.3g} on average; v1's are 16.8 times v2's: SGD wants settings for each",
             "written to": str(output),
         }
     )

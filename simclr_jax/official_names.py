@@ -211,7 +211,7 @@ def model_keys(reader, shapes, *, ema: bool) -> dict[str, str]:
         keys = shapes.keys() - _slots(shapes)
         copy = "ema_model/" if ema else ""
         scopes = tuple(copy + scope for scope in _TF1_SCOPES)
-        heads = {key: key for key in keys if ema and key.startswith("head_supervised/")}
+        heads = {key: key for key in keys if key.startswith("head_supervised/")}
         return heads | {key.removeprefix(copy): key for key in keys if key.startswith(scopes)}
     if ema:
         return {}
