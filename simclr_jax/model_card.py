@@ -1,0 +1,154 @@
+"""The model card that lies beside an exported network: what it is, how to load it, what it comes from."""
+
+import json
+from string import Template
+
+import jax
+from ml_collections import ConfigDict
+
+from simclr_jax.checkpoint import flatten
+from simclr_jax.official import describe
+
+_LOAD = {
+    "savedmodel": """```python
+import numpy as np
+import tensorflow as tf
+
+model = tf.saved_model.load("$folder")
+images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch and image size
+features = model(images, trainable=False)["final_avg_pool"]
+```
+
+It is for inference: `trainable=True`, which the official modules know, is refused. `model.signatures` has the
+same as `serving_default` and `default`, to be called with `inputs=`.""",
+    "onnx": """```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("$folder/model.onnx")
+images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch, this image size
+[features] = session.run(["final_avg_pool"], {"inputs": images})
+```""",
+    "safetensors": """```python
+import safetensors.torch, torch, torchvision
+
+$torch
+```
+
+`model` takes images as [b, 3, h, w], RGB in [0, 1], without torchvision's usual normalisation.$pool""",
+}
+_POOL = """
+
+TensorFlow's max pooling pads even sizes at the bottom and on the right only. That of torchvision pads all
+sides, which gives other features: hence the line with `maxpool`. It is exact for image sizes that
+are multiples of 4."""
+
+
+def model_card(form: str, folder, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
+    """The text of a model card.
+
+    Args:
+      form: 'savedmodel', 'onnx' or 'safetensors'.
+      folder: where the network will lie.
+      model, variables, meta: the network, from `export.load`.
+      image_size: of its training, in pixels.
+      outputs: name -> shape for one image.
+      summary: what the run's summary.json holds, None if there is none.
+      licence: of the weights, None if nobody has stated it.
+    """
+    config = meta["config"]
+    network = describe(ConfigDict(config["model"]))
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables["params"].items()
+    }
+    load = Template(_LOAD[form]).substitute(
+        folder=folder,
+        size=image_size,
+        torch=_torch_lines(model, config["model"], meta["num_classes"], folder),
+        pool=_POOL if model.encoder.stem == "imagenet" else "",
+    )
+    numbers = {
+        name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
+    }
+    results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
+    shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
+    start = config["pretrained"] or "random weights"
+    if "dataset" in config:
+        origin = f"with simclr-jax, task `{config['task']}`, starting from {start}"
+        data = "`{name}`, split `{train_split}`".format(**config["dataset"])
+        unlicensed = "Nobody has stated one for these weights. Mind that of the data, too."
+    else:
+        origin = f"by the code of google-research/simclr and read from {start}"
+        data = "The checkpoint does not tell."
+        unlicensed = (
+            "The code that trained these weights is under the Apache License 2.0; the checkpoint tells none."
+        )
+    stated = json.dumps(licence) if licence else "other"
+    return f"""---
+license: {stated}
+tags: [simclr, self-supervised-learning, image-feature-extraction]
+---
+
+# SimCLR, {network}
+
+An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https://arxiv.org/abs/2006.10029)),
+trained {origin}.
+
+## Load
+
+{load}
+
+## Network
+
+{network}, {model.encoder.stem} stem, images of {image_size} pixels.
+Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in sizes.items())}.
+
+| output | shape |
+| --- | --- |
+{chr(10).join(shapes)}
+
+## Data
+
+{data}
+
+## Results
+
+{_table(results)}
+
+## Licence
+
+{licence or unlicensed}
+
+## Config
+
+```json
+{json.dumps(config, indent=2)}
+```
+"""
+
+
+def _table(rows: list[str]) -> str:
+    if not rows:
+        return "Nothing was measured."
+    return "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
+
+
+def _torch_lines(model, network, num_classes: int, folder) -> str:
+    """What makes torchvision's ResNet this one and loads it."""
+    lines = []
+    if network["width"] == 1 and network["depth"] in (18, 34, 50, 101, 152):
+        classes = f"num_classes={num_classes}" if num_classes and model.supervised_layer == 0 else ""
+        lines += [f"model = torchvision.models.resnet{network['depth']}({classes})"]
+        lines += [] if classes else ["model.fc = torch.nn.Identity()"]
+        if network["depth"] < 50:  # every group of SimCLR's opens with a projection
+            lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
+            lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
+        if model.encoder.stem == "cifar":
+            lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
+            lines += ["model.maxpool = torch.nn.Identity()"]
+        else:
+            lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
+    else:
+        lines += ["model = ...  # a ResNet of this width and depth, which torchvision lacks, under its names"]
+    lines += [f'model.load_state_dict(safetensors.torch.load_file("{folder}/model.safetensors"))']
+    return "\n".join([*lines, "model.eval()"])

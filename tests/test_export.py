@@ -1,0 +1,355 @@
+"""Exports: what TensorFlow, ONNX Runtime and PyTorch make of them, and what a user is told."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+from networks import DEFAULTS, assert_close, build, golden_variables
+
+from simclr_jax import checkpoint, export
+from simclr_jax.errors import UserError
+
+PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+NETWORKS = {
+    "basic": {"depth": 8, "width": 0.25, "stem": "imagenet"},
+    "cifar": {"depth": 10, "width": 0.125, "stem": "auto"},
+    "sk_se": {"depth": 50, "width": 0.0625, "sk_ratio": 0.0625, "se_ratio": 0.1, "stem": "imagenet"},
+}
+SIZES = {"basic": 40, "cifar": 16, "sk_se": 64}
+HUB = {"initial_conv", "initial_max_pool", "block_group1", "block_group2", "block_group3", "block_group4",
+       "final_avg_pool", "proj_head_input", "proj_head_output", "logits_sup"}  # fmt: skip
+
+
+def images_of(batch, height, width=None):
+    return np.random.default_rng(1).random((batch, height, width or height, 3), np.float32)
+
+
+def expected_of(model, variables, images):
+    return jax.device_get(jax.jit(model.apply)(variables, images))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request, tmp_path_factory):
+    """The workdir of a network whose weights are those of the goldens' rule, and the network."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    return save(workdir, SIZES[request.param], NETWORKS[request.param])
+
+
+def save(workdir, size, settings, task="pretrain", classes=10):
+    model = build(classes, **settings)
+    variables = golden_variables(model, size)
+    config = {"task": task, "seed": 0, "image_size": size, "pretrained": None, "model": DEFAULTS | settings}
+    config |= {"dataset": {"name": "digits", "train_split": "train"}}
+    with checkpoint.open_manager(workdir, keep=1) as manager:
+        checkpoint.save(manager, 3, variables, {"config": config, "num_classes": classes})
+    return workdir, model, variables, size
+
+
+def run(workdir, form, *arguments):
+    """Exports as a user does; returns the folder and what was printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        export.main([str(workdir), f"--format={form}", *arguments])
+    return workdir / "export" / form, printed.getvalue()
+
+
+@pytest.fixture
+def small(tmp_path):
+    return save(tmp_path / "run", 16, {"depth": 8, "width": 0.125, "stem": "auto"})[0]
+
+
+def test_savedmodel(network):
+    import tensorflow as tf
+
+    workdir, model, variables, size = network
+    folder, printed = run(workdir, "savedmodel")
+    assert re.fullmatch(rf"{folder}: read back, it differs from JAX by \d\.\de-\d\d at most .*\n", printed)
+    loaded = tf.saved_model.load(str(folder))
+    calls = [
+        partial(loaded, trainable=False),
+        lambda images: loaded(images),
+        lambda images: loaded.signatures["serving_default"](inputs=images),
+        lambda images: loaded.signatures["default"](inputs=images),
+    ]
+    ours = {"final_avg_pool": "features", "proj_head_input": "features", "logits_sup": "logits"}
+    ours |= {"proj_head_output": "projection"}
+    groups = {f"block_group{group}" for group in range(1, 1 + len(model.encoder.stage_sizes))}
+    fixed = model.clone(encoder=model.encoder.clone(stem="cifar" if size <= 32 else "imagenet"))
+    slow = model.encoder.sk_ratio > 0  # to compile, for every call and shape
+    for shape in ((3, size + 7, size - 3), (1, size))[: 1 if slow else 2]:
+        images = images_of(*shape)
+        expected = expected_of(fixed, variables, images)
+        for call in calls[: 1 if slow else 4]:
+            found = call(images)
+            assert found.keys() == {name for name in HUB if not name.startswith("block")} | groups
+            for name, value in found.items():
+                assert_close(value, expected[ours.get(name, name)], what=name)
+    with pytest.raises(ValueError, match="Could not find matching concrete function"):
+        loaded(images, trainable=True)
+    saved = tf.train.list_variables(str(folder / "variables" / "variables"))  # no constants of the graph
+    sizes = [np.prod(shape, dtype=int) for name, shape in saved if name != "_CHECKPOINTABLE_OBJECT_GRAPH"]
+    assert sorted(sizes) == sorted(leaf.size for leaf in jax.tree.leaves(variables))
+
+
+def test_onnx(network, tmp_path, capfd):
+    workdir, model, variables, size = network
+    run(workdir, "onnx", f"--output={tmp_path}/onnx")
+    assert not capfd.readouterr().err  # where ONNX Runtime would warn of wrong shapes
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["README.md", "model.onnx"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    assert [entry.name for entry in session.get_inputs()] == ["inputs"]
+    assert session.get_inputs()[0].shape[1:] == [size, size, 3]
+    for batch in (1, 3):
+        expected = expected_of(model, variables, images_of(batch, size))
+        found = session.run(None, {"inputs": images_of(batch, size)})
+        named = dict(zip([entry.name for entry in session.get_outputs()], found))
+        assert named.keys() == {"final_avg_pool", "proj_head_output", "logits_sup"}
+        assert_close(named["final_avg_pool"], expected["features"])
+        assert_close(named["proj_head_output"], expected["projection"])
+        assert_close(named["logits_sup"], expected["logits"])
+
+
+def test_large_onnx_keeps_its_weights_in_a_second_file(tmp_path, monkeypatch):
+    workdir, *_ = save(tmp_path, 16, {"depth": 8, "stem": "cifar"})
+    monkeypatch.setattr(export, "_PROTOBUF_LIMIT", 0)
+    folder, _ = run(workdir, "onnx")
+    weights, graph = ((folder / name).stat().st_size for name in ("model.onnx.data", "model.onnx"))
+    assert weights > graph
+    assert (folder / "model.onnx.data").stat().st_mode == (folder / "README.md").stat().st_mode
+
+
+def torchvision_names(depth_layers=(3, 4, 6, 3)):
+    """Names and shapes of torchvision's resnet50, by its rule."""
+    shapes = {"conv1.weight": (64, 3, 7, 7), "fc.weight": (1000, 2048), "fc.bias": (1000,)}
+    norms, inputs = {"bn1": 64}, 64
+    for group, blocks in enumerate(depth_layers):
+        width = 64 * 2**group
+        for block in range(blocks):
+            name = f"layer{group + 1}.{block}"
+            shapes[f"{name}.conv1.weight"] = (width, inputs, 1, 1)
+            shapes[f"{name}.conv2.weight"] = (width, width, 3, 3)
+            shapes[f"{name}.conv3.weight"] = (4 * width, width, 1, 1)
+            norms |= {f"{name}.bn1": width, f"{name}.bn2": width, f"{name}.bn3": 4 * width}
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (4 * width, inputs, 1, 1)
+                norms[f"{name}.downsample.1"] = 4 * width
+            inputs = 4 * width
+    for name, size in norms.items():
+        shapes[f"{name}.num_batches_tracked"] = ()
+        shapes |= {f"{name}.{part}": (size,) for part in ("weight", "bias", "running_mean", "running_var")}
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_torchvisions_resnet50():
+    model = build(1000, depth=50, stem="imagenet")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images_of(1, 64))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    tensors = export.torch_tensors(variables, classifier=True)
+    assert len(tensors) == 320
+    assert {name: tensor.shape for name, tensor in tensors.items()} == torchvision_names()
+    assert not [name for name in export.torch_tensors(variables, classifier=False) if name.startswith("fc")]
+
+
+def torchvision_models(torch):
+    """ResNets built as those of `torchvision.models` are."""
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self, inputs, filters, stride, bottleneck):
+            super().__init__()
+            outputs = filters * (4 if bottleneck else 1)
+            layers = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
+            for index, (kernel, step) in enumerate(layers, start=1):
+                ends = (inputs if index == 1 else filters, outputs if index == len(layers) else filters)
+                setattr(self, f"conv{index}", nn.Conv2d(*ends, kernel, step, kernel // 2, bias=False))
+                setattr(self, f"bn{index}", nn.BatchNorm2d(ends[1]))
+            self.depth, self.downsample = len(layers), None
+            if inputs != outputs or stride > 1:
+                conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+        def forward(self, x):
+            shortcut = self.downsample(x) if self.downsample else x
+            for index in range(1, self.depth + 1):
+                x = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(x))
+                x = x.relu() if index < self.depth else x
+            return (x + shortcut).relu()
+
+    class ResNet(nn.Module):
+        def __init__(self, bottleneck, sizes, num_classes=1000):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+            self.bn1, self.maxpool = nn.BatchNorm2d(64), nn.MaxPool2d(3, 2, 1)
+            inputs = 64
+            for group, size in enumerate(sizes):
+                blocks = []
+                for index in range(size):
+                    stride = 2 if group and not index else 1
+                    blocks.append(Block(inputs, 64 * 2**group, stride, bottleneck))
+                    inputs = 64 * 2**group * (4 if bottleneck else 1)
+                setattr(self, f"layer{group + 1}", nn.Sequential(*blocks))
+            self.fc = nn.Linear(inputs, num_classes)
+
+        def forward(self, x):
+            x = self.maxpool(self.bn1(self.conv1(x)).relu())
+            return self.fc(self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3)))
+
+    return types.SimpleNamespace(
+        resnet50=partial(ResNet, True, (3, 4, 6, 3)), resnet18=partial(ResNet, False, (2, 2, 2, 2))
+    )
+
+
+@pytest.mark.parametrize(("depth", "size", "classes"), [(50, 64, 0), (50, 64, 7), (18, 64, 0), (18, 32, 7)])
+def test_safetensors_in_pytorch(depth, size, classes, tmp_path, monkeypatch):
+    """The card's own lines, with torchvision's modules rebuilt above (their widths are the real ones)."""
+    torch = pytest.importorskip("torch")
+    torchvision = types.ModuleType("torchvision")
+    torchvision.models = torchvision_models(torch)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    workdir, model, variables, _ = save(tmp_path, size, {"depth": depth, "stem": "auto"}, classes=classes)
+    folder, _ = run(workdir, "safetensors")
+    scope = execute_card(folder)
+    images = images_of(2, size)
+    expected = expected_of(model, variables, images)["logits" if classes else "features"]
+    with torch.no_grad():
+        found = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
+        assert_close(found, expected)
+        if size > 32:  # the pooling of torchvision makes a difference
+            scope["model"].maxpool = torch.nn.MaxPool2d(3, 2, 1)
+            other = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
+            assert np.abs(np.asarray(other) - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def execute_card(folder):
+    """Runs the Python of a model card; returns its variables."""
+    [code] = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    scope = {}
+    exec(code, scope)
+    return scope
+
+
+def test_model_card(small):
+    """Its Python runs, its front matter is YAML, and it tells where the network comes from."""
+    (small / "summary.json").write_text('{"trained": {"knn_accuracy": 0.9778}, "steps": 337}')
+    for form in ("savedmodel", "onnx"):
+        folder, _ = run(small, form, "--licence=CC BY: 4.0")
+        assert execute_card(folder)["features"].shape == (2, 32)
+        _, front, body = (folder / "README.md").read_text().split("---\n", 2)
+        assert yaml.safe_load(front)["license"] == "CC BY: 4.0"
+        for part in (
+            "2002.05709",
+            "2006.10029",
+            "trained with simclr-jax, task `pretrain`, starting from random weights",
+            "`digits`, split `train`",
+            "| trained.knn_accuracy | 0.9778 |",
+            "| steps | 337 |",
+            "## Licence\n\nCC BY: 4.0",
+            '"task": "pretrain"',
+            "cifar stem, images of 16 pixels",
+            "| `final_avg_pool` | batch, 32 |",
+        ):
+            assert part in body, part
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(export.load(small)[1]["params"]["encoder"]))
+        assert f"encoder {parameters:,}" in body
+
+
+def test_parts_that_are_gone_give_no_output(tmp_path):
+    """Such as the rest of the projection head, after fine-tuning from its first layer."""
+    settings = {"depth": 8, "width": 0.125, "supervised_layer": 1}
+    workdir, *_ = save(tmp_path, 16, settings, task="finetune")
+    model, variables, _ = export.load(workdir)
+    outputs = export.outputs(model, variables, images_of(1, 16))
+    assert "proj_head_output" not in outputs and outputs["logits_sup"].shape == (1, 10)
+    workdir, *_ = save(
+        tmp_path / "none", 16, settings | {"projection_layers": 1, "supervised_layer": 0}, classes=0
+    )
+    outputs = export.outputs(*export.load(workdir)[:2], images_of(1, 16))
+    assert "logits_sup" not in outputs and outputs["proj_head_output"].shape == (1, 128)
+
+
+def test_bfloat16_is_left_behind(tmp_path):
+    workdir, *_ = save(tmp_path, 16, {"depth": 8, "width": 0.125, "dtype": "bfloat16"})
+    model, variables, _ = export.load(workdir)
+    assert export.outputs(model, variables, images_of(1, 16))["block_group1"].dtype == np.float32
+
+
+def test_what_is_there_is_never_overwritten(small):
+    folder = small / "export" / "onnx"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("precious")
+    with pytest.raises(UserError, match=f"{folder} exists already: choose another --output, or remove it"):
+        run(small, "onnx")
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_export_that_stops_half_way_leaves_nothing(error, small, monkeypatch):
+    def stop(model, variables, folder, **settings):
+        (folder / "model.onnx").write_text("half")
+        raise error
+
+    monkeypatch.setitem(export.FORMATS, "onnx", stop)
+    with pytest.raises(error):
+        run(small, "onnx")
+    assert not list((small / "export").iterdir())
+
+
+def test_an_export_that_differs_is_refused(small, monkeypatch):
+    outputs = export.outputs
+    _, variables, _ = export.load(small)
+
+    def off(model, given, images):
+        results = outputs(model, variables, images)
+        return results | {"final_avg_pool": results["final_avg_pool"] * 1.001}
+
+    monkeypatch.setattr(export, "outputs", off)
+    model = build(10, depth=8, width=0.125)
+    with pytest.raises(
+        RuntimeError, match="final_avg_pool differs by 1.0e-03 of its largest value from JAX's"
+    ):
+        export.compare(model, variables, 16, 1, lambda images: outputs(model, variables, images))
+
+
+@pytest.mark.parametrize("settings", [{"sk_ratio": 0.0625}, {"se_ratio": 0.25}])
+def test_torchvision_lacks_what_v2_adds(settings, tmp_path):
+    workdir, *_ = save(tmp_path, 64, {"depth": 50, "width": 0.0625, "stem": "imagenet", **settings})
+    with pytest.raises(
+        UserError, match="torchvision's ResNet has neither selective kernels, .*choose --format=onnx"
+    ):
+        run(workdir, "safetensors")
+    assert not list((workdir / "export").iterdir())
+
+
+def test_cards_of_networks_that_torchvision_lacks_do_not_pretend(small):
+    folder, _ = run(small, "safetensors")
+    assert "which torchvision lacks" in (folder / "README.md").read_text()
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == (
+        folder / "README.md"
+    ).stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["RUN", "--format=pickle"],
+            "--format=pickle is unknown: choose one of savedmodel, onnx, safetensors",
+        ),
+        (["RUN", "--format=onnx"], "RUN holds no checkpoint: give the workdir of a run"),
+    ],
+)
+def test_errors_are_one_line(arguments, expected, tmp_path):
+    command = [sys.executable, "-m", "simclr_jax.export", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | PATHS)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    assert expected in done.stderr and not list(tmp_path.iterdir())
