@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 import yaml
 from networks import DEFAULTS, assert_close, build, golden_variables
+from safetensors.numpy import load_file
 
 from simclr_jax import checkpoint, export
 from simclr_jax.errors import UserError
@@ -121,6 +122,8 @@ def test_onnx(network, tmp_path, capfd):
 
 def test_large_onnx_keeps_its_weights_in_a_second_file(tmp_path, monkeypatch):
     workdir, *_ = save(tmp_path, 16, {"depth": 8, "stem": "cifar"})
+    run(workdir, "onnx", f"--output={tmp_path}/one")
+    assert not (tmp_path / "one" / "model.onnx.data").exists()
     monkeypatch.setattr(export, "_PROTOBUF_LIMIT", 0)
     folder, _ = run(workdir, "onnx")
     weights, graph = ((folder / name).stat().st_size for name in ("model.onnx.data", "model.onnx"))
@@ -320,9 +323,12 @@ def test_an_export_that_differs_is_refused(small, monkeypatch):
         export.compare(model, variables, 16, 1, lambda images: outputs(model, variables, images))
 
 
-@pytest.mark.parametrize("settings", [{"sk_ratio": 0.0625}, {"se_ratio": 0.25}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"depth": 50, "sk_ratio": 0.0625}, {"depth": 10, "sk_ratio": 0.0625}, {"depth": 10, "se_ratio": 0.25}],
+)
 def test_torchvision_lacks_what_v2_adds(settings, tmp_path):
-    workdir, *_ = save(tmp_path, 64, {"depth": 50, "width": 0.0625, "stem": "imagenet", **settings})
+    workdir, *_ = save(tmp_path, 64, {"width": 0.0625, "stem": "imagenet", **settings})
     with pytest.raises(
         UserError, match="torchvision's ResNet has neither selective kernels, .*choose --format=onnx"
     ):
@@ -353,3 +359,11 @@ def test_errors_are_one_line(arguments, expected, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | PATHS)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
     assert expected in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_classifier_of_the_projection_head_is_no_fc(tmp_path):
+    for layer in (0, 1):
+        settings = {"depth": 8, "width": 0.125, "supervised_layer": layer}
+        workdir, *_ = save(tmp_path / str(layer), 16, settings, task="finetune")
+        folder, _ = run(workdir, "safetensors")
+        assert ("fc.weight" in load_file(folder / "model.safetensors")) == (layer == 0)
