@@ -139,7 +139,7 @@ def onnx(model, variables, folder, *, image_size: int) -> float:
 
 
 def safetensors(model, variables, folder, *, image_size: int) -> float:
-    """Writes `folder`/model.safetensors, the weights alone. Returns 0: it reads back as the same bits.
+    """Writes `folder`/model.safetensors, the weights alone; returns 0, since it reads back as the same bits.
 
     Raises:
       UserError: torchvision has no layers for what this network has.
@@ -222,7 +222,7 @@ def main(argv: list[str]) -> None:
     run = epath.Path(args.run)
     run = run.parent.parent if run.parent.name == "checkpoints" else run
     if not args.output and (official.find(run) or "://" in str(run)):
-        raise UserError(f"--output is missing: give a local folder to write what {run} holds to")
+        raise UserError(f"{run} is no local workdir: give the --output folder to make")
     output = Path(args.output or run / "export" / args.format)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: choose another --output, or remove it")
