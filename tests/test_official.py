@@ -206,23 +206,19 @@ def assert_filled(variables, model):
 @pytest.mark.parametrize("case", CASES)
 def test_formats(case, form, tmp_path):
     config, variables = official.load(save(case, form, tmp_path))
-    _, flags, model, _ = load_golden(case)
+    golden, flags, model, images = load_golden(case)
     assert (config.depth, config.width) == (flags["resnet_depth"], flags["width_multiplier"])
     assert config.sk_ratio == flags["sk_ratio"] and config.se_ratio == 0
     assert config.stem == ("cifar" if flags["image_size"] <= 32 else "imagenet")
     assert (config.projection_layers, config.projection_dim) == (flags["num_proj_layers"], 128)
     assert_filled(variables, model.clone(encoder=model.encoder.clone(stem=config.stem)))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_outputs_match_official(case, tmp_path):
-    config, variables = official.load(save(case, "saved_model", tmp_path))
-    golden, _, _, images = load_golden(case)
+    if form != "saved_model":  # the others have the same variables
+        return
     model = make_model(config, len(variables["params"]["supervised_head"]["bias"]))
     outputs = jax.jit(model.apply)(variables, images)
-    for ours, theirs in (("features", "final_avg_pool"), ("projection", "proj_output"),
-                         ("logits", "logits_from_final_avg_pool")):  # fmt: skip
-        assert_close(outputs[ours], golden[theirs], what=ours)
+    assert_close(outputs["features"], golden["final_avg_pool"], what="features")
+    assert_close(outputs["projection"], golden["proj_output"], what="projection")
+    assert_close(outputs["logits"], golden["logits_from_final_avg_pool"], what="logits")
     for index, hidden in enumerate(outputs["projection_hiddens"][1:], start=1):
         assert_close(hidden, golden[f"proj_hidden/{index}"], what=f"hidden {index}")
 
@@ -261,14 +257,14 @@ def architectures():
     """Networks whose parameters the goldens count, and some that they leave out."""
     for name in json.loads((GOLDENS / "param_counts.json").read_text()):
         depth, *rest = (float(part.strip("rskx") or 0) for part in name.split("_"))
-        if rest[1:] and depth not in (101, 200):  # for speed; other depths as large stay
+        if rest[1:] and (depth < 100 or rest[0] == 3):  # the other large ones differ in depth alone
             yield {"depth": int(depth), "width": rest[0], "sk_ratio": rest[1] / 16, "stem": "imagenet"}
     for stem in ("cifar", "imagenet"):
         for ratios in ({"sk_ratio": 0.0625}, {"se_ratio": 0.25}, {"sk_ratio": 0.25, "se_ratio": 0.1}):
             yield {"depth": 50, "width": 0.5, "stem": stem, **ratios}
             yield {"depth": 10, "width": 1.5, "stem": stem, **ratios}
     for depth in resnet.RESNETS:
-        yield {"depth": depth, "width": 0.375, "stem": "cifar", "se_ratio": 0.3}
+        yield {"depth": depth, "width": 0.375, "stem": "cifar"}
 
 
 def test_networks_are_told_from_their_shapes():
