@@ -117,9 +117,15 @@ class Block(nn.Module):
     def shortcut(self, x):
         stride = self.stride
         if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
-            padding = "SAME" if stride == 1 else ((0, 1), (0, 1))
-            pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(stride, stride), padding=padding)
-            x = pool(x, count_include_pad=stride > 1)
+            if stride > 1:  # zeros beyond the edge count
+                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+            x = nn.avg_pool(
+                x,
+                window_shape=(2, 2),
+                strides=(stride, stride),
+                padding="SAME" if stride == 1 else "VALID",
+                count_include_pad=False,
+            )
             stride = 1
         x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
         return self.norm(name="bn_shortcut")(x)
