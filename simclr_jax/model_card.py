@@ -14,7 +14,7 @@ _LOAD = {
 import numpy as np
 import tensorflow as tf
 
-model = tf.saved_model.load("$folder")
+model = tf.saved_model.load(".")
 images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch and image size
 features = model(images, trainable=False)["final_avg_pool"]
 ```
@@ -25,7 +25,7 @@ same as `serving_default` and `default`, to be called with `inputs=`.""",
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("$folder/model.onnx")
+session = onnxruntime.InferenceSession("model.onnx")
 images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch, this image size
 [features] = session.run(["final_avg_pool"], {"inputs": images})
 ```""",
@@ -39,17 +39,16 @@ $torch
 }
 _POOL = """
 
-TensorFlow's max pooling pads even sizes at the bottom and on the right only. That of torchvision pads all
-sides, which gives other features: hence the line with `maxpool`. It is exact for image sizes that
-are multiples of 4."""
+TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides, which
+gives other features. It sees half the image size, rounded up. Where that is even, as with multiples of 4,
+`maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
 
 
-def model_card(form: str, folder, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
+def model_card(form: str, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
     """The text of a model card.
 
     Args:
       form: 'savedmodel', 'onnx' or 'safetensors'.
-      folder: where the network will lie.
       model, variables, meta: the network, from `export.load`.
       image_size: of its training, in pixels.
       outputs: name -> shape for one image.
@@ -62,9 +61,8 @@ def model_card(form: str, folder, model, variables, meta, *, image_size, outputs
         name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables["params"].items()
     }
     load = Template(_LOAD[form]).substitute(
-        folder=folder,
         size=image_size,
-        torch=_torch_lines(model, config["model"], meta["num_classes"], folder),
+        torch=_torch_lines(model, config["model"], meta["num_classes"], image_size),
         pool=_POOL if model.encoder.stem == "imagenet" else "",
     )
     numbers = {
@@ -95,6 +93,8 @@ An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https:/
 trained {origin}.
 
 ## Load
+
+In the folder of this file:
 
 {load}
 
@@ -133,22 +133,24 @@ def _table(rows: list[str]) -> str:
     return "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
 
 
-def _torch_lines(model, network, num_classes: int, folder) -> str:
+def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     """What makes torchvision's ResNet this one and loads it."""
-    lines = []
-    if network["width"] == 1 and network["depth"] in (18, 34, 50, 101, 152):
-        classes = f"num_classes={num_classes}" if num_classes and model.supervised_layer == 0 else ""
-        lines += [f"model = torchvision.models.resnet{network['depth']}({classes})"]
-        lines += [] if classes else ["model.fc = torch.nn.Identity()"]
-        if network["depth"] < 50:  # every group of SimCLR's opens with a projection
-            lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
-            lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
-        if model.encoder.stem == "cifar":
-            lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
-            lines += ["model.maxpool = torch.nn.Identity()"]
-        else:
-            lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
+    depth, width = network["depth"], network["width"]
+    classes = f"num_classes={num_classes}" if num_classes and model.supervised_layer == 0 else ""
+    if depth in (18, 34, 50, 101, 152) and width == 1:
+        lines = [f"model = torchvision.models.resnet{depth}({classes})"]
     else:
-        lines += ["model = ...  # a ResNet of this width and depth, which torchvision lacks, under its names"]
-    lines += [f'model.load_state_dict(safetensors.torch.load_file("{folder}/model.safetensors"))']
-    return "\n".join([*lines, "model.eval()"])
+        lines = [
+            f"model = ...  # a ResNet-{depth} of width {width:g} under the names of torchvision, which lacks it"
+        ]
+    lines += [] if classes else ["model.fc = torch.nn.Identity()"]
+    if depth < 50:  # every group of SimCLR's opens with a projection
+        lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
+        lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
+    if model.encoder.stem == "cifar":
+        lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
+        lines += ["model.maxpool = torch.nn.Identity()"]
+    elif (image_size + 1) // 2 % 2 == 0:  # odd sizes are padded on all sides by TensorFlow, too
+        lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
+    lines += ['model.load_state_dict(safetensors.torch.load_file("model.safetensors"))', "model.eval()"]
+    return "\n".join(line if width == 1 else line.replace("64", str(int(64 * width))) for line in lines)

@@ -221,7 +221,7 @@ def torchvision_models(torch):
     )
 
 
-@pytest.mark.parametrize(("depth", "size", "classes"), [(50, 64, 0), (50, 64, 7), (18, 64, 0), (18, 32, 7)])
+@pytest.mark.parametrize(("depth", "size", "classes"), [(50, 64, 0), (50, 42, 7), (18, 64, 0), (18, 32, 7)])
 def test_safetensors_in_pytorch(depth, size, classes, tmp_path, monkeypatch):
     """The card's own lines, with torchvision's modules rebuilt above (their widths are the real ones)."""
     torch = pytest.importorskip("torch")
@@ -236,7 +236,7 @@ def test_safetensors_in_pytorch(depth, size, classes, tmp_path, monkeypatch):
     with torch.no_grad():
         found = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
         assert_close(found, expected)
-        if size > 32:  # the pooling of torchvision makes a difference
+        if size == 64:  # the pooling of torchvision makes a difference
             scope["model"].maxpool = torch.nn.MaxPool2d(3, 2, 1)
             other = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
             assert np.abs(np.asarray(other) - expected).max() > 1e-2 * np.abs(expected).max()
@@ -246,7 +246,8 @@ def execute_card(folder):
     """Runs the Python of a model card; returns its variables."""
     [code] = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     scope = {}
-    exec(code, scope)
+    with contextlib.chdir(folder):
+        exec(code, scope)
     return scope
 
 
@@ -316,20 +317,15 @@ def test_an_export_that_stops_half_way_leaves_nothing(error, small, monkeypatch)
     assert not list((small / "export").iterdir())
 
 
-def test_an_export_that_differs_is_refused(small, monkeypatch):
-    outputs = export.outputs
-    _, variables, _ = export.load(small)
+def test_an_export_that_differs_is_refused(small):
+    model, variables, _ = export.load(small)
 
-    def off(model, given, images):
-        results = outputs(model, variables, images)
+    def off(images):
+        results = export.outputs(model, variables, images)
         return results | {"final_avg_pool": results["final_avg_pool"] * 1.001}
 
-    monkeypatch.setattr(export, "outputs", off)
-    model = build(10, depth=8, width=0.125)
-    with pytest.raises(
-        RuntimeError, match="final_avg_pool differs by 1.0e-03 of its largest value from JAX's"
-    ):
-        export.compare(model, variables, 16, 1, lambda images: outputs(model, variables, images))
+    with pytest.raises(UserError, match="^final_avg_pool differs by 1.0e-03 of its largest value from JAX's"):
+        export.compare(model, variables, 16, 1, off)
 
 
 @pytest.mark.parametrize(
