@@ -39,8 +39,8 @@ $torch
 }
 _POOL = """
 
-TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides, which
-gives other features. It sees half the image size, rounded up. Where that is even, as with multiples of 4,
+TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides,
+which gives other features. It sees half the image size, rounded up. Where that is even, as with multiples of 4,
 `maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
 
 
@@ -140,9 +140,7 @@ def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     if depth in (18, 34, 50, 101, 152) and width == 1:
         lines = [f"model = torchvision.models.resnet{depth}({classes})"]
     else:
-        lines = [
-            f"model = ...  # a ResNet-{depth} of width {width:g} under the names of torchvision, which lacks it"
-        ]
+        lines = [f"model = ...  # ResNet-{depth} {width:g}x, which torchvision lacks, under its names"]
     lines += [] if classes else ["model.fc = torch.nn.Identity()"]
     if depth < 50:  # every group of SimCLR's opens with a projection
         lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
