@@ -32,6 +32,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.model_card import model_card
 
 TOLERANCE = 1e-4  # relative to an output's largest value
+_VECTORS = ("final_avg_pool", "proj_head_output", "logits_sup")  # what ONNX gives of `outputs`
 _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights that fit into one file of ONNX, with their graph
 
 
@@ -106,7 +107,7 @@ def onnx(model, variables, folder, *, image_size: int) -> float:
 
     shape = (1, image_size, image_size, 3)
     every = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    names = [name for name in every if name in ("final_avg_pool", "proj_head_output", "logits_sup")]
+    names = [name for name in _VECTORS if name in every]
 
     def call(images):
         results = outputs(model, variables, images)
@@ -235,6 +236,9 @@ def main(argv: list[str]) -> None:
     size = meta["config"]["image_size"]
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(partial(outputs, model), variables, image)
+    fc = "logits_sup" in shapes and model.supervised_layer == 0
+    given = {"onnx": _VECTORS, "safetensors": ("logits_sup" if fc else "final_avg_pool",)}
+    given = [name for name in given.get(args.format, shapes) if name in shapes]
     summary = run / "summary.json"
     card = model_card(
         args.format,
@@ -242,7 +246,7 @@ def main(argv: list[str]) -> None:
         variables,
         meta,
         image_size=size,
-        outputs={name: shape.shape for name, shape in shapes.items()},
+        outputs={name: shapes[name].shape for name in given},
         summary=json.loads(summary.read_text()) if summary.exists() else None,
         licence=args.licence,
     )

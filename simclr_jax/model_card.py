@@ -40,8 +40,8 @@ $torch
 _POOL = """
 
 TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides,
-which gives other features. It sees half the image size, rounded up. Where that is even, as with multiples of 4,
-`maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
+which gives other features. It sees half the image size, rounded up. Where that is even, as for multiples of
+4, `maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
 
 
 def model_card(form: str, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
@@ -79,7 +79,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         origin = f"by the code of google-research/simclr and read from {start}"
         data = "The checkpoint does not tell."
         unlicensed = (
-            "The code that trained these weights is under the Apache License 2.0; the checkpoint tells none."
+            "The code that trained these weights is under the Apache License 2.0; the checkpoint states none."
         )
     stated = json.dumps(licence) if licence else "other"
     return f"""---

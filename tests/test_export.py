@@ -272,6 +272,7 @@ def test_model_card(small):
             "| `final_avg_pool` | batch, 32 |",
         ):
             assert part in body, part
+        assert ("| `block_group1` | batch, 16, 16, 8 |" in body) == (form == "savedmodel")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(export.load(small)[1]["params"]["encoder"]))
         assert f"encoder {parameters:,}" in body
 
