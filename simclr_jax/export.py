@@ -14,6 +14,7 @@ README.md, lies beside it.
 
 import argparse
 import contextlib
+import io
 import json
 import re
 import sys
@@ -114,7 +115,7 @@ def onnx(model, variables, folder, *, image_size: int) -> float:
         return tuple(results[name] for name in names)
 
     path = str(folder / "model.onnx")
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its developers what it does
         to_onnx(
             call,
             [("batch", *shape[1:])],
@@ -226,7 +227,7 @@ def main(argv: list[str]) -> None:
     if args.format not in FORMATS:
         raise UserError(f"--format={args.format} is unknown: choose one of {', '.join(FORMATS)}")
     run = epath.Path(args.run)
-    run = run.parent.parent if run.parent.name == "checkpoints" else run
+    run = run.parent.parent if run.parent.name == "checkpoints" and run.name.isdigit() else run
     if not args.output and (official.find(run) or "://" in str(run)):
         raise UserError(f"{run} is no local workdir: give the --output folder to make")
     output = Path(args.output or run / "export" / args.format)
