@@ -1,6 +1,7 @@
 """The model card that lies beside an exported network: what it is, how to load it, what it comes from."""
 
 import json
+import re
 from string import Template
 
 import jax
@@ -53,7 +54,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
       image_size: of its training, in pixels.
       outputs: name -> shape for one image.
       summary: what the run's summary.json holds, None if there is none.
-      licence: of the weights, None if nobody has stated it.
+      licence: of the weights, a name or a sentence; None if nobody has stated it.
     """
     config = meta["config"]
     network = describe(ConfigDict(config["model"]))
@@ -81,9 +82,11 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         unlicensed = (
             "The code that trained these weights is under the Apache License 2.0; the checkpoint states none."
         )
-    stated = json.dumps(licence) if licence else "other"
+    name = (
+        licence.lower() if licence and re.fullmatch(r"[\w.-]+", licence) else "other"
+    )  # as model hubs know them
     return f"""---
-license: {stated}
+license: {name}
 tags: [simclr, self-supervised-learning, image-feature-extraction]
 ---
 

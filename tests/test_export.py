@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -255,10 +256,10 @@ def test_model_card(small):
     """Its Python runs, its front matter is YAML, and it tells where the network comes from."""
     (small / "summary.json").write_text('{"trained": {"knn_accuracy": 0.9778}, "steps": 337}')
     for form in ("savedmodel", "onnx"):
-        folder, _ = run(small, form, "--licence=CC BY: 4.0")
+        folder, _ = run(small, form, "--licence=Apache-2.0")
         assert execute_card(folder)["features"].shape == (2, 32)
         _, front, body = (folder / "README.md").read_text().split("---\n", 2)
-        assert yaml.safe_load(front)["license"] == "CC BY: 4.0"
+        assert yaml.safe_load(front)["license"] == "apache-2.0"
         for part in (
             "2002.05709",
             "2006.10029",
@@ -266,7 +267,7 @@ def test_model_card(small):
             "`digits`, split `train`",
             "| trained.knn_accuracy | 0.9778 |",
             "| steps | 337 |",
-            "## Licence\n\nCC BY: 4.0",
+            "## Licence\n\nApache-2.0",
             '"task": "pretrain"',
             "cifar stem, images of 16 pixels",
             "| `final_avg_pool` | batch, 32 |",
@@ -327,6 +328,22 @@ def test_an_export_that_differs_is_refused(small):
 
     with pytest.raises(UserError, match="^final_avg_pool differs by 1.0e-03 of its largest value from JAX's"):
         export.compare(model, variables, 16, 1, off)
+    images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
+    for name in ("initial_conv", "logits_sup"):
+        spoilt = export.outputs(model, variables, images) | {name: np.nan}
+        with pytest.raises(UserError, match=f"^{name} differs by nan"):
+            export.compare(model, variables, 16, 1, lambda images, spoilt=spoilt: spoilt)
+
+
+def test_one_checkpoint_is_not_said_to_have_the_results_of_the_run(small):
+    (small / "summary.json").write_text('{"top1": 0.5}')
+    for path, told in ((small, True), (small / "checkpoints" / "3", False)):
+        output = small / "export" / "safetensors"
+        export.main([str(path), "--format=safetensors", "--licence=ask: me"])
+        text = (output / "README.md").read_text()
+        assert ("| top1 | 0.5 |" in text) == told and ("Nothing was measured." in text) != told
+        assert "license: other" in text and "## Licence\n\nask: me" in text
+        shutil.rmtree(output)
 
 
 @pytest.mark.parametrize(
