@@ -6,6 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "$ROOT/requirements.txt" "$ROOT/tests/requirements.txt"
 cd "$ROOT"
-[ $# -gt 0 ] || set -- -n 2 --dist loadfile # two files at a time
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder # two files at a time, by name: the longest are not last
 echo "== python -m pytest $*"
 exec "$PYTHON" -m pytest "$@"
