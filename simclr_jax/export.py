@@ -147,7 +147,7 @@ def safetensors(model, variables, folder, *, image_size: int) -> float:
     """
     from safetensors.numpy import load_file, save_file
 
-    tensors = torch_tensors(variables, classifier=model.supervised_layer == 0)
+    tensors = torch_tensors(model, variables)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     read = load_file(folder / "model.safetensors")
     bits = [{key: (x.dtype, x.shape, x.tobytes()) for key, x in of.items()} for of in (tensors, read)]
@@ -156,17 +156,15 @@ def safetensors(model, variables, folder, *, image_size: int) -> float:
     return 0.0
 
 
-def torch_tensors(variables, *, classifier: bool) -> dict[str, np.ndarray]:
-    """The encoder, and the classifier if it is asked for and there, under torchvision's names.
+def torch_tensors(model, variables) -> dict[str, np.ndarray]:
+    """The encoder, and the classifier where there is one of its features, under torchvision's names.
 
     ('params', 'encoder', 'block_group1_0', 'conv1', 'kernel') [h, w, in, out] -> 'layer1.0.conv1.weight'
     [out, in, h, w], and so on.
     """
-    encoder = variables["params"]["encoder"]
-    block = encoder["block_group1_0"]
-    if "sk" in block or "se" in block or "conv2" in encoder:
+    if model.encoder.sk_ratio or model.encoder.se_ratio:
         raise UserError(
-            "torchvision's ResNet has neither selective kernels, nor ResNet-D's stem, nor squeeze and "
+            "torchvision's ResNet has neither selective kernels, nor ResNet-D's shortcuts, nor squeeze and "
             "excitation: choose --format=onnx or savedmodel"
         )
     leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean"}
@@ -177,7 +175,7 @@ def torch_tensors(variables, *, classifier: bool) -> dict[str, np.ndarray]:
         if part == "encoder":
             name = re.sub(r"block_group(\d+)_(\d+)/", r"layer\1.\2.", "/".join(layers))
             name = name.replace("conv_shortcut", "downsample.0").replace("bn_shortcut", "downsample.1")
-        elif part == "supervised_head" and classifier:
+        elif part == "supervised_head" and model.supervised_layer == 0:
             name = "fc"
         else:
             continue
@@ -228,9 +226,12 @@ def main(argv: list[str]) -> None:
     run = epath.Path(args.run)
     one_of_many = run.parent.name == "checkpoints" and run.name.isdigit()
     workdir = run.parent.parent if one_of_many else run
-    if not args.output and (official.find(run) or "://" in str(run)):
-        raise UserError(f"{run} is no local workdir: give the --output folder to make")
-    output = Path(args.output or workdir / "export" / args.format)
+    if not args.output and official.find(run):
+        raise UserError(f"{run} is no run of ours: give the --output folder to make")
+    output = str(args.output or workdir / "export" / args.format)
+    if "://" in output:
+        raise UserError(f"--output={output} is not on this machine: give a local folder")
+    output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: choose another --output, or remove it")
     model, variables, meta = load(args.run)
@@ -248,7 +249,7 @@ def main(argv: list[str]) -> None:
         meta,
         image_size=size,
         outputs={name: shapes[name].shape for name in given},
-        summary=json.loads(summary.read_text()) if summary.exists() else None,
+        summary=_read_json(summary) if summary.exists() else None,
         licence=args.licence,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +263,15 @@ def main(argv: list[str]) -> None:
         folder.replace(output)
     told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
     print(f"{output}: written and read back, {told}")
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is no JSON ({error}): remove it, or finish the run, which writes it"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ which gives other features. It sees half the image size, rounded up. Where that 
 4, `maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
 
 
+_NOTE = """
+`logits_sup` is right if the classifier was trained on layer {} of the projection head (0: the features),
+which the checkpoint does not tell. Else convert it first, by `simclr_jax.official` with `--supervised_layer`.
+"""
+
+
 def model_card(form: str, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
     """The text of a model card.
 
@@ -58,9 +64,11 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     """
     config = meta["config"]
     network = describe(ConfigDict(config["model"]))
-    sizes = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in variables["params"].items()
-    }
+    params = variables["params"]
+    if form == "safetensors":
+        held = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
+        params = {name: part for name, part in params.items() if name in held}
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     load = Template(_LOAD[form]).substitute(
         size=image_size,
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size),
@@ -71,13 +79,17 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     }
     results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
-    start = config["pretrained"] or "random weights"
+    note = ""
     if "dataset" in config:
-        origin = f"with simclr-jax, task `{config['task']}`, starting from {start}"
+        given = f", given `pretrained={config['pretrained']}`" if config["pretrained"] else ""
+        origin = f"with simclr-jax, task `{config['task']}`{given}"
         data = "`{name}`, split `{train_split}`".format(**config["dataset"])
         unlicensed = "Nobody has stated one for these weights. Mind that of the data, too."
     else:
-        origin = f"by the code of google-research/simclr and read from {start}"
+        average = ", the moving average of its weights" if config["ema"] else ""
+        origin = f"by the code of google-research/simclr, read from {config['pretrained']}{average}"
+        if "logits_sup" in outputs and config["model"]["projection_layers"]:
+            note = _NOTE.format(config["model"]["supervised_layer"])
         data = "The checkpoint does not tell."
         unlicensed = (
             "The code that trained these weights is under the Apache License 2.0; the checkpoint states none."
@@ -109,7 +121,7 @@ Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in si
 | output | shape |
 | --- | --- |
 {chr(10).join(shapes)}
-
+{note}
 ## Data
 
 {data}

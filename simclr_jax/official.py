@@ -44,7 +44,8 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
 
     Returns:
       config.model of that network, for `models.make_model`. Which layer its classifier reads stands nowhere
-      in the files: `supervised_layer` is 0, as in the official hub modules.
+      in the files: `supervised_layer` is 0, as in the official hub modules. Nor do names tell ResNet-18 and
+      34 with `sk_ratio` and the 'cifar' stem from those without, which places in an object graph do.
       {'params', 'batch_stats'} as numpy arrays, float32; with 'supervised_head' if there is a classifier, and
       'projection_head' if there is one (v1's published checkpoints have none).
 
@@ -58,14 +59,14 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     with _damage_told(prefix) as tf:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
-        keys = model_keys(reader, shapes, ema=ema)
+        keys, pooled = model_keys(reader, shapes, ema=ema)
     found = {name: shapes[key] for name, key in keys.items()}
     if not any("conv" in name for name in found):
         raise UserError(
             f"{prefix} holds no network of SimCLR{' under ema_model/' if ema else ''}: expected variables "
             f"such as base_model/conv2d/kernel (TF1) or model/resnet_model/... (TF2), found {_few(shapes)}"
         )
-    config, num_classes = _infer(found, prefix)
+    config, num_classes = _infer(found, prefix, pooled)
     model = make_model(config, num_classes)
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     names = our_names(expected) if _are_ours(found) else tf1_names(expected)
@@ -92,7 +93,7 @@ def read(path, *, ema: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """`load` in the form of `checkpoint.load_params`: variables, and meta: {'config', 'num_classes'}."""
     model, variables = load(path, ema=ema)
     config = {"task": "pretrain", "pretrained": str(path), "model": model.to_dict()}
-    config |= {"seed": 0, "image_size": 32 if model.stem == "cifar" else 224}
+    config |= {"ema": ema, "seed": 0, "image_size": 32 if model.stem == "cifar" else 224}
     classifier = variables["params"].get("supervised_head")
     return variables, {"config": config, "num_classes": len(classifier["bias"]) if classifier else 0}
 
@@ -103,13 +104,15 @@ def find(path) -> str | None:
     Raises:
       UserError: there are several.
     """
-    path = epath.Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path)))
+    path = epath.Path(re.sub(r"(\.(index|meta|data-\d+-of-\d+)|/saved_model\.pb)$", "", str(path)))
     if (path.parent / f"{path.name}.index").exists():
         return str(path)
-    if (path / "saved_model.pb").exists():
-        return str(path / "variables" / "variables")
     prefixes = [str(index).removesuffix(".index") for index in path.glob("*.index")]
-    if len(prefixes) > 1 and (path / "checkpoint").exists():  # it names the newest, maybe by an old folder
+    # The folders of Google's published networks hold one of these, beside a checkpoint or alone.
+    for folder in (path,) if prefixes else (path, path / "saved_model", path / "hub"):
+        if (folder / "saved_model.pb").exists():
+            return str(folder / "variables" / "variables")
+    if len(prefixes) > 1 and (path / "checkpoint").is_file():  # it names the newest, maybe by an old folder
         newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (path / "checkpoint").read_text())
         prefixes = [prefix for prefix in prefixes if newest and prefix == str(path / newest[1])] or prefixes
     if len(prefixes) > 1:
@@ -120,18 +123,21 @@ def find(path) -> str | None:
 @contextmanager
 def _damage_told(prefix):
     """Gives TensorFlow, and turns what it tells of files that it cannot read into one line."""
+    from google.protobuf.message import DecodeError
+
     from simclr_jax.data import tf  # quiet, and off accelerators
 
     try:
         yield tf
-    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, DecodeError, IndexError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{prefix} is damaged ({reason}): copy all its files again") from None
 
 
-def _infer(shapes: dict[str, Shape], prefix: str) -> tuple[ConfigDict, int]:
+def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigDict, int]:
     """config.model and the number of classes, from the shapes of the model's named variables."""
     convs, denses, classifier = _layers(shapes)
+    # What has another rank is left out here: the comparison that follows tells of it.
     kernels = [layer["kernel"] for layer in convs if len(layer.get("kernel", ())) == 4]
     stem = next((kernel for kernel in kernels if kernel[2] == 3), None)
     # In the last group 3x3 kernels read its filters: 8 times the first's, if there are four groups.
@@ -158,8 +164,12 @@ def _infer(shapes: dict[str, Shape], prefix: str) -> tuple[ConfigDict, int]:
         for kernel, after in pairwise(kernels)
         if bottleneck and kernel[0] == 3 and kernel[3] == 2 * kernel[2]
     ]
-    gates = [layer["bias"][0] for layer in convs if "bias" in layer]  # reduced, whole, reduced, whole, ...
-    sk_ratio = _ratio(squeezes[-1][3], squeezes[-1][2], 32) if squeezes else 0.0625 if resnet_d else 0.0
+    gates = [
+        layer["bias"][0] for layer in convs if len(layer.get("bias", ())) == 1
+    ]  # reduced, whole, reduced, whole, ...
+    sk_ratio = (
+        _ratio(squeezes[-1][3], squeezes[-1][2], 32) if squeezes else 0.0625 if resnet_d or pooled else 0.0
+    )
     config = {
         "depth": min(candidates, key=lambda depth: abs(candidates[depth] - blocks)),
         "width": stem[3] * (2 if resnet_d else 1) / 64,
@@ -193,9 +203,9 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
                 numbered.setdefault(int(match[1] or 0), {})[match[2]] = shape
         convs = [numbered[number] for number in sorted(numbered)]
     dense = r"(params/projection_head/dense\d+|head_contrastive/n?l_\d+/dense)/kernel"
-    denses = [shapes[name] for name in sorted(shapes) if re.fullmatch(dense, name)]
+    denses = [shapes[name] for name in sorted(shapes) if re.fullmatch(dense, name) and len(shapes[name]) == 2]
     classifiers = ("params/supervised_head/kernel", "head_supervised/linear_layer/dense/kernel")
-    return convs, denses, next((shapes[name] for name in classifiers if name in shapes), None)
+    return convs, denses, next((shapes[name] for name in classifiers if len(shapes.get(name, ())) == 2), None)
 
 
 def _ratio(reduced: int, filters: int, least: int) -> float:
@@ -222,7 +232,7 @@ def main(argv: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", help="folder, prefix or file of a TF1 or TF2 checkpoint, or a SavedModel")
-    parser.add_argument("--output", required=True, help="workdir to write; it must not hold checkpoints")
+    parser.add_argument("--output", required=True, help="workdir to make")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
     parser.add_argument(
         "--supervised_layer",
@@ -232,8 +242,8 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     output = epath.Path(args.output)
-    if (output / "checkpoints").exists():
-        raise UserError(f"{output} holds checkpoints already: choose another --output")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists already: choose another --output, or remove it")
     variables, meta = read(args.path, ema=args.ema)
     model = ConfigDict(meta["config"]["model"])
     model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer

@@ -196,7 +196,7 @@ def from_tf2_name(name: str) -> str | None:
     return None
 
 
-def model_keys(reader, shapes, *, ema: bool) -> dict[str, str]:
+def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
     """Where the variables of the model lie in a checkpoint.
 
     Args:
@@ -206,26 +206,32 @@ def model_keys(reader, shapes, *, ema: bool) -> dict[str, str]:
 
     Returns:
       name -> key: our names if they are told by places in an object graph, otherwise TF1's.
+      Whether the places tell of shortcuts that pool before they convolve, which is in no name and no shape.
     """
     if not any(key.endswith(_VALUE) for key in shapes):
         keys = shapes.keys() - _slots(shapes)
         copy = "ema_model/" if ema else ""
         scopes = tuple(copy + scope for scope in _TF1_SCOPES)
         heads = {key: key for key in keys if key.startswith("head_supervised/")}
-        return heads | {key.removeprefix(copy): key for key in keys if key.startswith(scopes)}
+        named = heads | {key.removeprefix(copy): key for key in keys if key.startswith(scopes)}
+        if {name.split("/")[1] for name in named if name.startswith("head_contrastive/")} == {"nl_0"}:
+            named = {name.replace("/nl_0/", "/l_0/"): key for name, key in named.items()}  # the same layer
+        return named, False
     if ema:
-        return {}
+        return {}, False
     if _GRAPH not in shapes:
-        return _ours((key.removesuffix(_VALUE), key) for key in shapes)
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
+        places, nodes = [(key.removesuffix(_VALUE), key) for key in shapes], ()
+    else:
+        from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)).nodes
-    return _ours(_places(nodes)) or {
-        name: value.checkpoint_key
-        for node in nodes
-        for value in node.attributes
-        if (name := from_tf2_name(value.full_name))
-    }
+        nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)).nodes
+        places = list(_places(nodes))
+    named = {ours: key for place, key in places if (ours := from_tf2_object(place))}
+    pooled = any(re.search(r"/(shortcut|projection)_layers/[12]/conv2d/", place) for place, _ in places)
+    values = [value for node in nodes for value in node.attributes]
+    by_name = {from_tf2_name(value.full_name): value.checkpoint_key for value in values}
+    named = named or {name: key for name, key in by_name.items() if name}
+    return {name: key for name, key in named.items() if key in shapes}, pooled
 
 
 def _places(nodes) -> Iterator[tuple[str, str]]:
@@ -237,10 +243,6 @@ def _places(nodes) -> Iterator[tuple[str, str]]:
         for child in nodes[node].children if len(place) < 12 else ():  # no place is longer, but rings are
             if child.local_name.isdigit() or child.local_name in _TF2_ATTRIBUTES:
                 waiting.append(((*place, child.local_name), child.node_id))
-
-
-def _ours(places) -> dict[str, str]:
-    return {ours: key for place, key in places if (ours := from_tf2_object(place))}
 
 
 def _slots(keys) -> set[str]:

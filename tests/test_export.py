@@ -15,12 +15,15 @@ import jax
 import numpy as np
 import onnxruntime
 import pytest
+import tensorflow as tf
 import yaml
+from flax.traverse_util import flatten_dict
 from networks import DEFAULTS, assert_close, build, golden_variables
 from safetensors.numpy import load_file
 
 from simclr_jax import checkpoint, export
 from simclr_jax.errors import UserError
+from simclr_jax.official_names import tf1_names
 
 PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 NETWORKS = {
@@ -70,8 +73,6 @@ def small(tmp_path):
 
 
 def test_savedmodel(network):
-    import tensorflow as tf
-
     workdir, model, variables, size = network
     folder, printed = run(workdir, "savedmodel")
     assert re.fullmatch(
@@ -167,10 +168,9 @@ def test_names_and_shapes_are_those_of_torchvisions_resnet50():
     model = build(1000, depth=50, stem="imagenet")
     shapes = jax.eval_shape(model.init, jax.random.key(0), images_of(1, 64))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    tensors = export.torch_tensors(variables, classifier=True)
+    tensors = export.torch_tensors(model, variables)
     assert len(tensors) == 320
     assert {name: tensor.shape for name, tensor in tensors.items()} == torchvision_names()
-    assert not [name for name in export.torch_tensors(variables, classifier=False) if name.startswith("fc")]
 
 
 def torchvision_models(torch):
@@ -263,7 +263,7 @@ def test_model_card(small):
         for part in (
             "2002.05709",
             "2006.10029",
-            "trained with simclr-jax, task `pretrain`, starting from random weights",
+            "trained with simclr-jax, task `pretrain`.",
             "`digits`, split `train`",
             "| trained.knn_accuracy | 0.9778 |",
             "| steps | 337 |",
@@ -335,6 +335,33 @@ def test_an_export_that_differs_is_refused(small):
             export.compare(model, variables, 16, 1, lambda images, spoilt=spoilt: spoilt)
 
 
+def test_a_summary_cut_short_is_told(small):
+    (small / "summary.json").write_text('{"top1": 0.')
+    with pytest.raises(UserError, match="summary.json is no JSON .*: remove it, or finish the run"):
+        run(small, "safetensors")
+    assert not (small / "export").exists()
+
+
+def test_official_checkpoints_need_an_output_and_say_what_they_do_not_tell(tmp_path):
+    model = build(10, depth=8, width=0.125)
+    variables = golden_variables(model, 16)
+    flat = flatten_dict(variables)
+    tensors = {name: flat[path] for path, name in tf1_names(variables).items()}
+    tf.raw_ops.SaveV2(
+        prefix=f"{tmp_path}/model.ckpt-1",
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+    )
+    with pytest.raises(UserError, match="is no run of ours: give the --output folder to make"):
+        run(tmp_path, "safetensors")
+    export.main([str(tmp_path), "--format=safetensors", f"--output={tmp_path}/out"])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"trained by the code of google-research/simclr, read from {tmp_path}." in text
+    assert "trained on layer 0 of the projection head" in text and "Apache License 2.0" in text
+    assert "Parameters: encoder 19,704, supervised head 330." in text
+
+
 def test_one_checkpoint_is_not_said_to_have_the_results_of_the_run(small):
     (small / "summary.json").write_text('{"top1": 0.5}')
     for path, told in ((small, True), (small / "checkpoints" / "3", False)):
@@ -348,10 +375,15 @@ def test_one_checkpoint_is_not_said_to_have_the_results_of_the_run(small):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"depth": 50, "sk_ratio": 0.0625}, {"depth": 10, "sk_ratio": 0.0625}, {"depth": 10, "se_ratio": 0.25}],
+    [
+        {"depth": 50, "sk_ratio": 0.0625},
+        {"depth": 10, "sk_ratio": 0.0625},
+        {"depth": 10, "sk_ratio": 0.0625, "stem": "cifar"},
+        {"depth": 10, "se_ratio": 0.25},
+    ],
 )
 def test_torchvision_lacks_what_v2_adds(settings, tmp_path):
-    workdir, *_ = save(tmp_path, 64, {"width": 0.0625, "stem": "imagenet", **settings})
+    workdir, *_ = save(tmp_path, 64, {"width": 0.0625, "stem": "imagenet"} | settings)
     with pytest.raises(
         UserError, match="torchvision's ResNet has neither selective kernels, .*choose --format=onnx"
     ):
@@ -376,6 +408,7 @@ def test_cards_of_networks_that_torchvision_lacks_do_not_pretend(small):
             "--format=pickle is unknown: choose one of savedmodel, onnx, safetensors",
         ),
         (["RUN", "--format=onnx"], "RUN holds no checkpoint: give the workdir of a run"),
+        (["RUN", "--format=onnx", "--output=gs://a/b"], "--output=gs://a/b is not on this machine: give a"),
     ],
 )
 def test_errors_are_one_line(arguments, expected, tmp_path):

@@ -276,7 +276,8 @@ def test_networks_are_told_from_their_shapes():
         if network["depth"] in (8, 10, 18, 34):  # basic blocks have no selective kernels
             expected["sk_ratio"] = 0.0625 if expected["sk_ratio"] and network["stem"] == "imagenet" else 0.0
         for names in (official_names.our_names(variables), official_names.tf1_names(variables)):
-            config, found = official._infer({name: flat[path].shape for path, name in names.items()}, "")
+            named = {name: flat[path].shape for path, name in names.items()}
+            config, found = official._infer(named, "", pooled=False)
             assert found == classes, network
             told = {key: config[key] for key in expected}
             if told != expected:  # another ratio may round to the same widths
@@ -347,6 +348,13 @@ def change(name, new):
             r"of another shape base_model/conv2d_5/kernel \(3, 3, 9, 16\) instead of \(3, 3, 16, 32\)",
         ),
         (change("", {"head_supervised/linear_layer/dense/bias": np.zeros(9)}), "of another shape head_sup"),
+        (change("", {"head_supervised/linear_layer/dense/kernel": np.zeros(9)}), "unknown head_sup"),
+        (change("", {"head_contrastive/nl_1/dense/kernel": np.zeros(9)}), "missing head_contrastive/l_0"),
+        (change("", {"base_model/conv2d_3/bias": np.zeros(())}), "unknown base_model/conv2d_3/bias"),
+        (
+            change("", {"base_model/conv2d_3/kernel": np.zeros((2, 2))}),
+            "of another shape base_model/conv2d_3",
+        ),
     ],
 )
 def test_what_does_not_fit_is_listed(small, changed, expected):
@@ -405,6 +413,47 @@ def test_damaged_files(small, damage, tmp_path):
         official.load(tmp_path)
 
 
+def test_a_damaged_object_graph(tmp_path):
+    prefix = write(
+        tmp_path / "ckpt-1",
+        {"model/x/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3), "_CHECKPOINTABLE_OBJECT_GRAPH": b"no graph"},
+    )
+    with pytest.raises(UserError, match="ckpt-1 is damaged"):
+        official.load(prefix)
+
+
+def test_an_object_graph_that_names_what_is_not_there(tmp_path):
+    model = node(resnet_model=node(initial_conv_relu_max_pool=[node(conv2d=node(kernel=tf.Variable(0.0)))]))
+    saved = tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
+    reader = tf.train.load_checkpoint(saved)
+    graph = reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    others = {"model/x/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3), "_CHECKPOINTABLE_OBJECT_GRAPH": graph}
+    with pytest.raises(UserError, match="holds no network of SimCLR"):
+        official.load(write(tmp_path / "other" / "ckpt", others))
+
+
+def test_shortcuts_that_pool_are_told_by_their_place(tmp_path):
+    """TF2 builds ResNet-18 with `sk_ratio` at 32 pixels: only its shortcuts differ, by an average pool."""
+    for sk_ratio in (0, 0.0625):
+        expected = build(10, depth=18, width=0.125, sk_ratio=sk_ratio, stem="cifar")
+        flags = {"resnet_depth": 18, "sk_ratio": sk_ratio, "image_size": 32, "num_proj_layers": 2}
+        model, _ = tf2_objects(fill_model(expected), flags)
+        config, variables = official.load(
+            tf.train.Checkpoint(model=model).save(str(tmp_path / str(sk_ratio)))
+        )
+        assert config.sk_ratio == sk_ratio
+        assert_filled(variables, expected)
+
+
+def test_one_projection_layer_of_the_nonlinear_head(tmp_path):
+    values = fill_model(build(0, depth=8, width=0.25, projection_layers=1))
+    renamed = {name.replace("/l_0/", "/nl_0/"): value for name, value in values.items()}
+    config, variables = official.load(write(tmp_path / "model", renamed))
+    assert config.projection_layers == 1
+    kernel = variables["params"]["projection_head"]["dense0"]["kernel"]
+    np.testing.assert_array_equal(kernel, values["head_contrastive/l_0/dense/kernel"])
+
+
 def test_every_way_to_name_a_checkpoint(small, tmp_path):
     values, save = small
     prefix = save(values)
@@ -416,6 +465,12 @@ def test_every_way_to_name_a_checkpoint(small, tmp_path):
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/somewhere/else/model.ckpt-12"\nall_model_')
     assert official.find(tmp_path) == str(other)
     assert official.find(tmp_path / "nothing") is None and official.find(tmp_path / "model.ckpt-1") is None
+    for name in ("saved_model", "hub"):  # as Google's folders are
+        folder = tmp_path / f"r50_{name}" / name
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").touch()
+        for path in (folder, folder.parent, folder / "saved_model.pb"):
+            assert official.find(path) == str(folder / "variables" / "variables")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no TensorFlow checkpoint"):
         official.load(tmp_path / "empty")
@@ -431,8 +486,11 @@ def test_conversion(small, tmp_path, capsys):
     assert meta["num_classes"] == 10 and meta["config"]["model"]["supervised_layer"] == 1
     assert meta["config"]["image_size"] == 32
     assert_filled(variables, build(10, depth=8, width=0.25))
-    with pytest.raises(UserError, match="run holds checkpoints already: choose another --output"):
-        official.main([prefix, f"--output={tmp_path}/run"])
+    for folder in (tmp_path / "run", tmp_path):  # a run, and anything else
+        with pytest.raises(
+            UserError, match=f"{folder} exists already: choose another --output, or remove it"
+        ):
+            official.main([prefix, f"--output={folder}"])
     with pytest.raises(UserError, match="model.supervised_layer is 3"):
         official.main([prefix, f"--output={tmp_path}/other", "--supervised_layer=3"])
     assert not (tmp_path / "other").exists()
@@ -440,6 +498,8 @@ def test_conversion(small, tmp_path, capsys):
     average, _ = checkpoint.load_params(tmp_path / "average")
     kernel = average["params"]["encoder"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, values["base_model/conv2d/kernel"] + 1)
+    metas = [checkpoint.load_params(tmp_path / name)[1] for name in ("run", "average")]
+    assert [meta["config"]["ema"] for meta in metas] == [False, True]
 
 
 def test_the_command_tells_errors_in_one_line(tmp_path):
