@@ -34,6 +34,10 @@ from simclr_jax.official_names import encoder_layers, model_keys, other_keys, ou
 
 Shape = tuple[int, ...]
 
+WEIGHTS = (
+    "kernels of v1's networks are 16.8 times as large as v2's: SGD wants settings for each, LARS does not"
+)
+
 
 def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     """Reads a network that the official code trained.
@@ -260,7 +264,7 @@ def main(argv: list[str]) -> None:
             "network": f"{describe(model)}, {model.stem} stem",
             "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
             "classes": str(meta["num_classes"] or "no classifier"),
-            "kernels": f"norm {norm:.3g} on average; v1's are 16.8 times v2's: SGD wants settings for each",
+            "kernels": f"norm {norm:.3g} on average; {WEIGHTS}",
             "written to": str(output),
         }
     )

@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, features, official, parallel, train
+from simclr_jax import checkpoint, features, metrics, official, parallel, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.probes import Features
@@ -84,6 +84,8 @@ def make_init(config, model):
     if not config.pretrained and config.task == "pretrain":
         return init
     loaded = load(config, model)
+    if config.task == "finetune" and config.optimizer.name == "sgd" and official.find(config.pretrained):
+        metrics.say(f"note: {official.WEIGHTS} (simclr_jax/official.py)")
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
 
 

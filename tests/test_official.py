@@ -529,6 +529,15 @@ def test_tasks_take_from_it_what_they_take_from_ours(layer, pretrained_run, offi
     assert kept.keys() == {f"{kind}{index}" for kind in ("dense", "bn") for index in range(layer)}
 
 
+def test_fine_tuning_by_sgd_is_warned_of_the_weights(pretrained_run, official_run, capsys):
+    told = []
+    for path, optimizer in ((official_run, "sgd"), (official_run, "lars"), (pretrained_run, "sgd")):
+        config = tiny_config("finetune", pretrained=str(path), **{"optimizer.name": optimizer})
+        pretrained.make_init(config, make_model(config.model, 10, whole_projection=False))
+        told.append("note: kernels of v1's networks are 16.8 times" in capsys.readouterr().out)
+    assert told == [True, False, False]
+
+
 def test_features_are_those_of_our_checkpoint(pretrained_run, official_run, tmp_path):
     ours, theirs = (
         run_task("embed", tmp_path / name, pretrained=str(path), splits="eval")

@@ -68,6 +68,7 @@ def test_imports_run_one_way():
             "data",
             "errors",
             "features",
+            "metrics",
             "models",
             "official",
             "parallel",
