@@ -445,6 +445,19 @@ def test_shortcuts_that_pool_are_told_by_their_place(tmp_path):
         assert_filled(variables, expected)
 
 
+@pytest.mark.parametrize(("depth", "sk_ratio"), [(18, 0), (50, 0), (50, 0.0625)])
+def test_squeeze_and_excitation(depth, sk_ratio, tmp_path):
+    expected = build(10, depth=depth, width=0.125, sk_ratio=sk_ratio, se_ratio=0.25, stem="imagenet")
+    flags = {"resnet_depth": depth, "sk_ratio": sk_ratio, "se_ratio": 0.25, "image_size": 64}
+    values = fill_model(expected, 64)
+    model, _ = tf2_objects(values, flags | {"num_proj_layers": 2})
+    saved = tf.train.Checkpoint(model=model).save(str(tmp_path / "tf2"))
+    for path in (saved, write(tmp_path / "tf1", values)):
+        config, variables = official.load(path)
+        assert (config.se_ratio, config.sk_ratio) == (0.25, sk_ratio)
+        assert_filled(variables, expected)
+
+
 def test_one_projection_layer_of_the_nonlinear_head(tmp_path):
     values = fill_model(build(0, depth=8, width=0.25, projection_layers=1))
     renamed = {name.replace("/l_0/", "/nl_0/"): value for name, value in values.items()}
