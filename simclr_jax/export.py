@@ -15,7 +15,6 @@ README.md, lies beside it.
 import argparse
 import json
 import re
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax import official, pretrained
+from simclr_jax import errors, official, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.model_card import model_card
 
@@ -275,10 +274,4 @@ def _read_json(path):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    errors.run(main)

@@ -13,7 +13,6 @@ each wants its own learning rate and weight decay; LARS, whose steps scale with 
 
 import argparse
 import re
-import sys
 from contextlib import contextmanager
 from functools import reduce
 from itertools import pairwise
@@ -27,7 +26,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, metrics
+from simclr_jax import checkpoint, errors, metrics
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 from simclr_jax.official_names import encoder_layers, model_keys, other_keys, our_names, tf1_names
@@ -271,8 +270,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.run(main)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ import matplotlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import pretrained
+from simclr_jax import errors, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.tasks import pretrain
 
@@ -287,8 +286,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    errors.run(main)
