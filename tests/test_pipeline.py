@@ -99,19 +99,23 @@ class TestTrainBatches:
         assert_equal(resumed, train(source, steps)[start_step:])
 
     def test_resume_decodes_no_skipped_record(self, source):
-        decoded = []
+        def counting():
+            """The source, and the records that it decodes: of each run its own, since a run reads ahead."""
+            decoded = []
 
-        def decode(record):
-            def note(record):
-                decoded.append(record.numpy())
-                return record
+            def decode(record):
+                def note(record):
+                    decoded.append(record.numpy())
+                    return record
 
-            return source.decode(tf.ensure_shape(tf.py_function(note, [record], tf.string), []))
+                return source.decode(tf.ensure_shape(tf.py_function(note, [record], tf.string), []))
 
-        counted = source._replace(decode=decode)
+            return source._replace(decode=decode), decoded
+
+        counted, decoded = counting()
         train(counted, STEPS)
         assert len(decoded) >= STEPS * BATCH
-        decoded.clear()
+        counted, decoded = counting()
         train(counted, 1, start_step=STEPS - 1)
         assert BATCH <= len(decoded) <= 4 * BATCH + 2 * pipeline.CORES  # the batch, two ahead, and in flight
 
