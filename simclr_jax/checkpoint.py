@@ -68,6 +68,21 @@ def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, 
     return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
 
 
+def split(path) -> tuple[epath.Path, int | None]:
+    """`WORKDIR/checkpoints/<step>` -> WORKDIR and the step; a workdir -> itself and None."""
+    path = epath.Path(path)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def check_new(folder) -> None:
+    """Raises a UserError if there is anything under `folder`, so that nothing saved is ever lost."""
+    folder = epath.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already: choose another --output, or remove it")
+
+
 def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a model, without its optimiser state, from a workdir or one checkpoint of it.
 
@@ -82,9 +97,8 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
     Raises:
       UserError: nothing is saved there, or it cannot be read.
     """
-    path = epath.Path(path).absolute()
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        path, step = path.parent.parent, int(path.name)
+    path, named = split(epath.Path(path).absolute())
+    step = step if named is None else named
     steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
     if not steps or step not in (None, *steps):
         found = f"steps {steps}" if steps else "no checkpoint"

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax import errors, official, pretrained
+from simclr_jax import checkpoint, errors, official, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.model_card import model_card
 
@@ -223,16 +223,14 @@ def main(argv: list[str]) -> None:
     if args.format not in FORMATS:
         raise UserError(f"--format={args.format} is unknown: choose one of {', '.join(FORMATS)}")
     run = epath.Path(args.run)
-    one_of_many = run.parent.name == "checkpoints" and run.name.isdigit()
-    workdir = run.parent.parent if one_of_many else run
+    workdir, _ = checkpoint.split(run)
     if not args.output and official.find(run):
         raise UserError(f"{run} is no run of ours: give the --output folder to make")
     output = str(args.output or workdir / "export" / args.format)
     if "://" in output:
         raise UserError(f"--output={output} is not on this machine: give a local folder")
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: choose another --output, or remove it")
+    checkpoint.check_new(output)
     model, variables, meta = load(args.run)
     size = meta["config"]["image_size"]
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -245,8 +245,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     output = epath.Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: choose another --output, or remove it")
+    checkpoint.check_new(output)
     variables, meta = read(args.path, ema=args.ema)
     model = ConfigDict(meta["config"]["model"])
     model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer

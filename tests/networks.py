@@ -64,6 +64,17 @@ def by_tf1_name(variables):
     return {name: np.asarray(flat[path]) for path, name in tf1_names(variables).items()}
 
 
+def write_tensors(prefix, tensors):
+    """Files of a TensorFlow checkpoint with these tensors by name, and no object graph."""
+    import tensorflow as tf
+
+    names, values = list(tensors), list(tensors.values())
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+    )
+    return prefix
+
+
 def assert_close(actual, expected, tolerance=1e-4, what=""):
     """Largest difference relative to the largest value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -17,13 +17,11 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 import yaml
-from flax.traverse_util import flatten_dict
-from networks import DEFAULTS, assert_close, build, golden_variables
+from networks import DEFAULTS, assert_close, build, by_tf1_name, golden_variables, write_tensors
 from safetensors.numpy import load_file
 
 from simclr_jax import checkpoint, export
 from simclr_jax.errors import UserError
-from simclr_jax.official_names import tf1_names
 
 PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 NETWORKS = {
@@ -142,11 +140,11 @@ def test_large_onnx_keeps_its_weights_in_a_second_file(tmp_path, monkeypatch):
     assert (folder / "model.onnx.data").stat().st_mode == (folder / "README.md").stat().st_mode
 
 
-def torchvision_names(depth_layers=(3, 4, 6, 3)):
+def torchvision_names():
     """Names and shapes of torchvision's resnet50, by its rule."""
     shapes = {"conv1.weight": (64, 3, 7, 7), "fc.weight": (1000, 2048), "fc.bias": (1000,)}
     norms, inputs = {"bn1": 64}, 64
-    for group, blocks in enumerate(depth_layers):
+    for group, blocks in enumerate((3, 4, 6, 3)):
         width = 64 * 2**group
         for block in range(blocks):
             name = f"layer{group + 1}.{block}"
@@ -343,16 +341,8 @@ def test_a_summary_cut_short_is_told(small):
 
 
 def test_official_checkpoints_need_an_output_and_say_what_they_do_not_tell(tmp_path):
-    model = build(10, depth=8, width=0.125)
-    variables = golden_variables(model, 16)
-    flat = flatten_dict(variables)
-    tensors = {name: flat[path] for path, name in tf1_names(variables).items()}
-    tf.raw_ops.SaveV2(
-        prefix=f"{tmp_path}/model.ckpt-1",
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=list(tensors.values()),
-    )
+    variables = golden_variables(build(10, depth=8, width=0.125), 16)
+    write_tensors(tmp_path / "model.ckpt-1", by_tf1_name(variables))
     with pytest.raises(UserError, match="is no run of ours: give the --output folder to make"):
         run(tmp_path, "safetensors")
     export.main([str(tmp_path), "--format=safetensors", f"--output={tmp_path}/out"])

@@ -13,7 +13,17 @@ import pytest
 import tensorflow as tf
 from conftest import run_task, tiny_config
 from flax.traverse_util import flatten_dict
-from networks import GOLDENS, assert_close, build, golden_value, golden_variables, load_golden, shapes_of
+from networks import (
+    GOLDENS,
+    assert_close,
+    build,
+    by_tf1_name,
+    golden_value,
+    golden_variables,
+    load_golden,
+    shapes_of,
+    write_tensors,
+)
 
 from simclr_jax import checkpoint, official, official_names, pretrained
 from simclr_jax.errors import UserError
@@ -47,21 +57,7 @@ def fill(case):
 
 def fill_model(model, size=32):
     """TF1 name -> value of a model of ours."""
-    shapes = shapes_of(model, size)[1]
-    flat = flatten_dict(shapes)
-    return {name: golden_value(name, flat[path].shape) for path, name in official.tf1_names(shapes).items()}
-
-
-def write(prefix, tensors):
-    """Files of a checkpoint with these tensors and no object graph."""
-    names = list(tensors)
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        tensors=list(tensors.values()),
-    )
-    return prefix
+    return by_tf1_name(golden_variables(model, size))
 
 
 def with_training(values):
@@ -171,7 +167,7 @@ def save(case, form, folder):
     """Writes a golden case, as the official code would; returns what to load."""
     flags = json.loads(str(np.load(GOLDENS / f"resnet_{case}.npz")["flags"]))
     if form == "tf1":
-        return write(folder / "model.ckpt-3", with_training(fill(case)))
+        return write_tensors(folder / "model.ckpt-3", with_training(fill(case)))
     model, variables = tf2_objects(fill(case), flags)
     if form == "tf2_keys":
         suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -181,7 +177,7 @@ def save(case, form, folder):
         }
         others = ("global_step", "save_counter", "optimizer/learning_rate")
         tensors |= dict.fromkeys(slots, 0.0) | {name + suffix: 1.0 for name in others}
-        return write(folder / "ckpt-3", tensors)
+        return write_tensors(folder / "ckpt-3", tensors)
     if form == "tf2":
         saved = tf.train.Checkpoint(
             model=model, global_step=tf.Variable(3), optimizer=node(iter=tf.Variable(3))
@@ -293,7 +289,7 @@ def test_networks_are_told_from_their_shapes():
 def small(tmp_path):
     """TF1 name -> value of a small network, and what writes it as a checkpoint."""
     model = build(10, depth=8, width=0.25)
-    return fill_model(model), lambda values: write(tmp_path / "model.ckpt-3", values)
+    return fill_model(model), lambda values: write_tensors(tmp_path / "model.ckpt-3", values)
 
 
 def test_any_two_kernels_swapped_are_noticed(tmp_path):
@@ -306,7 +302,7 @@ def test_any_two_kernels_swapped_are_noticed(tmp_path):
     pairs = [random.Random(0).sample(names, 2) for names in shapes.values() if len(names) > 1]
     assert len(pairs) > 3
     for one, other in pairs:
-        swapped = write(tmp_path / "model", values | {one: values[other], other: values[one]})
+        swapped = write_tensors(tmp_path / "model", values | {one: values[other], other: values[one]})
         with pytest.raises(AssertionError, match="kernel"):
             assert_filled(official.load(swapped)[1], model)
 
@@ -323,7 +319,9 @@ def test_moving_average_of_the_weights(small):
 def test_head_of_one_layer_and_no_heads(tmp_path):
     for layers, classes in ((0, 0), (1, 0), (0, 7)):
         model = build(classes, depth=8, width=0.25, projection_layers=layers, stem="imagenet")
-        config, variables = official.load(write(tmp_path / f"{layers}{classes}", fill_model(model, 64)))
+        config, variables = official.load(
+            write_tensors(tmp_path / f"{layers}{classes}", fill_model(model, 64))
+        )
         assert config.projection_layers == layers and config.stem == "imagenet"
         assert_filled(variables, model)
 
@@ -388,7 +386,7 @@ def test_slots_memory_and_steps_are_told_apart_but_nothing_else(small):
 )  # fmt: skip
 def test_checkpoints_of_other_projects(tensors, ema, expected, tmp_path):
     with pytest.raises(UserError, match=expected):
-        official.load(write(tmp_path / "model", tensors), ema=ema)
+        official.load(write_tensors(tmp_path / "model", tensors), ema=ema)
 
 
 def truncate(path):
@@ -414,7 +412,7 @@ def test_damaged_files(small, damage, tmp_path):
 
 
 def test_a_damaged_object_graph(tmp_path):
-    prefix = write(
+    prefix = write_tensors(
         tmp_path / "ckpt-1",
         {"model/x/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3), "_CHECKPOINTABLE_OBJECT_GRAPH": b"no graph"},
     )
@@ -429,7 +427,7 @@ def test_an_object_graph_that_names_what_is_not_there(tmp_path):
     graph = reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
     others = {"model/x/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(3), "_CHECKPOINTABLE_OBJECT_GRAPH": graph}
     with pytest.raises(UserError, match="holds no network of SimCLR"):
-        official.load(write(tmp_path / "other" / "ckpt", others))
+        official.load(write_tensors(tmp_path / "other" / "ckpt", others))
 
 
 def test_shortcuts_that_pool_are_told_by_their_place(tmp_path):
@@ -452,7 +450,7 @@ def test_squeeze_and_excitation(depth, sk_ratio, tmp_path):
     values = fill_model(expected, 64)
     model, _ = tf2_objects(values, flags | {"num_proj_layers": 2})
     saved = tf.train.Checkpoint(model=model).save(str(tmp_path / "tf2"))
-    for path in (saved, write(tmp_path / "tf1", values)):
+    for path in (saved, write_tensors(tmp_path / "tf1", values)):
         config, variables = official.load(path)
         assert (config.se_ratio, config.sk_ratio) == (0.25, sk_ratio)
         assert_filled(variables, expected)
@@ -461,7 +459,7 @@ def test_squeeze_and_excitation(depth, sk_ratio, tmp_path):
 def test_one_projection_layer_of_the_nonlinear_head(tmp_path):
     values = fill_model(build(0, depth=8, width=0.25, projection_layers=1))
     renamed = {name.replace("/l_0/", "/nl_0/"): value for name, value in values.items()}
-    config, variables = official.load(write(tmp_path / "model", renamed))
+    config, variables = official.load(write_tensors(tmp_path / "model", renamed))
     assert config.projection_layers == 1
     kernel = variables["params"]["projection_head"]["dense0"]["kernel"]
     np.testing.assert_array_equal(kernel, values["head_contrastive/l_0/dense/kernel"])
@@ -472,7 +470,7 @@ def test_every_way_to_name_a_checkpoint(small, tmp_path):
     prefix = save(values)
     for name in (tmp_path, prefix, f"{prefix}.index", f"{prefix}.data-00000-of-00001", f"{prefix}.meta"):
         assert official.find(name) == str(prefix)
-    other = write(tmp_path / "model.ckpt-12", values)
+    other = write_tensors(tmp_path / "model.ckpt-12", values)
     with pytest.raises(UserError, match="holds several checkpoints: give one of them, .*ckpt-12, .*ckpt-3$"):
         official.find(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/somewhere/else/model.ckpt-12"\nall_model_')
@@ -526,9 +524,8 @@ def test_the_command_tells_errors_in_one_line(tmp_path):
 def official_run(pretrained_run, tmp_path_factory):
     """The network of `pretrained_run`, classifier included, as the official code would have saved it."""
     variables, _ = checkpoint.load_params(pretrained_run)
-    flat = flatten_dict(variables)
-    tensors = {name: flat[path] for path, name in official.tf1_names(variables).items()}
-    return write(tmp_path_factory.mktemp("official") / "model.ckpt-5", with_training(tensors))
+    tensors = with_training(by_tf1_name(variables))
+    return write_tensors(tmp_path_factory.mktemp("official") / "model.ckpt-5", tensors)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
