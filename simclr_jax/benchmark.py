@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import cost, losses, main, parallel, train
+from simclr_jax import command_line, cost, losses, main, parallel, train
 from simclr_jax.errors import UserError
 from simclr_jax.tasks import pretrain
 
@@ -115,12 +115,12 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 def _input(_) -> None:
     from simclr_jax.data import CORES
 
-    rate = input_rate(main.read_config())
+    rate = input_rate(command_line.read_config())
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
 
 
 def _step(_) -> None:
-    report = step_rate(main.read_config())
+    report = step_rate(command_line.read_config())
     line = (
         f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {jax.device_count()} x "
     )

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import benchmark, main
+from simclr_jax import benchmark, command_line, main
 from simclr_jax.cost import GIB, find_chip, measure, roofline
 from simclr_jax.errors import UserError
 
@@ -175,7 +175,7 @@ def _forms(config):
 
 
 def plan(_) -> None:
-    config = main.read_config()
+    config = command_line.read_config()
     if config.task != "pretrain":
         raise UserError(f"plans are of pretraining, not of {config.task}: give the config without a task")
     images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5))
