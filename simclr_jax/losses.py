@@ -160,9 +160,10 @@ def _log_sum_exp_forward(queries, keys, excluded, tile):
             weighted = weighted * rescale + (weight * similarity).sum(axis=1)
             return (highest, total * rescale + weight.sum(axis=1), weighted, best), None
 
-        zeros = jnp.zeros(tile)
+        # Of the same types as what `add` makes of them, which 64-bit mode would not choose by itself.
+        zeros, nobody = jnp.zeros(tile, query.dtype), jnp.full(tile, -1, key_tiles[1].dtype)
         (maximum, total, weighted, best), _ = jax.lax.scan(
-            add, (zeros + _LOWEST, zeros, zeros, jnp.full(tile, -1)), key_tiles
+            add, (zeros + _LOWEST, zeros, zeros, nobody), key_tiles
         )
         return maximum + jnp.log(total), weighted / total, best
 
@@ -210,7 +211,7 @@ def _in_tiles(tile, *arrays):
     missing = -len(arrays[0]) % tile
 
     def split(rows):
-        constant = len(rows) if rows.dtype == jnp.int32 else 0
+        constant = len(rows) if jnp.issubdtype(rows.dtype, jnp.integer) else 0
         rows = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=constant)
         return rows.reshape(-1, tile, *rows.shape[1:])
 
