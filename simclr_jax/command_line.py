@@ -1,30 +1,26 @@
-"""What the command line says: `--config=FILE:TASK`, `--config.KEY=VALUE` and the flags of the process."""
+"""What the command line says: `--config=FILE:TASK`, `--config.KEY=VALUE` and the flags of the process.
 
-import difflib
+All of it is checked before anything begins; whatever is wrong with it is one line.
+"""
+
+import ast
+import inspect
 import os
-import pkgutil
 import re
+import sys
+import traceback
+import types
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
 
-from simclr_jax import checkpoint, tasks
+from simclr_jax import metrics, validation
 from simclr_jax.errors import UserError
 
-_POSITIVE = ("batch_size", "num_epochs", "num_steps", "image_size", "temperature", "log_every_steps")
-_POSITIVE += ("checkpoint_every_steps", "keep_checkpoints", "labels_per_class", "evaluate.every_epochs")
-_POSITIVE += ("draws", "k", "examples_per_part", "microbatches")
-_RANGES = {
-    "augment.color_jitter_strength": (0, 1.25),
-    "augment.min_area": (0, 1),
-    "optimizer.momentum": (0, 1),
-    "label_weight": (0, 1),
-    "fine_tune_after_block": (-1, 4),
-}
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File of configs/, as in configs/digits.py:pretrain."
+_CONFIG = flags.DEFINE_string(
+    "config", None, "File of configs/, as in configs/digits.py:pretrain; --config.KEY=VALUE sets its keys."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where neither Cloud TPU nor Slurm tells it."
@@ -38,6 +34,15 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_PARSERS = {
+    int: flags.IntegerParser().parse,
+    float: flags.FloatParser().parse,
+    bool: flags.BooleanParser().parse,
+    str: str,
+}
+_parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the other flags
+
+
 def processes() -> dict[str, str | int | None]:
     """Which process this is and of how many, as `parallel.initialize` takes it."""
     return {
@@ -49,75 +54,261 @@ def processes() -> dict[str, str | int | None]:
 
 def workdir(config) -> epath.Path:
     """The folder of the run."""
-    variant = _config_filename().partition(":")[2] or config.task
-    return epath.Path(_WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{variant}")
+    variant = _CONFIG.value.partition(":")[2] or config.task
+    place = _WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{variant}"
+    return epath.Path(os.path.expanduser(place))  # shells leave the ~ of --workdir=~/run alone
 
 
 def given() -> dict[str, object]:
     """The keys that the user gave as `--config.KEY=VALUE`, dotted, with their values."""
-    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    return dict(_parsed["given"])
 
 
 def defaults() -> ConfigDict:
     """The config as its file has it, without what the command line changes."""
-    return config_flags.ConfigFileFlagParser("defaults").parse(_config_filename())
+    return load(_CONFIG.value)
 
 
 def read_config() -> ConfigDict:
-    """The config of the command line.
-
-    Raises:
-      UserError: a value is out of range.
-    """
-    config = _CONFIG.value
-    known = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
-    if config.task not in known:
-        raise UserError(f"task '{config.task}' is unknown: set --config.task to one of {', '.join(known)}")
-    values = checkpoint.flatten(config.to_dict())
-    for key in _POSITIVE:
-        if values.get(key) is not None and not values[key] > 0:
-            raise UserError(f"{key}={values[key]}: set --config.{key} to a number above 0")
-    for key, (low, high) in _RANGES.items():
-        if key in values and not low <= values[key] <= high:
-            raise UserError(f"{key}={values[key]}: set --config.{key} to a number from {low} to {high}")
-    return config
+    """The config of the command line; says what is odd about it."""
+    for note in _parsed["notes"]:
+        metrics.say(f"note: {note}")
+    return _parsed["config"]
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; whatever is wrong with it, one line says so."""
-    words = [word for argument in argv[1:] for word in argument.split("=", 1)]
-    named = {word.lstrip("-"): value for word, value in zip(words, [*words[1:], ""]) if word.startswith("-")}
-    path = named.get("config", "").partition(":")[0]
-    if not path and not any("help" in name for name in named):
-        raise UserError("--config is missing: give a file of configs/, as in --config=configs/digits.py")
-    if path and not os.path.exists(path):
-        raise UserError(f"--config={path} does not exist: give a file of configs/, as in configs/digits.py")
+    """Parses the command line and checks the config; for `absl.app.run`.
+
+    Raises:
+      UserError: something is wrong with either.
+    """
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # which --help shows of every command
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        rest = flags.FLAGS(argv)
+        words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=True)
+        overrides, rest = _split(words)
+        pairs = _pairs(rest)
+        left = flags.FLAGS([argv[0], *rest])
+    except UserError:
+        raise
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, ["config", "workdir"], n=1)
-        raise UserError(_unknown(error.flagname, near and near[0])) from None
-    except (AttributeError, KeyError) as error:  # how config_flags tells of an unknown key
-        wrong = re.search(r"\w+", str(error)).group()
-        near = re.search(r'Did you mean "(\w+)"', str(error))
-        flag = next((name for name in named if wrong in name.split(".")), wrong)
-        raise UserError(_unknown(flag, near and flag.replace(wrong, near.group(1)))) from None
-    except (flags.Error, TypeError, ValueError) as error:
-        # An exception of the config file itself comes as its whole traceback: the last line tells it.
-        last = str(error).strip().splitlines()[-1]
-        raise UserError(last.removeprefix("ValueError: ")) from None
-    if len(rest) > 1:
-        raise UserError(f"'{rest[1]}' is not a flag: write --config.KEY=VALUE")
-    return rest
+        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
+        keys = [f"config.{key}" for key in validation.flatten(validation.reference_of("pretrain"))]
+        raise UserError(_unknown(error.flagname, names + keys)) from None
+    except flags.IllegalFlagValueError as error:
+        name = re.match(r"flag --(\w+)", str(error)).group(1)
+        kinds = {"int": int, "float": float, "bool": bool}
+        expected, example = validation.KINDS[kinds[flags.FLAGS[name].flag_type()]]
+        raise UserError(
+            f"--{name}={dict(pairs)[name]}: expected {expected}, as in --{name}={example}"
+        ) from None
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{_one_line(error)}: write --NAME=VALUE, see --help") from None
+    if len(left) > 1:
+        raise UserError(f"'{left[1]}' is not a flag: write --config.KEY=VALUE")
+    if not _CONFIG.value:
+        raise UserError("--config is missing: give a file of configs/, as in --config=configs/digits.py")
+    if _WORKDIR.value is not None:
+        validation.check_place("workdir", _WORKDIR.value)
+    _check_processes()
+
+    config = load(_CONFIG.value)
+    reference = validation.reference_of(config.get("task")) or config
+    optional = [key for key, value in validation.flatten(reference, strict=False).items() if value is None]
+    values = {key: override(config, key, text, optional=optional) for key, text in overrides}
+    notes = [
+        f"--{name} is given more than once, as {' and '.join(texts)}: the last counts"
+        for name, texts in _repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
+    ]
+    notes += _settle_length(config, values)
+    notes += validation.check(config, file=_CONFIG.value, given=values)
+    if config.pretrained:
+        config.pretrained = os.path.expanduser(config.pretrained)
+    _parsed.update(config=config.lock(), given=values, notes=notes)
+    return left
 
 
-def _config_filename():
-    return config_flags.get_config_filename(flags.FLAGS["config"])
+def _split(words):
+    """(KEY, VALUE) of every --config.KEY=VALUE or --config.KEY VALUE, VALUE None where missing; the rest."""
+    overrides, rest, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
+        if not match:
+            rest.append(word)
+            continue
+        negated, key, text = match.groups()
+        if negated and text is None:
+            text = "False"
+        elif text is None and words and not re.match(r"--?[a-zA-Z]", words[0]):
+            text = words.pop(0)
+        overrides.append((key, text))
+    return overrides, rest
 
 
-def _unknown(flag: str, near: str | None) -> str:
-    return f"--{flag} is unknown: " + (
-        f"did you mean --{near}?" if near else "configs/base.py lists the keys"
-    )
+def _pairs(words):
+    """(NAME, VALUE) of every flag among the words, VALUE '' where there is none."""
+    pairs = []
+    for word, after in zip(words, [*words[1:], "-"]):
+        if word.startswith("-"):
+            name, equals, text = word.lstrip("-").partition("=")
+            takes_value = name in flags.FLAGS and not flags.FLAGS[name].boolean
+            if takes_value and not equals and after.startswith("--"):
+                raise UserError(f"--{name} has no value: write --{name}=VALUE")
+            pairs.append((name, text if equals or after.startswith("-") else after))
+    return pairs
+
+
+def _repeated(pairs):
+    texts = {}
+    for name, text in pairs:
+        texts.setdefault(name, []).append(str(text))
+    return [(name, found) for name, found in texts.items() if len(set(found)) > 1]
+
+
+def _settle_length(config, values):
+    """Lets a num_epochs that the user gave win over a num_steps of the file."""
+    if values.get("num_epochs") is None or config.get("num_steps") is None:
+        return []
+    if "num_steps" in values:
+        raise UserError(
+            f"--config.num_epochs={values['num_epochs']} and --config.num_steps={values['num_steps']} both "
+            "say how long to train: give one of them"
+        )
+    steps, config.num_steps = config.num_steps, None
+    return [f"--config.num_epochs={values['num_epochs']} replaces num_steps={steps} of {_CONFIG.value}"]
+
+
+def _check_processes():
+    """Raises a UserError unless this process is one of those that there are."""
+    told = processes()
+    missing = [name for name, value in told.items() if value is None]
+    if len(missing) == len(told):
+        return
+    if missing:
+        raise UserError(
+            f"--{missing[0]} is missing beside --{(told.keys() - missing).pop()}: give "
+            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I together, or none of them"
+        )
+    address, count, index = told.values()
+    port = re.fullmatch(r"[^:/]+:(\d+)|\[[0-9a-fA-F:.]+\]:(\d+)", address)
+    if not port or not 0 < int(port.group(1) or port.group(2)) < 65536:
+        raise UserError(
+            f"--coordinator_address={address}: expected HOST:PORT, as in --coordinator_address=10.0.0.2:1234"
+        )
+    if count < 1:
+        raise UserError(f"--num_processes={count}: expected at least 1, as in --num_processes=2")
+    if not 0 <= index < count:
+        raise UserError(
+            f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count} counts from 0"
+        )
+
+
+def load(file: str) -> ConfigDict:
+    """What `get_config` of a config file returns; `file` is 'FILE' or 'FILE:TASK'.
+
+    Raises:
+      UserError: it is no config file, or something in it goes wrong: with the line where it does.
+    """
+    path, colon, task = file.partition(":")
+    try:
+        with open(path, "rb") as source:
+            text = source.read()
+    except FileNotFoundError:
+        raise UserError(
+            f"--config={file} does not exist: give a file of configs/, as in --config=configs/digits.py"
+        ) from None
+    except OSError as error:  # a folder, say
+        raise UserError(
+            f"--config={file} cannot be read ({error.strerror}): give a file of configs/, as in "
+            "--config=configs/digits.py"
+        ) from None
+    module = types.ModuleType("config_file")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # where dataclasses look for their module
+    try:
+        exec(compile(text, path, "exec"), module.__dict__)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise UserError(f"{path} has no get_config: define get_config(), as configs/digits.py does")
+        config = get_config(*_arguments(get_config, file, [task] if colon else []))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if task and isinstance(error, ValueError) and f"'{task}'" in str(error):  # as base.task_config tells
+            raise UserError(f"--config={file}: {_one_line(error)}") from None
+        raise UserError(f"{_explain(error, path)}; mend the config") from None
+    if not isinstance(config, ConfigDict):
+        found = "None" if config is None else f"a {type(config).__name__}"
+        raise UserError(
+            f"get_config of {path} returned {found}: end it with 'return config', a ConfigDict, as "
+            "configs/digits.py does"
+        )
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+
+
+def _arguments(get_config, file, arguments):
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        takes = (
+            f"no task: leave ':{arguments[0]}' away" if arguments else f"a task: write --config={file}:TASK"
+        )
+        raise UserError(f"--config={file}: its get_config takes {takes}") from None
+    return arguments
+
+
+def _explain(error, path):
+    """'FILE:LINE: KIND: what it says' of an exception of a config file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    place = f"{path}:{lines[-1]}" if lines else path
+    if isinstance(error, SyntaxError) and error.filename:  # maybe of a file that it imports
+        place, error = f"{error.filename}:{error.lineno}", type(error)(error.msg)
+    return f"{place}: {type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:300]
+
+
+def override(config: ConfigDict, key: str, text: str | None, *, optional=()):
+    """Sets a dotted key of a config to what a text says, and returns that.
+
+    Args:
+      config: is changed.
+      key: 'a.b'.
+      text: None where the command line has no value, which makes a True of what is True or False.
+      optional: the keys that 'None' unsets.
+
+    Raises:
+      UserError: there is no such key, or the text is none of its kind.
+    """
+    known = [f"config.{known}" for known in validation.flatten(config, strict=False)]
+    if f"config.{key}" not in known:
+        inner = [name for name in known if name.startswith(f"config.{key}.")]
+        if inner:
+            raise UserError(f"--config.{key} is a section: set its keys one by one, as in --{inner[0]}=VALUE")
+        raise UserError(_unknown(f"config.{key}", known))
+    section, name = validation.section_of(config, key)
+    try:
+        value, kind = section[name], section.get_type(name)
+    except RequiredValueError:
+        value, kind = None, section.get_ref(name).get_type()
+    called, example = validation.KINDS.get(kind, (f"a {kind.__name__}", "VALUE"))
+    example = f"--config.{key}={example if value is None else value}"
+    text = "True" if text is None and kind is bool else text
+    if not text:
+        raise UserError(f"--config.{key} has no value: expected {called}, as in {example}")
+    try:
+        section[name] = (
+            None if text == "None" and key in optional else _PARSERS.get(kind, ast.literal_eval)(text)
+        )
+    except (ValueError, TypeError, SyntaxError):
+        raise UserError(f"--config.{key}={text}: expected {called}, as in {example}") from None
+    return section[name]
+
+
+def _unknown(flag, known):
+    near = validation.nearest(flag, known)
+    hint = f"did you mean --{near}?" if near else "configs/base.py lists the keys, --help the flags"
+    return f"--{flag} is unknown: {hint}"

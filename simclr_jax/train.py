@@ -158,9 +158,24 @@ def make_init(model, image_size: int):
 
 
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
-    """The learning rate that the config describes, and the number of steps."""
+    """The learning rate that the config describes, and the number of steps; says where they are odd.
+
+    Raises:
+      UserError: pretraining would have an image twice in a batch, or training has no end.
+    """
+    _check_examples(config, num_examples)
     sizes = {"batch_size": config.batch_size, "num_examples": num_examples, "epochs": config.num_epochs}
     num_steps = config.num_steps or optim.total_steps(**sizes)
+    if num_steps >= 2**31:  # as the state counts them
+        raise UserError(
+            f"num_epochs={config.num_epochs} are {num_steps:,} steps: lower it, as in --config.num_epochs=100"
+        )
+    warmup = config.warmup_epochs * num_examples // config.batch_size
+    if warmup >= num_steps:
+        _say_once(
+            f"note: warmup_epochs={config.warmup_epochs:g} are {warmup:,.0f} steps, but training has "
+            f"{num_steps:,}: the learning rate never reaches its peak; lower --config.warmup_epochs"
+        )
     return optim.warmup_cosine(
         config.optimizer.learning_rate,
         scaling=config.optimizer.scaling,
@@ -168,6 +183,27 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         num_steps=num_steps,
         **sizes,
     ), num_steps
+
+
+def _check_examples(config, num_examples):
+    if config.batch_size <= num_examples:
+        return
+    if config.task != "pretrain":
+        _say_once(
+            f"note: batch_size={config.batch_size} exceeds the {num_examples:,} training images: a batch "
+            "holds some of them more than once"
+        )
+        return
+    parts = jax.device_count() * config.microbatches
+    largest = num_examples // parts * parts
+    remedy = f"set --config.batch_size={largest}" if largest > 1 else "add images, or use fewer devices"
+    raise UserError(
+        f"batch_size={config.batch_size} exceeds the {num_examples:,} training images, and an image is no "
+        f"negative of itself: {remedy}"
+    )
+
+
+_say_once = functools.cache(metrics.say)  # draws of labels share what there is to say
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
