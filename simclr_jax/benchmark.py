@@ -115,12 +115,12 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 def _input(_) -> None:
     from simclr_jax.data import CORES
 
-    rate = input_rate(command_line.read_config())
+    rate = input_rate(_config())
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
 
 
 def _step(_) -> None:
-    report = step_rate(command_line.read_config())
+    report = step_rate(_config())
     line = (
         f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {jax.device_count()} x "
     )
@@ -130,6 +130,15 @@ def _step(_) -> None:
     if "flops" in report:
         line += f", {report['flops']:.1%} of peak FLOPs, {report['bandwidth']:.1%} of peak bandwidth"
     print(line)
+
+
+def _config():
+    config = command_line.read_config()
+    if config.task != "pretrain":
+        raise UserError(
+            f"benchmarks are of pretraining, not of {config.task}: give the config without a task"
+        )
+    return config
 
 
 def _loss() -> None:
@@ -146,8 +155,11 @@ def _loss() -> None:
 
 if __name__ == "__main__":
     verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if verb == "loss":
+    if verb == "loss" and not sys.argv[1:]:
         _loss()
+    elif verb == "loss":
+        print(f"error: '{sys.argv[1]}' is unknown: loss takes nothing more", file=sys.stderr)
+        sys.exit(2)
     elif verb in ("input", "step"):
         main.run({"input": _input, "step": _step}[verb])
     else:

@@ -29,6 +29,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", None, "Processes of the run; needs coordinator_address."
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0; needs coordinator_address.")
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds in which all processes of the run have to be there.", lower_bound=1
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Local or gs:// folder of the run; default: runs/DATASET/TASK."
 )
@@ -44,12 +47,17 @@ _parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the oth
 
 
 def processes() -> dict[str, str | int | None]:
-    """Which process this is and of how many, as `parallel.initialize` takes it."""
+    """Which process this is and of how many, as `processes.join` takes it."""
     return {
         "coordinator_address": _COORDINATOR.value,
         "num_processes": _NUM_PROCESSES.value,
         "process_id": _PROCESS_ID.value,
     }
+
+
+def join_timeout() -> int:
+    """Seconds in which all processes have to be there."""
+    return _JOIN_TIMEOUT.value
 
 
 def workdir(config) -> epath.Path:
@@ -113,7 +121,8 @@ def parse(argv: list[str]) -> list[str]:
     _check_processes()
 
     config = load(_CONFIG.value)
-    reference = validation.reference_of(config.get("task")) or config
+    validation.check_keys(config, file=_CONFIG.value)  # what it lacks, overrides could not find
+    reference = validation.reference_of(config.task) or config
     optional = [key for key, value in validation.flatten(reference, strict=False).items() if value is None]
     values = {key: override(config, key, text, optional=optional) for key, text in overrides}
     notes = [
@@ -168,7 +177,7 @@ def _repeated(pairs):
 
 def _settle_length(config, values):
     """Lets a num_epochs that the user gave win over a num_steps of the file."""
-    if values.get("num_epochs") is None or config.get("num_steps") is None:
+    if values.get("num_epochs") is None or config.num_steps is None:
         return []
     if "num_steps" in values:
         raise UserError(
@@ -264,7 +273,9 @@ def _explain(error, path):
     place = f"{path}:{lines[-1]}" if lines else path
     if isinstance(error, SyntaxError) and error.filename:  # maybe of a file that it imports
         place, error = f"{error.filename}:{error.lineno}", type(error)(error.msg)
-    return f"{place}: {type(error).__name__}: {_one_line(error)}"
+    # An AttributeError of ConfigDict would print its message as a KeyError does, in quotes.
+    said = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    return f"{place}: {type(error).__name__}: {_one_line(said)}"
 
 
 def _one_line(error):

@@ -26,14 +26,15 @@ class _Range(NamedTuple):
         return self.low <= value <= self.high and not (self.above and value == self.low)
 
     def __str__(self):
-        low = f"above {self.low}" if self.above else f"from {self.low}"
-        return f"a number {low}" + (
-            f" to {self.high}" if self.high < math.inf else "" if self.above else " on"
-        )
+        if self.above:
+            return f"a number above {self.low}" + ("" if self.high == math.inf else f" and up to {self.high}")
+        if self.high == math.inf:
+            return f"a number of at least {self.low}"
+        return f"a number from {self.low} to {self.high}"
 
 
 # Of every number of every task; None is allowed where configs/base.py has it.
-_ABOVE_0 = [
+_ABOVE_0 = (
     "batch_size",
     "num_epochs",
     "num_steps",
@@ -42,11 +43,11 @@ _ABOVE_0 = [
     "microbatches",
     "draws",
     "k",
-]
-_ABOVE_0 += ["labels_per_class", "examples_per_part", "keep_checkpoints", "checkpoint_every_steps"]
-_ABOVE_0 += ["log_every_steps", "evaluate.every_epochs", "evaluate.max_examples", "optimizer.learning_rate"]
-_ABOVE_0 += ["evaluate.scratch_learning_rate", "model.projection_dim", "dataset.num_examples"]
-_ABOVE_0 += ["dataset.num_classes", "dataset.shuffle_buffer"]
+)
+_ABOVE_0 += ("labels_per_class", "examples_per_part", "keep_checkpoints", "checkpoint_every_steps")
+_ABOVE_0 += ("log_every_steps", "evaluate.every_epochs", "evaluate.max_examples", "optimizer.learning_rate")
+_ABOVE_0 += ("evaluate.scratch_learning_rate", "model.projection_dim", "dataset.num_examples")
+_ABOVE_0 += ("dataset.num_classes", "dataset.shuffle_buffer")
 RANGES = dict.fromkeys(
     _ABOVE_0,
     _Range(0, above=True),
@@ -104,12 +105,8 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
     Raises:
       UserError: a key is missing, unknown, of the wrong kind, out of range, or at odds with another.
     """
-    values = flatten(config)
-    task = values.get("task")
-    if task not in known_tasks():
-        raise UserError(f"task '{task}' is unknown: set --config.task to one of {', '.join(known_tasks())}")
-    reference = reference_of(task) or config
-    _check_keys(values, flatten(reference), file, given)
+    check_keys(config, file=file, given=given)
+    values, reference = flatten(config), reference_of(config.task) or config
     for key, value in values.items():
         section, name = section_of(reference, key)
         _check_value(key, value, section[name], section.get_type(name))
@@ -117,6 +114,32 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
     _check_network(values, notes)
     _check_dataset(values, given, notes)
     return notes
+
+
+def check_keys(config: ConfigDict, *, file: str, given=()) -> None:
+    """Raises a UserError unless a config has all keys of its task and no others; see `check`."""
+    values = flatten(config, strict=False)
+    if "task" not in values:
+        raise UserError(f"{file} lacks the key task: start from configs/base.py, as configs/digits.py does")
+    path, task = file.partition(":")[0], values["task"]
+    if task not in known_tasks():
+        raise UserError(f"task '{task}' is unknown: set --config.task to one of {', '.join(known_tasks())}")
+    wanted = flatten(reference_of(task) or config, strict=False)
+    missing = [key for key in wanted if key not in values]
+    unknown = [key for key in values if key not in wanted]
+    if (missing or unknown) and "task" in given:
+        raise UserError(
+            f"--config.task={task}: {file} is of another task, with other keys; use --config={path}:{task}"
+        )
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more keys" if len(missing) > 3 else "")
+        raise UserError(
+            f"{file} lacks {some} of task {task}: start from configs/base.py, as configs/digits.py does"
+        )
+    if unknown:
+        near = nearest(unknown[0], wanted)
+        hint = f"did you mean {near}?" if near else "remove it; configs/base.py lists the keys"
+        raise UserError(f"{file} sets {unknown[0]}, which task {task} does not read: {hint}")
 
 
 def flatten(config: ConfigDict, prefix: str = "", *, strict: bool = True) -> dict[str, object]:
@@ -174,25 +197,6 @@ def check_place(flag: str, place: str) -> None:
         )
     if not path.strip("/"):
         raise UserError(f"--{flag}={place} names no bucket: write --{flag}=gs://BUCKET/RUN")
-
-
-def _check_keys(values, wanted, file, given):
-    path, task = file.partition(":")[0], values["task"]
-    missing = [key for key in wanted if key not in values]
-    unknown = [key for key in values if key not in wanted]
-    if (missing or unknown) and "task" in given:
-        raise UserError(
-            f"--config.task={task}: {file} is of another task, with other keys; use --config={path}:{task}"
-        )
-    if missing:
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more keys" if len(missing) > 3 else "")
-        raise UserError(
-            f"{file} lacks {some} of task {task}: start from configs/base.py, as configs/digits.py does"
-        )
-    if unknown:
-        near = nearest(unknown[0], wanted)
-        hint = f"did you mean {near}?" if near else "remove it; configs/base.py lists the keys"
-        raise UserError(f"{file} sets {unknown[0]}, which task {task} does not read: {hint}")
 
 
 def _check_value(key, value, default, kind):

@@ -1,0 +1,155 @@
+"""What the command line makes of a config: overrides, what was given, notes; the shipped ones pass."""
+
+import os
+from pathlib import Path
+
+import pytest
+from absl import app
+from absl.testing import flagsaver
+from test_structure import CONFIGS, tasks_of
+
+from simclr_jax import command_line, validation
+from simclr_jax.errors import UserError
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """`parse(*words)`, from the folder that holds configs/, whose flags are forgotten again."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with flagsaver.flagsaver():
+        yield lambda *words: command_line.parse(["main", *words])
+
+
+def notes(capsys):
+    command_line.read_config()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_overrides_are_of_the_kind_of_their_key(parse):
+    words = [
+        "--config.batch_size=0x20",
+        "--config.num_epochs=3",
+        "--config.augment.blur",
+        "-config.seed",
+        "7",
+    ]
+    words += ["--noconfig.evaluate.compare", "--config.dataset.path", "a=b", "--config.remat=false"]
+    words[0:0] = ["--config=configs/folder.py"]
+    parse(*words)
+    config = command_line.read_config()
+    assert (config.batch_size, config.num_epochs, config.seed, config.dataset.path) == (32, 3.0, 7, "a=b")
+    assert config.augment.blur is True and config.remat is False and config.evaluate.compare is False
+    assert isinstance(config.num_epochs, float) and config.is_locked
+
+
+def test_what_the_user_gave_and_what_the_file_says(parse):
+    parse(DIGITS, "--config.model.width=0.5", "--config.seed=0")
+    assert command_line.given() == {"model.width": 0.5, "seed": 0}
+    assert command_line.defaults().model.width == 0.75
+    assert command_line.read_config().model.width == 0.5
+
+
+def test_none_unsets_what_may_be_unset(parse):
+    parse(f"{DIGITS}:finetune", "--config.labels_per_class=None", "--config.dataset.path=None")
+    config = command_line.read_config()
+    assert config.labels_per_class is None and config.dataset.path is None
+    with pytest.raises(UserError, match="batch_size=None: expected a whole number"):
+        parse(DIGITS, "--config.batch_size=None")
+
+
+def test_required_placeholders_can_be_given(parse, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from configs import digits\n"
+        "from ml_collections.config_dict import required_placeholder\n"
+        "def get_config():\n"
+        "    config = digits.get_config()\n"
+        "    del config.batch_size\n"
+        "    config.batch_size = required_placeholder(int)\n"
+        "    return config\n"
+    )
+    parse(f"--config={tmp_path}/own.py", "--config.batch_size=16")
+    assert command_line.read_config().batch_size == 16
+    with pytest.raises(UserError, match="batch_size is not set: give --config.batch_size=VALUE"):
+        parse(f"--config={tmp_path}/own.py")
+
+
+def test_epochs_that_were_given_win_over_the_steps_of_the_file(parse, capsys):
+    parse(f"{DIGITS}:finetune", "--config.num_epochs=3")
+    assert command_line.read_config().num_steps is None
+    assert "note: --config.num_epochs=3.0 replaces num_steps=150 of configs/digits.py:finetune" in notes(
+        capsys
+    )
+    parse(f"{DIGITS}:finetune")
+    assert command_line.read_config().num_steps == 150 and not notes(capsys)
+
+
+@pytest.mark.parametrize(
+    "words, note",
+    [
+        (
+            ["--config.num_steps=4", "--config.num_steps=6"],
+            "--config.num_steps is given more than once, as 4 and 6",
+        ),
+        (["--workdir=a", "--workdir=b"], "--workdir is given more than once, as a and b: the last counts"),
+        (
+            ["--config.dataset.in_memory=False"],
+            "--config.dataset.in_memory has no effect where dataset.name=digits",
+        ),
+    ],
+)
+def test_what_can_be_meant_is_announced(parse, capsys, words, note):
+    parse(DIGITS, *words)
+    (line,) = notes(capsys)
+    assert line.startswith(f"note: {note}")
+
+
+def test_the_same_twice_is_no_news(parse, capsys):
+    parse(DIGITS, "--config.num_steps=4", "--config.num_steps=4")
+    assert not notes(capsys)
+
+
+def test_workdir_is_named_after_dataset_and_task_and_knows_the_home(parse, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    parse(f"{DIGITS}:knn", "--config.pretrained=~/run")
+    config = command_line.read_config()
+    assert str(command_line.workdir(config)) == "runs/digits/knn"
+    assert config.pretrained == "/home/somebody/run"
+    parse(DIGITS, "--workdir=~/run")
+    assert os.fspath(command_line.workdir(config)) == "/home/somebody/run"
+
+
+def test_help_tells_the_flags_and_stops(parse, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["main", "--help"])
+    app.define_help_flags()
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 1  # as absl has it
+    out = capsys.readouterr().out
+    assert "--config:" in out and "--workdir:" in out and "--process_id:" in out
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_pass_all_checks(parse, path):
+    for task in tasks_of(path):
+        parse(f"--config=configs/{path.name}:{task}")
+
+
+def test_every_number_has_a_range_and_every_word_its_choices():
+    free = {"task", "pretrained", "dataset.name", "splits", "dataset.path", "dataset.data_dir"}
+    free |= {f"dataset.{split}_split" for split in ("train", "eval", "probe", "validation")}
+    for task in ("pretrain", "linear_eval", "finetune", "distill", "knn", "transfer", "embed"):
+        config = validation.reference_of(task)
+        for key in validation.flatten(config):
+            section, name = validation.section_of(config, key)
+            kind = section.get_type(name)
+            known = validation.RANGES.keys() | validation.CHOICES.keys() | free
+            assert kind is bool or key in known, (task, key)
+
+
+def test_ranges_and_choices_hold_the_defaults():
+    for task in ("pretrain", "linear_eval", "finetune", "distill", "knn", "transfer", "embed"):
+        config = validation.reference_of(task)
+        config.dataset.name = "digits"
+        assert validation.check(config, file="base") == []
