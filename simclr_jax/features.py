@@ -1,12 +1,16 @@
 """What a model makes of whole datasets: every example once, in order, mapped over all devices."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import parallel
 from simclr_jax.probes import Features
+
+PIXELS = 32  # side of raw pixels as features: 3,072 numbers an image, as many as wide networks have
 
 
 def make_extract(model, *, layer: int = 0):
@@ -30,13 +34,27 @@ def make_extract(model, *, layer: int = 0):
 
 
 def raw_pixels(batches: Iterable) -> Features:
-    """Pixels as features, the baseline for learned ones."""
-
-    def flatten(scale, batch):
-        return {"features": batch["image"].reshape(len(batch["image"]), -1) * scale}
-
-    rows = make_map(flatten)(np.float32(1 / 255), batches)
+    """Pixels as features, the baseline for learned ones; of images above `PIXELS`, means over equal areas."""
+    rows = _map_pixels()(np.float32(1 / 255), batches)
     return Features(rows["features"], rows["label"])
+
+
+@functools.cache  # compiled once for training and held-out images
+def _map_pixels():
+    def flatten(scale, batch):
+        images = batch["image"] * scale
+        down, across = map(_area_means, images.shape[1:3])
+        images = jnp.einsum("ih,bhwc,jw->bijc", down, images, across, precision=jax.lax.Precision.HIGHEST)
+        return {"features": images.reshape(len(images), -1)}
+
+    return make_map(flatten)
+
+
+def _area_means(size):
+    """What takes a row of `size` pixels to at most `PIXELS` of equal area, float32 [pixels, size]."""
+    edges = np.linspace(0, size, min(size, PIXELS) + 1)[:, None]
+    covered = np.clip(edges - np.arange(size), 0, 1)  # the share of each pixel before each edge
+    return (np.diff(covered, axis=0) * min(size, PIXELS) / size).astype(np.float32)
 
 
 def make_map(function: Callable):
@@ -61,9 +79,11 @@ def make_map(function: Callable):
             pending = outputs, known
         parts.append(_read(*pending))
         # Padding leaves last: until then every process holds equally many rows.
-        rows = {name: parallel.gather(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        rows = {}
+        for name in [*parts[0]]:
+            rows[name] = parallel.gather(np.concatenate([part.pop(name) for part in parts]))
         mask = rows.pop("mask")
-        return {name: values[mask] for name, values in rows.items()}
+        return {name: values if mask.all() else values[mask] for name, values in rows.items()}
 
     return mapped
 

@@ -8,6 +8,7 @@ import numpy as np
 
 # A dimension whose deviation is below this share of 1 / sqrt(w), an isotropic one's, tells nothing apart.
 _COLLAPSED = 0.01
+_ZERO = 1e-6  # shorter rows have no direction and count as zeros, nor does the loss stretch them to 1
 
 
 def measure(view1: np.ndarray, view2: np.ndarray) -> dict[str, float]:
@@ -38,29 +39,32 @@ def alignment(view1: np.ndarray, view2: np.ndarray) -> float:
 def uniformity(rows: np.ndarray, *, t: float = 2.0, chunk: int = 1024) -> float:
     """Log of the mean of exp(-t d^2) over all pairs of rows on the unit sphere (Wang and Isola, section 4.1).
 
-    0 where all rows are the same, near -2 t where they spread evenly over many dimensions: lower is better.
-    Memory is that of `chunk` x n similarities.
+    0 where all rows are the same, rows of zeros among them, or where there is but one; near -2 t where they
+    spread evenly over many dimensions: lower is better. Memory is that of `chunk` x n similarities.
     """
     rows = _normalize(rows)
-    count = len(rows)
-    total = sum(
-        np.exp(-t * np.maximum(2 - 2 * rows[start : start + chunk] @ rows.T, 0)).sum()
-        for start in range(0, count, chunk)
-    )
+    count, squares = len(rows), (rows**2).sum(axis=1)
+    if count < 2:
+        return 0.0
+    total = 0.0
+    for start in range(0, count, chunk):
+        stop = start + chunk
+        distances = squares[start:stop, None] + squares - 2 * rows[start:stop] @ rows.T
+        total += np.exp(-t * np.maximum(distances, 0)).sum()
     return float(np.log((total - count) / (count * (count - 1))))
 
 
 def effective_rank(rows: np.ndarray) -> float:
     """RankMe: exp of the entropy of the singular values (Garrido et al. 2023, equation 1), from 1 to w.
 
-    Of checkpoints that differ in their training alone, the one of higher rank tends to do better. Needs some
-    times more rows than dimensions.
+    Of checkpoints that differ in their training alone, the one of higher rank tends to do better. It is at
+    most the number of rows, of which it needs some times more than dimensions. 1 where all rows are zero.
     """
     rows = np.asarray(rows, np.float64)
+    if np.linalg.norm(rows, axis=1).max() < _ZERO:
+        return 1.0
     rows = rows if rows.shape[0] >= rows.shape[1] else rows.T
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0))
-    if not values.sum() > 0:
-        return 1.0
     shares = values / values.sum()
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
@@ -74,4 +78,5 @@ def collapsed_share(rows: np.ndarray) -> float:
 
 def _normalize(rows):
     rows = np.asarray(rows, np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms < _ZERO, np.inf, norms)

@@ -5,8 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simclr_jax import features, health, losses, metrics, parallel, pretrained, probes, supervised, train
+from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
 
@@ -21,8 +23,8 @@ def run(config, workdir) -> dict:
       The summary: `steps`, `seconds`; `health`, see `simclr_jax.health`, of the `features` and the
       `projection` of training images; and where there are labels `trained`, `untrained` and `raw_pixels`,
       each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
-      are measured by the same probes: of the encoder, of the encoder before the first step, and of the
-      pixels themselves.
+      are measured by the same probes: of the encoder, of the same network with random weights, even where
+      the run started from others, and of the pixels themselves, see `features.raw_pixels`.
     """
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
 
@@ -52,15 +54,24 @@ def run(config, workdir) -> dict:
     metrics.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 
-    summary = {"steps": task.num_steps, "health": examine(state)}
-    if measure:
-        summary["trained"] = measure(state, only_knn=not config.evaluate.compare)
+    compared = {"trained": state}
     if config.evaluate.compare:
-        before = train.init_state(task, config.seed)
-        summary["health"] |= {f"untrained_{space}": values for space, values in examine(before).items()}
+        compared["untrained"] = train.make_init(model, config.image_size)(jax.random.key(config.seed))
+        compared |= {"raw_pixels": None} if measure else {}
+    metrics.say(f"measuring: {', '.join(compared).replace('_', ' ')}")
+    summary = {"steps": task.num_steps, "health": {}}
+    for name, variables in compared.items():
+        if variables is not None:
+            prefix = "" if name == "trained" else f"{name}_"
+            summary["health"] |= {prefix + space: values for space, values in examine(variables).items()}
         if measure:
-            summary["untrained"] = measure(before)
-            summary["raw_pixels"] = measure(None)
+            summary[name] = measure(variables, only_knn=not config.evaluate.compare)
+    images, dimensions = _health_examples(config, source), summary["health"]["features"]["dimensions"]
+    if images < dimensions:
+        metrics.say(
+            f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} dimensions: "
+            f"their effective rank cannot reach these; with two views of each it is {2 * images:,} at most"
+        )
     return summary | {"seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -157,12 +168,15 @@ def _batches(config, source, start_step):
     )
 
 
+def _health_examples(config, source):
+    return min(HEALTH_EXAMPLES, config.evaluate.max_examples, source.num_examples)
+
+
 def _make_examine(config, model, source):
     """Builds `examine(variables) -> {'features': health, 'projection': health}`, of training images."""
     from simclr_jax.data import datasets, pipeline
 
-    size = min(HEALTH_EXAMPLES, config.evaluate.max_examples)
-    source = datasets.sample(source, size, seed=config.seed)
+    source = datasets.sample(source, _health_examples(config, source), seed=config.seed)
 
     def encode(variables, batch):
         outputs = {view: model.apply(variables, batch[view]) for view in ("view1", "view2")}
@@ -193,24 +207,32 @@ def _make_measure(config, model, source, load):
         source = load(config.dataset, "probe")
     if not source.num_classes:
         return None
-    train_source, held_out = (
-        datasets.sample(of, config.evaluate.max_examples, seed=config.seed)
-        for of in (source, load(config.dataset, "eval"))
-    )
+    held_out = load(config.dataset, "eval")
     if not held_out.num_classes:
         return None
+    sources = [
+        datasets.sample(_labelled(of), config.evaluate.max_examples, seed=config.seed)
+        for of in (source, held_out)
+    ]
+    if all(isinstance(of, datasets.Source) for of in sources):
+        for note in probes.notes(*(of.labels for of in sources), labels_per_class=config.labels_per_class):
+            metrics.say(f"note: {note}")
     extract = features.make_extract(model)
 
     def features_of(variables, of):
         batches = pipeline.eval_batches(
             of, image_size=config.image_size, batch_size=config.batch_size, **parallel.processes()
         )
-        return features.raw_pixels(batches) if variables is None else extract(variables, batches)
+        found = features.raw_pixels(batches) if variables is None else extract(variables, batches)
+        found = probes.labelled(found)
+        if not len(found.labels):
+            raise _unlabelled(of)
+        return found
 
     def measure(variables, only_knn=False):
         if variables is not None:
             variables = {name: variables[name] for name in ("params", "batch_stats")}
-        pair = features_of(variables, train_source), features_of(variables, held_out)
+        pair = [features_of(variables, of) for of in sources]
         scores = {"knn_accuracy": probes.knn_accuracy(*pair)}
         if not only_knn:
             scores["linear_accuracy"] = probes.linear_accuracy(*pair)
@@ -220,3 +242,22 @@ def _make_measure(config, model, source, load):
         return scores
 
     return measure
+
+
+def _labelled(source):
+    """The examples with a label, where that is known before they are read."""
+    from simclr_jax.data import datasets
+
+    if isinstance(source, datasets.Stream) or (source.labels >= 0).all():
+        return source
+    rows = np.flatnonzero(source.labels >= 0)
+    if not len(rows):
+        raise _unlabelled(source)
+    return datasets.subset(source, rows)
+
+
+def _unlabelled(source):
+    return UserError(
+        f"{source.name} has classes, but none of its images has a label: set --config.dataset.probe_split "
+        "and --config.dataset.eval_split to labelled splits"
+    )
