@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data import folder
+from simclr_jax.data import decode, folder
 from simclr_jax.errors import UserError
 
 
@@ -241,7 +241,7 @@ def _tfds(config, split, wanted):
         if (labels < 0).any():
             classes, labels = 0, np.full_like(labels, -1)
         records = tf.Variable(records, trainable=False)
-        source = Source(name, num_examples, classes, folder.decode_bytes, records, labels)
+        source = Source(name, num_examples, classes, decode.decode_bytes, records, labels)
         return source._replace(class_names=class_names)
 
     def read(ranges):
@@ -257,7 +257,7 @@ def _tfds(config, split, wanted):
                 start, stop = start - (last - first), stop - (last - first)
         return open_split(functools.reduce(operator.add, parts), sum(stop - start for start, stop in ranges))
 
-    stream = Stream(name, num_examples, classes, folder.decode_bytes, read, config.shuffle_buffer)
+    stream = Stream(name, num_examples, classes, decode.decode_bytes, read, config.shuffle_buffer)
     return stream._replace(class_names=class_names)
 
 

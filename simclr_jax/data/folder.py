@@ -12,6 +12,7 @@ import tensorflow as tf
 from etils import epath
 
 from simclr_jax.data import CORES
+from simclr_jax.data.decode import decode, decode_bytes  # noqa: F401
 from simclr_jax.errors import UserError
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
@@ -83,17 +84,6 @@ def catalogue(path, *, seed, workdir=None) -> dict:
         partial.write_text(json.dumps(listed))
         partial.replace(listing)
     return listed
-
-
-def decode(path: tf.Tensor) -> tf.Tensor:
-    """Path of an image file, string [] -> uint8 [h, w, 3]; the first frame of an animation."""
-    return decode_bytes(tf.io.read_file(path))
-
-
-def decode_bytes(contents: tf.Tensor) -> tf.Tensor:
-    """Contents of an image file, string [] -> uint8 [h, w, 3]."""
-    image = tf.io.decode_image(contents, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _walk(path):
