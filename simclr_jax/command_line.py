@@ -14,7 +14,7 @@ import types
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
+from ml_collections.config_dict import FrozenConfigDict
 
 from simclr_jax import metrics, validation
 from simclr_jax.errors import UserError
@@ -42,6 +42,7 @@ _PARSERS = {
     float: flags.FloatParser().parse,
     bool: flags.BooleanParser().parse,
     str: str,
+    tuple: lambda text: tuple(ast.literal_eval(text)),
 }
 _parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the other flags
 
@@ -106,7 +107,10 @@ def parse(argv: list[str]) -> list[str]:
     except flags.IllegalFlagValueError as error:
         name = re.match(r"flag --(\w+)", str(error)).group(1)
         kinds = {"int": int, "float": float, "bool": bool}
-        expected, example = validation.KINDS[kinds[flags.FLAGS[name].flag_type()]]
+        kind = kinds.get(flags.FLAGS[name].flag_type())
+        if kind is None:  # words that absl alone knows, as of --stderrthreshold
+            raise UserError(f"{_one_line(error)}: see --helpfull") from None
+        expected, example = validation.KINDS[kind]
         raise UserError(
             f"--{name}={dict(pairs)[name]}: expected {expected}, as in --{name}={example}"
         ) from None
@@ -123,8 +127,7 @@ def parse(argv: list[str]) -> list[str]:
     config = load(_CONFIG.value)
     validation.check_keys(config, file=_CONFIG.value)  # what it lacks, overrides could not find
     reference = validation.reference_of(config.task) or config
-    optional = [key for key, value in validation.flatten(reference, strict=False).items() if value is None]
-    values = {key: override(config, key, text, optional=optional) for key, text in overrides}
+    values = {key: override(config, reference, key, text) for key, text in overrides}
     notes = [
         f"--{name} is given more than once, as {' and '.join(texts)}: the last counts"
         for name, texts in _repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
@@ -282,41 +285,40 @@ def _one_line(error):
     return " ".join(str(error).split())[:300]
 
 
-def override(config: ConfigDict, key: str, text: str | None, *, optional=()):
+def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | None):
     """Sets a dotted key of a config to what a text says, and returns that.
 
     Args:
       config: is changed.
+      reference: has the same keys; tells their kinds, and by a None what 'None' unsets.
       key: 'a.b'.
       text: None where the command line has no value, which makes a True of what is True or False.
-      optional: the keys that 'None' unsets.
 
     Raises:
       UserError: there is no such key, or the text is none of its kind.
     """
-    known = [f"config.{known}" for known in validation.flatten(config, strict=False)]
+    known = [f"config.{known}" for known in validation.flatten(reference, strict=False)]
     if f"config.{key}" not in known:
         inner = [name for name in known if name.startswith(f"config.{key}.")]
         if inner:
             raise UserError(f"--config.{key} is a section: set its keys one by one, as in --{inner[0]}=VALUE")
         raise UserError(_unknown(f"config.{key}", known))
-    section, name = validation.section_of(config, key)
-    try:
-        value, kind = section[name], section.get_type(name)
-    except RequiredValueError:
-        value, kind = None, section.get_ref(name).get_type()
-    called, example = validation.KINDS.get(kind, (f"a {kind.__name__}", "VALUE"))
-    example = f"--config.{key}={example if value is None else value}"
+    section, name = validation.section_of(reference, key)
+    default, kind = section[name], section.get_type(name)
+    called, example = validation.KINDS[kind]
+    ours = validation.flatten(config, strict=False)[key]
+    example = f"--config.{key}={example if ours is None else ours}"
     text = "True" if text is None and kind is bool else text
     if not text:
         raise UserError(f"--config.{key} has no value: expected {called}, as in {example}")
     try:
-        section[name] = (
-            None if text == "None" and key in optional else _PARSERS.get(kind, ast.literal_eval)(text)
-        )
-    except (ValueError, TypeError, SyntaxError):
+        value = None if text == "None" and default is None else _PARSERS[kind](text)
+    except (ValueError, TypeError, SyntaxError):  # the last two of pairs
         raise UserError(f"--config.{key}={text}: expected {called}, as in {example}") from None
-    return section[name]
+    section, name = validation.section_of(config, key)
+    with section.ignore_type():  # an own file may have 1 where 0.5 is meant to fit
+        section[name] = value
+    return value
 
 
 def _unknown(flag, known):

@@ -64,6 +64,8 @@ RANGES = dict.fromkeys(
     "optimizer.weight_decay": _Range(0),
     "optimizer.momentum": _Range(0, 0.9999),
     "label_weight": _Range(0, 1),
+    "dataset.split_seed": _Range(0, 2_000_000_000),
+    "dataset.max_pixels": _Range(0, above=True),
     "fine_tune_after_block": _Range(-1, 4),
 }
 CHOICES = {
@@ -78,8 +80,9 @@ PLACES = ("pretrained", "dataset.path", "dataset.data_dir")
 
 # Keys of `config.dataset` that a dataset does not read: set, they were meant to change something ...
 _SPLITS = ("train_split", "eval_split", "probe_split", "validation_split")
-_UNREAD = {"digits": ("path", "num_classes", *_SPLITS), "folder": _SPLITS}
-_UNREAD_OF_TFDS = ("path",)
+_OF_FOLDERS = ("path", "classes", "split_seed", "max_pixels", "value_range")
+_UNREAD = {"digits": (*_OF_FOLDERS, "num_classes", *_SPLITS), "folder": _SPLITS}
+_UNREAD_OF_TFDS = _OF_FOLDERS
 _HARMLESS = ("data_dir", "in_memory", "shuffle_buffer")  # ... but for these, of digits and folders
 
 # What a value of a kind is called, and an example of it.
@@ -88,6 +91,7 @@ KINDS = {
     float: ("a number", 0.5),
     bool: ("True or False", True),
     str: ("a text", "TEXT"),
+    tuple: ("two numbers", "(0,255)"),
 }
 
 
@@ -112,7 +116,7 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
         _check_value(key, value, section[name], section.get_type(name))
     notes = []
     _check_network(values, notes)
-    _check_dataset(values, given, notes)
+    _check_dataset(values, flatten(reference), given, notes)
     return notes
 
 
@@ -202,9 +206,11 @@ def check_place(flag: str, place: str) -> None:
 def _check_value(key, value, default, kind):
     if value is None and default is None:
         return
-    called, example = KINDS.get(kind, (f"a {kind.__name__}", "VALUE"))
+    called, example = KINDS[kind]
     example = f"--config.{key}={example if default is None else default}"
     of_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if kind is tuple and of_kind:
+        of_kind = all(isinstance(part, int | float) and math.isfinite(part) for part in value)
     if not of_kind or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {called}, as in {example}")
     if key in PLACES:
@@ -246,13 +252,13 @@ def _check_network(values, notes):
         notes.append(f"draws={values['draws']} are of labels_per_class, which is None: there is one run")
 
 
-def _check_dataset(values, given, notes):
+def _check_dataset(values, defaults, given, notes):
     name = values["dataset.name"]
     ours = name in _UNREAD
     for unread in _UNREAD.get(name, _UNREAD_OF_TFDS):
         key = f"dataset.{unread}"
-        # A split or a path that the file sets is as wrong; the names of train and eval have to be something.
-        if values[key] is not None and (key in given or unread not in ("train_split", "eval_split")):
+        # What is None by default is wrong in a file as well; the others have to be something.
+        if values.get(key) is not None and (key in given or defaults[key] is None):
             remedy = "leave it away" if key in given else f"set --config.{key}=None"
             remedy += ", or use --config=configs/folder.py" if unread == "path" else ""
             raise UserError(f"{key}={values[key]!r} is not read where dataset.name={name}: {remedy}")

@@ -36,12 +36,14 @@ def test_overrides_are_of_the_kind_of_their_key(parse):
         "7",
     ]
     words += ["--noconfig.evaluate.compare", "--config.dataset.path", "a=b", "--config.remat=false"]
+    words += ["--config.dataset.value_range=(0, 4095)"]
     words[0:0] = ["--config=configs/folder.py"]
     parse(*words)
     config = command_line.read_config()
     assert (config.batch_size, config.num_epochs, config.seed, config.dataset.path) == (32, 3.0, 7, "a=b")
     assert config.augment.blur is True and config.remat is False and config.evaluate.compare is False
-    assert isinstance(config.num_epochs, float) and config.is_locked
+    assert isinstance(config.num_epochs, float) and config.dataset.value_range == (0, 4095)
+    assert config.is_locked
 
 
 def test_what_the_user_gave_and_what_the_file_says(parse):
@@ -73,6 +75,19 @@ def test_required_placeholders_can_be_given(parse, tmp_path):
     assert command_line.read_config().batch_size == 16
     with pytest.raises(UserError, match="batch_size is not set: give --config.batch_size=VALUE"):
         parse(f"--config={tmp_path}/own.py")
+
+
+def test_own_files_may_be_frozen_and_have_whole_numbers_where_others_fit(parse, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from configs import digits\n"
+        "from ml_collections import ConfigDict, FrozenConfigDict\n"
+        "def get_config():\n"
+        "    plain = digits.get_config().to_dict() | {'num_epochs': 3}\n"
+        "    return FrozenConfigDict(ConfigDict(plain))\n"
+    )
+    parse(f"--config={tmp_path}/own.py", "--config.num_epochs=2.5", "--config.dataset.num_examples=64")
+    config = command_line.read_config()
+    assert config.num_epochs == 2.5 and config.dataset.num_examples == 64
 
 
 def test_epochs_that_were_given_win_over_the_steps_of_the_file(parse, capsys):
@@ -145,7 +160,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
             section, name = validation.section_of(config, key)
             kind = section.get_type(name)
             known = validation.RANGES.keys() | validation.CHOICES.keys() | free
-            assert kind is bool or key in known, (task, key)
+            assert kind in (bool, tuple) or key in known, (task, key)
 
 
 def test_ranges_and_choices_hold_the_defaults():

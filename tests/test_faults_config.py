@@ -51,6 +51,13 @@ MISTAKES = [
     ("embed", "--config.examples_per_part=0", "examples_per_part=0"),
     ("distill", "--config.label_weight=1.5", "label_weight=1.5"),
     ("finetune", "--config.draws=0", "draws=0"),
+    (
+        "pretrain",
+        "--config.dataset.value_range=(0,1e999)",
+        "dataset.value_range=(0, inf): expected two numbers",
+    ),
+    ("pretrain", "--config.dataset.value_range=wide", "value_range=wide: expected two numbers, as in"),
+    ("pretrain", "--config.dataset.value_range=7", "value_range=7: expected two numbers, as in"),
     # Words that are not among those that are known.
     ("pretrain", "--config.model.depth=51", "model.depth=51: set it to 8, 10, 18, 34, 50, 101, 152 or 200"),
     ("pretrain", "--config.model.stem=tiny", "model.stem='tiny': set it to 'auto', 'cifar' or 'imagenet'"),
@@ -108,6 +115,7 @@ MISTAKES = [
     ("pretrain", "--workdir", "Missing value for flag --workdir"),
     ("pretrain", "--workdir --verbosity=0", "--workdir has no value: write --workdir=VALUE"),
     ("pretrain", "--verbosity=abc", "--verbosity=abc: expected a whole number"),
+    ("pretrain", "--stderrthreshold=loud", "stderrthreshold"),
     ("pretrain", "--flagfile=/nowhere", "'/nowhere'"),
     # Places.
     ("pretrain", "--workdir=https://host/run", "--workdir=https://host/run: only local folders and gs://"),
@@ -171,7 +179,7 @@ FILES = [
     (f"{DIGITS}    config.seed = -1\n    return config\n", "seed=-1: set --config.seed to a number from 0"),
     (
         BARE.replace("{}", "{'task': 'knn'}"),
-        "FILE lacks batch_size, dataset.data_dir, dataset.eval_split and ",
+        "FILE lacks batch_size, dataset.",
     ),
     (BARE, "FILE lacks the key task: start from configs/base.py"),
 ]
