@@ -238,7 +238,6 @@ def main(argv: list[str]) -> None:
     fc = "logits_sup" in shapes and model.supervised_layer == 0
     given = {"onnx": _VECTORS, "safetensors": ("logits_sup" if fc else "final_avg_pool",)}
     given = [name for name in given.get(args.format, shapes) if name in shapes]
-    summary = run / "summary.json"  # which tells of the newest checkpoint, so of no other
     card = model_card(
         args.format,
         model,
@@ -246,7 +245,7 @@ def main(argv: list[str]) -> None:
         meta,
         image_size=size,
         outputs={name: shapes[name].shape for name in given},
-        summary=_read_json(summary) if summary.exists() else None,
+        summary=_results(run),
         licence=args.licence,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -260,6 +259,34 @@ def main(argv: list[str]) -> None:
         folder.replace(output)
     told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
     print(f"{output}: written and read back, {told}")
+
+
+def _results(run) -> dict | None:
+    """What was measured of the weights in a workdir; None if nothing was, as of one checkpoint of a run.
+
+    Scores of a run with several draws of labels are their means, which no draw has: it lists each one's.
+    """
+    own, of_all = run / "summary.json", run.parent / "summary.json"
+    draw = re.fullmatch(r"(draw|scratch)(\d+)", run.name)
+    if own.exists():
+        summary, scratch, index = _read_json(own), False, 0
+    elif draw and of_all.exists():
+        summary, scratch, index = _read_json(of_all), draw[1] == "scratch", int(draw[2])
+    else:
+        return None
+    draws = summary.pop("draws", [])
+    if not draws:
+        return summary if own.exists() else None
+    if index >= len(draws):
+        return None
+    prefix = "from_scratch_"
+    scores = {
+        name.removeprefix(prefix): value
+        for name, value in draws[index].items()
+        if name.startswith(prefix) == scratch
+    }
+    rest = {name: value for name, value in summary.items() if name not in draws[index]}
+    return scores | rest | {"draw": index}
 
 
 def _read_json(path):

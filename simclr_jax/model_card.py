@@ -10,34 +10,72 @@ from ml_collections import ConfigDict
 from simclr_jax.checkpoint import flatten
 from simclr_jax.official import describe
 
+_IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
+which its outputs are worth nothing, and normalise no further. It was evaluated on the centre square of
+a photo, $share its shorter side, resized to $size x $size pixels by bicubic interpolation. `load_image`
+does all of that.
+
+In the folder of this file:
+
+"""
+_LOAD_IMAGE = """import numpy as np
+from PIL import Image, ImageOps
+
+
+def load_image(path, size=$size):
+    photo = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32)
+    side = round($proportion * min(photo.shape[:2]))
+    top, left = ((length - side + 1) // 2 for length in photo.shape[:2])
+    photo = photo[top : top + side, left : left + side]
+    # Bicubic as in TensorFlow: of 4 x 4 pixels, however far it shrinks.
+    far = np.abs((np.arange(size)[:, None] + 0.5) * side / size - 0.5 - np.arange(side))
+    weights = np.where(far < 1, (1.5 * far - 2.5) * far**2 + 1, ((2.5 - 0.5 * far) * far - 4) * far + 2)
+    weights = np.where(far < 2, weights, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    photo = np.einsum("ih,hwc,jw->ijc", weights, photo, weights, optimize=True)
+    return (photo / 255).clip(0, 1).astype(np.float32)  # [size, size, 3]
+
+
+"""
+_EXAMPLE = """images = np.random.rand(2, $size, $size, 3).astype("float32")
+# images = np.stack([load_image("photo.jpg")])"""
 _LOAD = {
-    "savedmodel": """```python
-import numpy as np
-import tensorflow as tf
+    "savedmodel": f"""```python
+{_LOAD_IMAGE}import tensorflow as tf
 
 model = tf.saved_model.load(".")
-images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch and image size
-features = model(images, trainable=False)["final_avg_pool"]
+{_EXAMPLE}
+outputs = model(images, trainable=False)
+$results
 ```
 
-It is for inference: `trainable=True`, which the official modules know, is refused. `model.signatures` has the
-same as `serving_default` and `default`, to be called with `inputs=`.""",
-    "onnx": """```python
-import numpy as np
-import onnxruntime
+It takes any batch and image size, and is for inference: `trainable=True`, which the official modules know, is
+refused. `model.signatures` has the same as `serving_default` and `default`, to be called with `inputs=`.""",
+    "onnx": f"""```python
+{_LOAD_IMAGE}import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-images = np.random.rand(2, $size, $size, 3).astype("float32")  # RGB in [0, 1]; any batch, this image size
-[features] = session.run(["final_avg_pool"], {"inputs": images})
-```""",
-    "safetensors": """```python
-import safetensors.torch, torch, torchvision
+{_EXAMPLE}
+$results
+```
+
+It takes any batch, of images of this size.""",
+    "safetensors": f"""```python
+{_LOAD_IMAGE}import safetensors.torch, torch, torchvision
 
 $torch
+{_EXAMPLE}
+with torch.no_grad():
+    $results
 ```
 
 `model` takes images as [b, 3, h, w], RGB in [0, 1], without torchvision's usual normalisation.$pool""",
 }
+_CLASSIFIER = """
+
+`logits` are the classifier's, a number for each class: the index of the largest is the class that it
+predicts, and their softmax is how probable each of them is."""
+
 _POOL = """
 
 TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides,
@@ -59,7 +97,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
       model, variables, meta: the network, from `export.load`.
       image_size: of its training, in pixels.
       outputs: name -> shape for one image.
-      summary: what the run's summary.json holds, None if there is none.
+      summary: what was measured of these weights, None if nothing was.
       licence: of the weights, a name or a sentence; None if nobody has stated it.
     """
     config = meta["config"]
@@ -69,11 +107,16 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         held = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
         params = {name: part for name, part in params.items() if name in held}
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
-    load = Template(_LOAD[form]).substitute(
+    proportion = 0.875 if image_size > 32 else 1.0  # as `augment.eval_view`
+    load = Template(_IMAGES + _LOAD[form]).substitute(
         size=image_size,
+        proportion=proportion,
+        share=f"{proportion:g} of" if proportion < 1 else "of",
+        results=_result_lines(form, outputs),
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size),
         pool=_POOL if model.encoder.stem == "imagenet" else "",
     )
+    load += _CLASSIFIER if "logits_sup" in outputs else ""
     numbers = {
         name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
     }
@@ -108,8 +151,6 @@ An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https:/
 trained {origin}.
 
 ## Load
-
-In the folder of this file:
 
 {load}
 
@@ -146,6 +187,19 @@ def _table(rows: list[str]) -> str:
     if not rows:
         return "Nothing was measured."
     return "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
+
+
+def _result_lines(form: str, outputs) -> str:
+    """What reads the features and, where there is a classifier, its output."""
+    names = {"features": "final_avg_pool", "logits": "logits_sup"}
+    names = {variable: name for variable, name in names.items() if name in outputs}
+    if form == "savedmodel":
+        return "\n".join(f'{variable} = outputs["{name}"]' for variable, name in names.items())
+    if form == "onnx":
+        asked = ", ".join(f'"{name}"' for name in names.values())
+        return f'[{", ".join(names)}] = session.run([{asked}], {{"inputs": images}})'
+    variable = "logits" if "logits" in names else "features"
+    return f"{variable} = model(torch.from_numpy(images).permute(0, 3, 1, 2))"
 
 
 def _torch_lines(model, network, num_classes: int, image_size: int) -> str:

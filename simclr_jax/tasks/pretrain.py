@@ -70,7 +70,7 @@ def run(config, workdir) -> dict:
     if images < dimensions:
         metrics.say(
             f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} dimensions: "
-            f"their effective rank cannot reach these; with two views of each it is {2 * images:,} at most"
+            "their effective rank is limited by the images, too"
         )
     return summary | {"seconds": round(time.monotonic() - begun, 1)}
 

@@ -25,7 +25,7 @@ def run(config, workdir) -> dict:
     sources = supervised.load_labelled(config, workdir, splits)
     metrics.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
     extract = pretrained.make_extract(config, transform=partial(_whole_view, size=config.image_size))
-    train, test, *validation = map(extract, sources)
+    train, test, *validation = (probes.labelled(extract(source)) for source in sources)
     train, validation = (train, *validation) if validation else hold_out(train, seed=config.seed)
     both = Features(*(np.concatenate(parts) for parts in zip(train, validation)))
     classes = sources[0].num_classes
