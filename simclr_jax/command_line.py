@@ -14,7 +14,7 @@ import types
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict
+from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
 
 from simclr_jax import metrics, validation
 from simclr_jax.errors import UserError
@@ -74,8 +74,16 @@ def given() -> dict[str, object]:
 
 
 def defaults() -> ConfigDict:
-    """The config as its file has it, without what the command line changes."""
-    return load(_CONFIG.value)
+    """The config as its file has it, without what the command line changes; None where it has to."""
+    config = load(_CONFIG.value)
+    for key in validation.flatten(config, strict=False):
+        section, name = validation.section_of(config, key)
+        try:
+            section[name]
+        except RequiredValueError:
+            del section[name]
+            section[name] = None
+    return config
 
 
 def read_config() -> ConfigDict:

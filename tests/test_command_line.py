@@ -73,6 +73,7 @@ def test_required_placeholders_can_be_given(parse, tmp_path):
     )
     parse(f"--config={tmp_path}/own.py", "--config.batch_size=16")
     assert command_line.read_config().batch_size == 16
+    assert command_line.defaults().to_dict()["batch_size"] is None
     with pytest.raises(UserError, match="batch_size is not set: give --config.batch_size=VALUE"):
         parse(f"--config={tmp_path}/own.py")
 

@@ -109,6 +109,7 @@ MISTAKES = [
     # Flags.
     ("pretrain", "--wrokdir=x", "--wrokdir is unknown: did you mean --workdir?"),
     ("pretrain", "--batch_size=16", "--batch_size is unknown: did you mean --config.batch_size?"),
+    ("pretrain", "--depth=18", "--depth is unknown: did you mean --config.model.depth?"),
     ("pretrain", "-batch_size=16", "did you mean --config.batch_size?"),
     ("pretrain", "batch_size=16", "'batch_size=16' is not a flag: write --config.KEY=VALUE"),
     ("pretrain", "--workdir=", "--workdir is empty: give a folder, as in --workdir=runs/digits"),
@@ -176,6 +177,11 @@ FILES = [
         f"{DIGITS}    config.batch_size = None\n    return config\n",
         "batch_size=None: expected a whole number, as ",
     ),
+    (
+        f"{DIGITS}    config.batch_size = True\n    return config\n",
+        "batch_size=True: expected a whole number",
+    ),
+    (f"{DIGITS}    config.dataset.name = ' '\n    return config\n", "dataset.name is empty: expected a text"),
     (f"{DIGITS}    config.seed = -1\n    return config\n", "seed=-1: set --config.seed to a number from 0"),
     (
         BARE.replace("{}", "{'task': 'knn'}"),
