@@ -9,7 +9,7 @@ import pytest
 from absl.testing import flagsaver
 from conftest import tiny_config
 
-from simclr_jax import command_line, train
+from simclr_jax import benchmark, command_line, train
 from simclr_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -241,16 +241,16 @@ def test_splits_of_a_file_that_its_dataset_does_not_have(monkeypatch):
     assert "set --config.dataset.probe_split=None" in line_of(monkeypatch, *words)
 
 
-def test_batches_of_pretraining_fit_the_dataset():
-    config = tiny_config("pretrain", batch_size=104)
-    with pytest.raises(UserError, match=r"exceeds the 103 training images.*set --config\.batch_size=96$"):
-        train.make_schedule(config, 103)
+def test_batches_of_pretraining_fit_the_dataset():  # and the eight devices of tests
+    config = tiny_config("pretrain", batch_size=112)
+    with pytest.raises(UserError, match=r"exceeds the 111 training images.*set --config\.batch_size=104$"):
+        train.make_schedule(config, 111)
     config.microbatches = 4
     with pytest.raises(UserError, match="--config.batch_size=96$"):
-        train.make_schedule(config, 103)
+        train.make_schedule(config, 111)
     with pytest.raises(UserError, match="add images, or use fewer devices"):
         train.make_schedule(config, 5)
-    train.make_schedule(config, 104)
+    train.make_schedule(config, 112)
 
 
 def test_batches_beyond_few_labels_are_announced_once(capsys):
@@ -275,6 +275,21 @@ def test_training_ends():
     config = tiny_config("pretrain", num_epochs=1e12)
     with pytest.raises(UserError, match="lower it, as in --config.num_epochs=100"):
         train.make_schedule(config, 1437)
+
+
+def test_benchmarks_are_of_pretraining(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        command_line.parse(["benchmark", "--config=configs/digits.py:knn"])
+        with pytest.raises(UserError, match="benchmarks are of pretraining, not of knn"):
+            benchmark._config()
+
+
+def test_the_benchmark_of_the_loss_takes_nothing_more():
+    command = [sys.executable, "-m", "simclr_jax.benchmark", "loss", "--pairs=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: '--pairs=3' is unknown: loss takes nothing more\n"
 
 
 @pytest.mark.parametrize(
