@@ -1,40 +1,69 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
 import importlib
-import json
-import sys
+from contextlib import ExitStack
 
 import jax
 from absl import app, flags, logging
 
-from simclr_jax import checkpoint, command_line, metrics, parallel, train
-from simclr_jax.errors import UserError
+from simclr_jax import (
+    checkpoint,
+    command_line,
+    errors,
+    files,
+    metrics,
+    pretrained,
+    processes,
+    stopping,
+    train,
+    workdirs,
+)
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # libraries tell a lot at INFO; --verbosity=0 shows it
-    parallel.initialize(**command_line.processes())
     config = command_line.read_config()
+    processes.join(**command_line.processes(), timeout=command_line.join_timeout())
+    pretrained.adopt(config, command_line.given())
     workdir = command_line.workdir(config)
+    processes.agree("config", workdirs.flatten(config.to_dict()) | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
-    checkpoint.check_config(workdir, config.to_dict())
-    summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
-    if jax.process_index() == 0:
-        checkpoint.save_config(workdir, config.to_dict())
-        (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with ExitStack() as stack:
+        summary = processes.on_first(lambda: _begin(workdir, config, stack))
+        if summary:
+            metrics.say(
+                f"{errors.shown(workdir)} holds a run that is over; choose another --workdir for another one"
+            )
+        else:
+            summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
+            if jax.process_index() == 0:
+                workdirs.save_config(workdir, config.to_dict())
+                files.write_json(workdir / "summary.json", summary, indent=2)
         metrics.print_summary(summary, workdir)
+
+
+def _begin(workdir, config, stack):
+    """Takes the workdir for this run; returns the summary of one that is over."""
+    workdirs.check_config(workdir, config.to_dict(), command_line.defaults().to_dict())
+    if (summary := workdirs.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
+        return summary
+    workdirs.prepare(workdir)
+    stack.enter_context(workdirs.locked(workdir))
+    return None
 
 
 def run(command=main) -> None:
     """The entry point of a command line with a config: user errors are one line and exit code 2."""
-    try:
-        app.run(command, flags_parser=command_line.parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with errors.told(processes.leave), stopping.handled():
+        app.run(command, flags_parser=_parse)
+
+
+def _parse(argv):
+    arguments = command_line.parse(argv)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(
+            logging.FATAL
+        )  # libraries tell a lot at INFO, and errors that become a line here
+    return arguments
 
 
 if __name__ == "__main__":

@@ -10,20 +10,28 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax.errors import UserError
+from simclr_jax import files
+from simclr_jax.errors import UserError, shown
+
+_silent = False
+
+
+def be_silent() -> None:
+    """Leaves it to another process to tell what they all do."""
+    global _silent
+    _silent = True
 
 
 def say(line: str) -> None:
     """Prints a line, once for all processes."""
-    if jax.process_index() == 0:
+    if not _silent:
         print(line, flush=True)
 
 
 def print_table(rows: dict[str, str]) -> None:
     """Prints what is about to run, a line a row."""
-    if jax.process_index() == 0:
-        width = max(map(len, rows))
-        print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()), flush=True)
+    width = max(map(len, rows))
+    say("\n".join(f"  {name:<{width}}  {shown(value)}" for name, value in rows.items()))
 
 
 def print_summary(summary: dict, workdir) -> None:
@@ -40,7 +48,7 @@ def print_summary(summary: dict, workdir) -> None:
         for name, value in summary.items()
         if not isinstance(value, dict | list)
     ]
-    print(f"\n  {', '.join(rest)}, written to {workdir}/summary.json", flush=True)
+    say(f"\n  {', '.join(rest)}, written to {shown(workdir)}/summary.json")
 
 
 def _print_scores(title, rows):
@@ -51,13 +59,13 @@ def _print_scores(title, rows):
     left = max(map(len, [*names, title]))
     widths = [max(len(column) + 2, 10) for column in columns]
     head = "".join(f"{column.replace('_', ' '):>{width}}" for column, width in zip(columns, widths))
-    print(f"\n  {title:<{left}}{head}")
+    say(f"\n  {title:<{left}}{head}")
     for name, row in zip(names, rows.values()):
         cells = (
             f"{row[column]:>{width}.3f}" if column in row else " " * width
             for column, width in zip(columns, widths)
         )
-        print(f"  {name:<{left}}{''.join(cells)}")
+        say(f"  {name:<{left}}{''.join(cells)}")
 
 
 # On the console: the files hold everything, under its full name.
@@ -81,10 +89,11 @@ class Meter:
         if self._writes:
             from clu import metric_writers  # imports TensorFlow
 
-            path = epath.Path(workdir) / "metrics.jsonl"
-            self._written = _last_step(path)
-            self._file = path.open("a")
-            self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+            self._path = epath.Path(workdir) / "metrics.jsonl"
+            with files.storage(self._path):
+                self._written = _last_step(self._path)
+                self._file = self._path.open("a")
+                self._tensorboard = metric_writers.SummaryWriter(str(files.plain(workdir)))
         self._num_steps, self._log_every, self._batch_size = (
             num_steps,
             config.log_every_steps,
@@ -140,9 +149,10 @@ class Meter:
         self._reset()
         if self._writes:
             if step > self._written:
-                self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-                self._file.flush()
-                self._tensorboard.write_scalars(step, metrics)
+                with files.storage(self._path):
+                    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+                    self._file.flush()
+                    self._tensorboard.write_scalars(step, metrics)
             self._print(step, metrics)
 
     def _print(self, step, metrics):
@@ -168,20 +178,48 @@ class Meter:
         if self._writes:
             if sys.stdout.isatty():
                 print()
-            self._file.close()
-            self._tensorboard.close()
+            with files.storage(self._path):
+                self._file.close()
+                self._tensorboard.close()
+
+
+def read(path) -> list[dict[str, float]]:
+    """The lines of a metrics file, but for those that cannot be read."""
+    return [json.loads(line) for line in _readable(epath.Path(path).read_bytes())[0]]
+
+
+def _readable(contents: bytes) -> tuple[list[bytes], list[int]]:
+    """The lines that hold the metrics of a step, and the numbers of those that do not."""
+    good, wrong = [], []
+    for number, line in enumerate(contents.split(b"\n"), 1):
+        try:
+            whole = type(json.loads(line.decode())["step"]) is int
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if whole:
+            good.append(line)
+        elif line:
+            wrong.append(number)
+    return good, wrong
 
 
 def _last_step(path: epath.Path) -> int:
-    """The last step that a metrics file tells of, 0 for none; cuts off an unfinished last line."""
-    if not path.exists():
+    """The last step that a metrics file tells of, 0 for none.
+
+    A last line that a crash left unfinished is cut off. A file that is damaged otherwise is set aside, and
+    its readable lines are written anew.
+    """
+    if not files.exists(path):
         return 0
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        whole = path.with_name(path.name + ".tmp")
-        whole.write_text("".join(lines := lines[:-1]))
-        whole.replace(path)
-    return json.loads(lines[-1])["step"] if lines else 0
+    contents = b"" if path.is_dir() else path.read_bytes()
+    good, wrong = _readable(contents)
+    if path.is_dir() or wrong or contents[-1:] not in (b"", b"\n"):
+        if path.is_dir() or wrong not in ([], [contents.count(b"\n") + 1]):
+            aside = files.set_aside(path)
+            lines = f", lines {wrong[0]} to {wrong[-1]} among them" if wrong else ""
+            say(f"note: {shown(path)} is damaged{lines}: now {shown(aside.name)}, {len(good)} lines are kept")
+        files.write_text(path, b"".join(line + b"\n" for line in good).decode())
+    return json.loads(good[-1])["step"] if good else 0
 
 
 def _check_finite(step, metrics):

@@ -7,8 +7,8 @@ from string import Template
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax.checkpoint import flatten
 from simclr_jax.official import describe
+from simclr_jax.workdirs import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
 which its outputs are worth nothing, and normalise no further. It was evaluated on the centre square of

@@ -26,7 +26,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, errors, metrics
+from simclr_jax import checkpoint, errors, metrics, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 from simclr_jax.official_names import encoder_layers, model_keys, other_keys, our_names, tf1_names
@@ -252,7 +252,7 @@ def main(argv: list[str]) -> None:
     make_model(model, meta["num_classes"])  # which refuses layers that are not there
     with checkpoint.open_manager(output, keep=1) as manager:
         checkpoint.save(manager, 0, variables, meta)
-    checkpoint.save_config(output, meta["config"])
+    workdirs.save_config(output, meta["config"])
     params = variables["params"]
     kernels = [value for path, value in flatten_dict(params["encoder"]).items() if path[-1] == "kernel"]
     sizes = {part: sum(value.size for value in jax.tree.leaves(tree)) for part, tree in params.items()}

@@ -15,21 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "batch"
 
 
-def initialize(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins the processes of a run; call it before anything else uses a device.
-
-    Cloud TPU and Slurm tell each process who it is; elsewhere the three arguments do. Where nobody tells,
-    this process is the whole run.
-    """
-    try:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id)
-    except ValueError as error:
-        if coordinator_address or "coordinator_address" not in str(error):
-            raise
-
-
 def processes() -> dict[str, int]:
     """This process and how many there are, as the pipeline takes them."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

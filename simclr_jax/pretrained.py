@@ -6,8 +6,8 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, features, metrics, official, parallel, train
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, features, metrics, official, parallel, train, workdirs
+from simclr_jax.errors import UserError, shown
 from simclr_jax.models import make_model
 from simclr_jax.probes import Features
 
@@ -28,7 +28,55 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
         )
-    return official.read(path) if official.find(path) else checkpoint.load_params(path)
+    variables, meta = official.read(path) if official.find(path) else checkpoint.load_params(path)
+    return variables, meta | {"config": workdirs.complete(meta["config"])}
+
+
+def adopt(config, given: dict[str, Any]) -> None:
+    """Takes model, image size and split of `config.pretrained` into the config of a task that starts there.
+
+    The model of distillation is the student's own.
+
+    Args:
+      config: changed in place.
+      given: the keys that the user set, which stay; `image_size` may differ from the checkpoint's, and a
+        line says so.
+
+    Raises:
+      UserError: there is no checkpoint, or the user set another model than its.
+    """
+    if not config.pretrained:
+        return
+    if official.find(config.pretrained):
+        saved = read(config.pretrained)[1]["config"]
+    else:
+        saved = workdirs.complete(checkpoint.load_meta(config.pretrained)["config"])
+    theirs, ours = workdirs.flatten(saved), workdirs.flatten(config.to_dict())
+    model = () if config.task == "distill" else tuple(f"model.{key}" for key in _ARCHITECTURE)
+    wrong = [key for key in model if key in given and ours[key] != theirs[key]]
+    if wrong:
+        settings = " ".join(f"--config.{key}={theirs[key]}" for key in wrong)
+        raise UserError(
+            f"{', '.join(f'{key}={ours[key]}' for key in wrong)} does not fit {shown(config.pretrained)}: "
+            f"leave it out, or set {settings} as there"
+        )
+    taken = {
+        key: theirs[key] for key in (*model, "image_size") if key not in given and ours[key] != theirs[key]
+    }
+    if config.dataset.name == "folder" and saved["dataset"]["name"] == "folder":
+        seed = theirs["dataset.split_seed"]
+        seed = theirs["seed"] if seed is None else seed
+        if "dataset.split_seed" not in given and seed != config.seed:
+            taken["dataset.split_seed"] = seed
+    config.update_from_flattened_dict(taken)
+    if taken:
+        told = ", ".join(f"{key}={value}" for key, value in taken.items())
+        metrics.say(f"as in {shown(config.pretrained)}: {told}")
+    if config.image_size != theirs["image_size"]:
+        metrics.say(
+            f"note: image_size={config.image_size}, but {shown(config.pretrained)} was trained at "
+            f"{theirs['image_size']}: features of another size are worse, leave --config.image_size out"
+        )
 
 
 def load(config, model) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Training with labels: what linear evaluation, fine-tuning and the baselines of distillation share."""
 
-import json
 import re
 from functools import partial
 
 import jax
 import numpy as np
 
-from simclr_jax import losses, parallel, train
+from simclr_jax import files, losses, parallel, train
 from simclr_jax.errors import UserError
 
 
@@ -138,8 +137,9 @@ def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
         labels = {"split": source.name, "rows": rows.tolist(), "labels": chosen.labels.tolist()}
         if chosen.names is not None:
             labels["names"] = chosen.names.tolist()
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "labels.json").write_text(json.dumps(labels) + "\n")
+        with files.storage(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(workdir / "labels.json", labels)
     return chosen, rows
 
 

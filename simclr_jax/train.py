@@ -2,12 +2,10 @@
 
 import functools
 import math
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import checkpoint, metrics, optim, parallel
+from simclr_jax import checkpoint, metrics, optim, parallel, processes, stopping, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 
@@ -256,50 +254,53 @@ def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> No
 
 
 def fit(task: Task, config, workdir) -> dict[str, Any]:
-    """Trains from the newest checkpoint in `workdir`, or from scratch, to the end.
+    """Trains from the newest whole checkpoint in a workdir, or from scratch, to the end.
 
-    On SIGTERM or Ctrl-C of any process all of them save, and exit with code 0 or 130: started again, on as
-    many processes and devices as there then are, the run goes on.
+    On a signal to any process all of them save, and exit as `stopping` says: started again, on as many
+    processes and devices as there then are, the run goes on.
 
     Returns:
       The final train state.
     """
-    if jax.process_index() == 0:
-        checkpoint.save_config(workdir, config.to_dict())
+    processes.agree("data or model", workdirs.flatten(task.meta))
+    processes.on_first(lambda: workdirs.save_config(workdir, config.to_dict()))
     with (
-        closing(checkpoint.open_manager(workdir, keep=config.keep_checkpoints, best=task.best)) as manager,
-        _stop_signals() as received,
+        stopping.saving() as received,
+        checkpoint.opened(workdir, keep=config.keep_checkpoints, best=task.best) as manager,
     ):
         state = checkpoint.restore(manager, parallel.replicate(init_state(task, config.seed)))
         start = int(state["step"])
         if start:
             metrics.say(f"resuming after step {start} of {task.num_steps}")
-        train_step = mapped_step(task)
-        agreed_stop = _make_agreement()
+        train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
         batches = prefetch_to_devices(task.batches(start))
         with closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter:
             for step in range(start + 1, task.num_steps + 1):
                 with meter.waiting_for_data():
                     batch = task.on_devices(next(batches))
                 state, results = train_step(state, batch)
+                stopping.begin()
                 meter.add(step, results)
                 stop = agreed_stop(received)
                 last = step == task.num_steps
                 evaluation = {}
-                if task.evaluate and (last or step % task.evaluate_every_steps == 0):
+                if task.evaluate and not stop and (last or step % task.evaluate_every_steps == 0):
                     jax.block_until_ready(results)
                     with meter.paused():
-                        evaluation = task.evaluate(state)
+                        evaluation = stopping.unless_stopped(functools.partial(task.evaluate, state)) or {}
+                    stop = agreed_stop(received)
                 if last or stop or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
                     # What was not measured is never the best.
                     scores = evaluation or (task.best and {task.best: -math.inf})
                     checkpoint.save(manager, step, state, task.meta, scores)
-                if stop and not last:
+                checkpoint.check(manager)
+                workdirs.check()
+                if stop:
                     break
-    if int(state["step"]) < task.num_steps:
+    if stop:
         metrics.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
-        sys.exit(0 if stop == signal.SIGTERM else 130)
+        sys.exit(stopping.exit_code(stop))
     return state
 
 
@@ -313,44 +314,3 @@ def prefetch_to_devices(
         if len(queue) > size:
             yield queue.popleft()
     yield from queue
-
-
-def _make_agreement():
-    """Builds `agreed(received) -> signal or None`, for after every step; all processes get the same answer.
-
-    Among several it is that of the step before, so that none waits for the others.
-    """
-    if jax.process_count() == 1:
-        return lambda received: received[0] if received else None
-    answers = deque()
-
-    def agreed(received):
-        answers.append(parallel.maximum(received[0] if received else 0))
-        number = int(answers.popleft()) if len(answers) > 1 else 0
-        return signal.Signals(number) if number else None
-
-    return agreed
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one does what it always did."""
-    received, previous = [], {}
-
-    def receive(number, _frame):
-        received.append(signal.Signals(number))
-        metrics.say(f"\n{received[0].name} received: finishing this step and saving")
-        restore()
-
-    def restore():
-        for number, handler in previous.items():
-            # None: not set from Python, but as jax.distributed does.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        restore()

@@ -14,7 +14,7 @@ import optax
 import pytest
 from conftest import log_of, tiny_config
 
-from simclr_jax import checkpoint, train
+from simclr_jax import checkpoint, train, workdirs
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
@@ -71,9 +71,9 @@ def examine(folder):
 def shapes(tmp_path_factory):
     """What `examine` wrote on 2 processes x 4 devices, 1 x 8 and 1 x 1; and where."""
     folder = tmp_path_factory.mktemp("shapes")
-    script = "import sys, pathlib, test_processes; from simclr_jax import parallel\n"
-    script += "parallel.initialize(*(kind(flag.partition('=')[2])"
-    script += " for kind, flag in zip((str, int, int), sys.argv[2:])))\n"
+    script = "import sys, pathlib, test_processes; from simclr_jax import processes\n"
+    script += "given = [kind(flag.partition('=')[2]) for kind, flag in zip((str, int, int), sys.argv[2:])]\n"
+    script += "processes.join(*(given or [None] * 3), timeout=60)\n"
     script += "test_processes.examine(pathlib.Path(sys.argv[1]))"
     for name, devices, processes in (("two", 4, join(2)), ("one", 1, [[]])):
         started = [
@@ -142,7 +142,7 @@ def twenty_steps(folder, until):
 
 def main_of_two_processes(workdir):
     """The same run on two processes with two devices each; SIGTERM to the second one after three steps."""
-    config = checkpoint.flatten(config_and_task(STEPS)[0].to_dict())
+    config = workdirs.flatten(config_and_task(STEPS)[0].to_dict())
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value is not None]
     started = [

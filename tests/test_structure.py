@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simclr_jax.checkpoint import flatten
+from simclr_jax.workdirs import flatten
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
@@ -53,16 +53,29 @@ def test_imports_run_one_way():
         "health.py": (),
         "losses.py": (),
         "optim.py": ("errors",),
-        "checkpoint.py": ("errors", "parallel"),
-        "metrics.py": ("errors", "parallel"),
+        "files.py": ("errors",),
+        "workdirs.py": ("errors", "files"),
+        "checkpoint.py": ("errors", "files", "parallel", "workdirs"),
+        "metrics.py": ("errors", "files"),
+        "stopping.py": ("metrics", "parallel"),
+        "processes.py": ("errors", "metrics", "stopping"),
         "probes.py": ("errors", "parallel"),
         "features.py": ("parallel", "probes"),
         "models/": ("errors", "models", "parallel"),
         "data/": ("data", "errors"),
-        "train.py": ("checkpoint", "errors", "metrics", "optim", "parallel"),
+        "train.py": (
+            "checkpoint",
+            "errors",
+            "metrics",
+            "optim",
+            "parallel",
+            "processes",
+            "stopping",
+            "workdirs",
+        ),
         "official_names.py": (),
-        "official.py": ("checkpoint", "data", "errors", "metrics", "models", "official_names"),
-        "supervised.py": ("data", "errors", "losses", "parallel", "train"),
+        "official.py": ("checkpoint", "data", "errors", "metrics", "models", "official_names", "workdirs"),
+        "supervised.py": ("data", "errors", "files", "losses", "parallel", "train"),
         "pretrained.py": (
             "checkpoint",
             "data",
@@ -74,6 +87,7 @@ def test_imports_run_one_way():
             "parallel",
             "probes",
             "train",
+            "workdirs",
         ),
     }
     for path in SOURCES:

@@ -122,7 +122,8 @@ def test_microbatches_normalise_by_their_own_statistics():
     actual, expected = (
         jax.jit(jax.value_and_grad(of, has_aux=True))(variables["params"]) for of in (loss, expected_loss)
     )
-    assert_trees_close(actual, expected, tolerance=1e-5)
+    # Sums in another order: 1.1e-5 on one processor, less on others.
+    assert_trees_close(actual, expected, tolerance=3e-5)
 
 
 def test_rematerialised_step_is_the_same_step(on_one_device):

@@ -2,7 +2,6 @@
 
 import time
 import zipfile
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import checkpoint, metrics, parallel, pretrained
+from simclr_jax import files, metrics, parallel, pretrained, workdirs
 
 
 def run(config, workdir) -> dict:
@@ -51,8 +50,9 @@ def run(config, workdir) -> dict:
     )
     extract = pretrained.make_extract(config)
     if jax.process_index() == 0 and not finished:
-        checkpoint.save_config(workdir, config.to_dict())
-        (workdir / "parts").mkdir(exist_ok=True)
+        workdirs.save_config(workdir, config.to_dict())
+        with files.storage(workdir):
+            (workdir / "parts").mkdir(exist_ok=True)
     for path, (split, start, stop) in list(zip(paths, parts))[done:]:
         part = datasets.span(sources[split], start, stop)
         rows = extract(part)
@@ -80,7 +80,7 @@ def _write_part(path, split, start, names, rows):
             "features": pyarrow.FixedSizeListArray.from_arrays(rows.features.ravel(), width),
         }
     )
-    with _in_one_piece(path) as file:
+    with files.writing(path) as file:
         parquet.write_table(table, file)
 
 
@@ -89,7 +89,7 @@ def _join(paths, workdir):
     schema, count = _read(paths[0]).schema, 0
     longest = dict.fromkeys((field.name for field in schema if field.type == pyarrow.string()), 1)
     with (
-        _in_one_piece(workdir / "embeddings.parquet") as file,
+        files.writing(workdir / "embeddings.parquet") as file,
         parquet.ParquetWriter(file, schema) as writer,
     ):
         for path in paths:
@@ -98,7 +98,7 @@ def _join(paths, workdir):
             count += len(table)
             for column in longest:
                 longest[column] = max(longest[column], *map(len, table[column].to_pylist()))
-    with _in_one_piece(workdir / "embeddings.npz") as file, zipfile.ZipFile(file, "w") as archive:
+    with files.writing(workdir / "embeddings.npz") as file, zipfile.ZipFile(file, "w") as archive:
         for field in schema:
             with archive.open(f"{field.name}.npy", "w", force_zip64=True) as member:
                 for number, path in enumerate(paths):
@@ -123,12 +123,3 @@ def _to_numpy(column, length):
 def _read(path):
     with path.open("rb") as file:
         return parquet.read_table(file)
-
-
-@contextmanager
-def _in_one_piece(path):
-    """Opens a file that is there under its name only when all is written."""
-    unfinished = path.parent / f"{path.name}.tmp"
-    with unfinished.open("wb") as file:
-        yield file
-    unfinished.replace(path)
