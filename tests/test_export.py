@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import tensorflow as tf
 import yaml
 from networks import DEFAULTS, assert_close, build, by_tf1_name, golden_variables, write_tensors
+from PIL import Image
 from safetensors.numpy import load_file
 
 from simclr_jax import checkpoint, export
@@ -255,7 +257,9 @@ def test_model_card(small):
     (small / "summary.json").write_text('{"trained": {"knn_accuracy": 0.9778}, "steps": 337}')
     for form in ("savedmodel", "onnx"):
         folder, _ = run(small, form, "--licence=Apache-2.0")
-        assert execute_card(folder)["features"].shape == (2, 32)
+        scope = execute_card(folder)
+        assert scope["features"].shape == (2, 32)
+        assert_close(scope["logits"], expected_of(*export.load(small)[:2], scope["images"])["logits"])
         _, front, body = (folder / "README.md").read_text().split("---\n", 2)
         assert yaml.safe_load(front)["license"] == "apache-2.0"
         for part in (
@@ -274,6 +278,62 @@ def test_model_card(small):
         assert ("| `block_group1` | batch, 16, 16, 8 |" in body) == (form == "savedmodel")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(export.load(small)[1]["params"]["encoder"]))
         assert f"encoder {parameters:,}" in body
+
+
+def card_of(workdir, form="onnx", outputs=()):
+    model, variables, meta = export.load(workdir)
+    settings = {"image_size": meta["config"]["image_size"], "outputs": dict.fromkeys(outputs, (1, 1))}
+    text = export.model_card(form, model, variables, meta, **settings, summary=None, licence=None)
+    [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    return text, code
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_lines_of_a_card_read_the_classifier_where_there_is_one(form, small):
+    text, code = card_of(small, form, ["final_avg_pool"])
+    assert "features = " in code.replace("[features] =", "features =") and "logits" not in code
+    assert "classifier's" not in text
+    text, code = card_of(small, form, ["logits_sup"])
+    assert re.search(r"logits\]? = ", code) and "`logits` are the classifier's" in text
+
+
+@pytest.mark.parametrize("size", [16, 40])
+@pytest.mark.parametrize("shape", [(40, 40), (57, 91), (120, 33), (16, 16)])
+def test_lines_of_a_card_load_photos_as_evaluation_does(size, shape, tmp_path):
+    from simclr_jax.data import augment
+
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    text, code = card_of(save(tmp_path / "run", size, {"depth": 8, "width": 0.125, "stem": "auto"})[0])
+    scope = {}
+    exec(code.split("import onnxruntime")[0], scope)
+    found = scope["load_image"](tmp_path / "photo.png")
+    assert found.dtype == np.float32 and "divide 8-bit pixels by 255" in text
+    np.testing.assert_allclose(found, augment.eval_view(noise, size), atol=0.01)  # TensorFlow rounds weights
+    assert np.abs(found - augment.eval_view(noise, size)).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("folder", "scores", "absent"),
+    [
+        (".", ("| top1 | 0.7 |", "| draw | 0 |", "| labels_per_class | 5 |"), ("0.6", "0.2", "0.1", "0.3")),
+        ("draw1", ("| top1 | 0.5 |", "| draw | 1 |", "| steps | 9 |"), ("0.6", "0.7", "0.2", "0.1", "0.3")),
+        ("scratch1", ("| top1 | 0.3 |", "| draw | 1 |"), ("0.6", "0.7", "0.2", "0.1", "0.5")),
+        ("draw2", ("Nothing was measured.",), ("0.6", "0.7")),
+        ("elsewhere", ("Nothing was measured.",), ("0.6", "0.7")),
+    ],
+)
+def test_cards_tell_the_results_of_their_own_weights(folder, scores, absent, tmp_path):
+    workdir = tmp_path / "run"
+    save(workdir / folder, 16, {"depth": 8, "width": 0.125, "stem": "auto"}, task="finetune")
+    draws = [{"top1": 0.7, "from_scratch_top1": 0.1}, {"top1": 0.5, "from_scratch_top1": 0.3}]
+    summary = {"top1": 0.6, "from_scratch_top1": 0.2, "labels_per_class": 5, "draws": draws, "steps": 9}
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    made, _ = run(workdir / folder, "safetensors")
+    text = (made / "README.md").read_text()
+    results = text[text.index("## Results") : text.index("## Licence")]
+    assert all(score in results for score in scores), results
+    assert not any(f" {score} |" in results for score in absent), results
 
 
 def test_parts_that_are_gone_give_no_output(tmp_path):

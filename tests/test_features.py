@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from configs import digits
 from simclr_jax import features, train
@@ -61,3 +62,20 @@ def test_raw_pixels_are_the_images():
     found = features.raw_pixels(batches(images, np.arange(11), 8))
     np.testing.assert_allclose(found.features, images.reshape(11, 12) / 255, rtol=1e-6)
     np.testing.assert_array_equal(found.labels, np.arange(11))
+
+
+@pytest.mark.parametrize("size", [33, 48, 96])
+def test_large_raw_pixels_are_means_over_equal_areas(size):
+    images = np.random.default_rng(size).integers(0, 256, (5, size, size, 3), np.uint8)
+    found = features.raw_pixels(batches(images, np.arange(5), 8)).features.reshape(5, 32, 32, 3)
+    fine = images.repeat(32, axis=1).repeat(32, axis=2)  # every area is a whole number of these
+    expected = fine.reshape(5, 32, size, 32, size, 3).mean(axis=(2, 4)) / 255
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_raw_pixels_of_any_size_have_a_bounded_number():
+    for size, side in ((8, 8), (32, 32), (300, 32)):
+        images = np.full((8, size, size, 3), 51, np.uint8)
+        found = features.raw_pixels(batches(images, np.arange(8), 8)).features
+        assert found.shape == (8, 3 * side**2)
+        np.testing.assert_allclose(found, 0.2, rtol=1e-5)

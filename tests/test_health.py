@@ -64,3 +64,29 @@ def test_measure_tells_a_healthy_representation_from_a_collapsed_one():
     assert (
         collapsed["uniformity"] > -0.01 and collapsed["effective_rank"] < 1.1 and collapsed["collapsed"] == 1
     )
+
+
+def collapsed_space(kind, images, width):
+    """Two views of images in a space that tells nothing apart."""
+    constant = gaussian(1, width, seed=2)
+    noise = [gaussian(images, width, seed=seed) for seed in (3, 4)]
+    point = {"zeros": 0, "same": constant, "ones": 1, "noise around zeros": 0, "noise": 1000 * constant}[kind]
+    size = {"noise around zeros": 1e-8, "noise": 1e-4}.get(kind, 0)
+    return [(point + size * part).astype(np.float32) for part in noise]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("images", [1, 2, 3, 100])
+@pytest.mark.parametrize("width", [2, 16, 512])
+@pytest.mark.parametrize("kind", ["zeros", "same", "ones", "noise around zeros", "noise"])
+def test_a_space_without_differences_is_collapsed_at_any_number_of_images(kind, width, images):
+    found = health.measure(*collapsed_space(kind, images, width))
+    assert found["uniformity"] == pytest.approx(0, abs=1e-3) and found["alignment"] == pytest.approx(
+        0, abs=1e-3
+    )
+    assert found["effective_rank"] == pytest.approx(1, abs=0.05) and found["collapsed"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_row_spreads_nowhere():
+    assert health.uniformity(gaussian(1)) == 0 and health.collapsed_share(gaussian(1)) == 1

@@ -1,5 +1,9 @@
 """Probes against scikit-learn, and on features of which the right answer is known."""
 
+import logging
+import warnings
+
+import jax
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -7,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
 
 from simclr_jax import probes
 from simclr_jax.probes import Features
@@ -115,3 +120,137 @@ def test_knn_weighs_near_neighbours_more():
     query = Features(np.array([[1, 0.05]], np.float32), np.array([0]))
     assert probes.knn_accuracy(bank, query, k=3, temperature=0.07) == 1
     assert probes.knn_accuracy(bank, query, k=3, temperature=100) == 0
+
+
+def compiled(caplog, function):
+    """How many programs JAX compiles in `function`."""
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        function()
+    return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+
+
+def test_votes_are_compiled_once_for_a_shape(digits, caplog):
+    bank, queries = digits[0], Features(digits[1].features[:77], digits[1].labels[:77])
+
+    def vote(temperature=0.07, shift=0):
+        bank_ = Features(bank.features + shift, bank.labels)
+        return lambda: probes.knn_votes(bank_, queries, k=7, temperature=temperature, max_elements=5000)
+
+    jax.clear_caches()
+    assert compiled(caplog, vote()) > 0
+    assert compiled(caplog, vote()) == compiled(caplog, vote(0.5)) == compiled(caplog, vote(shift=1)) == 0
+
+
+def test_logistic_regression_is_compiled_once_for_a_shape(digits, caplog):
+    train = Features(digits[0].features[:60] / 16, digits[0].labels[:60])
+
+    def fit():
+        probes.make_logistic_regression(train, 10)(100.0)
+
+    jax.clear_caches()
+    assert compiled(caplog, fit) > 0 and compiled(caplog, fit) == 0
+
+
+def rows(count, width=6, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+
+
+def scores(train, held_out):
+    return (
+        probes.knn_accuracy(train, held_out),
+        probes.linear_accuracy(train, held_out),
+        probes.few_label_accuracy(train, held_out, labels_per_class=5, draws=2),
+    )
+
+
+ODD = {
+    "one class": ([3] * 30, [3] * 6 + [1] * 2, 0.75),
+    "one image a class": ([0, 1, 2], [0, 1, 2, 0], None),
+    "one image": ([4], [4, 0], 0.5),
+    "a class that training lacks": ([0] * 9 + [1] * 9, [7] * 5, 0),
+    "classes far apart": ([0] * 9 + [900] * 9, [0, 900], None),
+    "two classes of unlike size": ([0] * 29 + [1], [0, 0, 0, 1], None),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("kind", ["noise", "constant", "zeros", "one constant", "large"])
+def test_odd_labels_and_features_are_scored_without_a_warning(case, kind):
+    labels, held_out_labels, expected = ODD[case]
+    train, held_out = rows(len(labels)), rows(len(held_out_labels), seed=1)
+    for part in (train, held_out):
+        if kind == "one constant":
+            part[:, 2] = 0.1
+        elif kind != "noise":
+            part[:] = {"constant": np.float32(0.1), "zeros": 0, "large": part * 1e8}[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = scores(
+            Features(train, np.array(labels, np.int32)),
+            Features(held_out, np.array(held_out_labels, np.int32)),
+        )
+    assert all(0 <= score <= 1 for score in found)
+    assert expected is None or found == (expected,) * 3
+
+
+def test_two_classes_are_told_apart_also_with_fewer_images_than_dimensions():
+    for count, width in ((40, 8), (12, 64)):
+        labels = (np.arange(count) % 2).astype(np.int32)
+        features = rows(count, width) + 3 * labels[:, None]
+        held_out = Features(rows(count, width, seed=1) + 3 * labels[:, None], labels)
+        assert min(scores(Features(features, labels), held_out)) > 0.9
+
+
+def test_fewer_images_than_dimensions_give_the_same_classifier(digits):
+    train = Features(digits[0].features[:30] / 16, digits[0].labels[:30])
+    classes, weights = probes._logistic_regression(train)
+    model = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(*train)
+    np.testing.assert_array_equal(classes, model.classes_)
+    expected = model.decision_function(digits[1].features / 16)
+    found = probes.predict(weights, digits[1].features / 16)
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_regressions_keep_to_one_thread_iterations_and_products(digits, monkeypatch):
+    seen = []
+    original = probes._logistic_regression
+
+    def watched(part):
+        threads = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        seen.append((len(part.labels), max(threads)))
+        return original(part)
+
+    monkeypatch.setattr(probes, "_logistic_regression", watched)
+    monkeypatch.setattr(probes, "ITERATIONS", 1)
+    monkeypatch.setattr(probes, "PRODUCTS", 100 * 64 * 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one iteration does not converge
+        probes.linear_accuracy(*digits)
+        probes.few_label_accuracy(*digits, labels_per_class=3)
+        probes.few_label_accuracy(*digits, labels_per_class=50)
+    assert seen == [(100, 1)] + [(30, 1)] * 3 + [(500, 1)]
+
+
+def test_images_without_a_label_are_left_out():
+    found = probes.labelled(Features(rows(4), np.array([1, -1, 0, -1])))
+    np.testing.assert_array_equal(found.features, rows(4)[[0, 2]])
+    np.testing.assert_array_equal(found.labels, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "expected"),
+    [
+        ([0] * 20 + [1] * 20, [0, 1], []),
+        ([0] * 20, [0, 1], ["of one class", "1 of 2 held-out images"]),
+        (
+            [0] * 20 + [1] * 4 + [2],
+            [0, 1],
+            ["2 of 3 classes have fewer training images than labels_per_class=5"],
+        ),
+        ([0] * 5 + [1] * 5, [0, 5, 6], ["2 of 3 held-out images", "all 10 training images vote"]),
+    ],
+)
+def test_notes_say_what_is_left_out(train, held_out, expected):
+    found = probes.notes(np.array(train), np.array(held_out), labels_per_class=5)
+    assert len(found) == len(expected) and all(part in note for part, note in zip(expected, found))
