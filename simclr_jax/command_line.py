@@ -284,8 +284,9 @@ def _explain(error, path):
     place = f"{path}:{lines[-1]}" if lines else path
     if isinstance(error, SyntaxError) and error.filename:  # maybe of a file that it imports
         place, error = f"{error.filename}:{error.lineno}", type(error)(error.msg)
-    # An AttributeError of ConfigDict would print its message as a KeyError does, in quotes.
-    said = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    said = error  # ConfigDict wraps a KeyError, which shows its message in quotes
+    while isinstance(said, AttributeError | KeyError) and said.args:
+        said = said.args[0]
     return f"{place}: {type(error).__name__}: {_one_line(said)}"
 
 

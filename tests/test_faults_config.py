@@ -164,7 +164,7 @@ FILES = [
     (b"def get_config():\n    return {'seed': 0}\n", "get_config of FILE returned a dict: end it with"),
     (b"def get_config(task):\n    pass\n", "its get_config takes a task: write --config=FILE:TASK"),
     (f"{DIGITS}    config.batch_size = 'many'\n", "FILE:5: TypeError: "),
-    (f"{DIGITS}    config.modle.depth = 18\n", "FILE:5: AttributeError: "),
+    (f"{DIGITS}    config.modle.depth = 18\n", "FILE:5: AttributeError: 'modle' Did you mean"),
     (
         f"{DIGITS}    config.temprature = 1\n    return config\n",
         "FILE sets temprature, which task pretrain does ",
