@@ -33,6 +33,11 @@ def pretrain() -> ConfigDict:
             "dataset": {
                 "name": "",  # 'digits', 'folder', or a name of TensorFlow Datasets
                 "path": placeholder(str),  # of a folder of images
+                "classes": True,  # whether sub-folders of that folder are classes, or it has no labels
+                "split_seed": placeholder(int),  # of the images of a folder that are held out; None: seed
+                "max_pixels": 178_956_970,  # of an image of a folder: larger ones are refused by their header
+                # Of 16 bits, what becomes black and white, as (0, 4095); None: told from the folder.
+                "value_range": placeholder(tuple),
                 "data_dir": placeholder(str),  # of TensorFlow Datasets; gs:// too
                 "train_split": "train",
                 "eval_split": "test",
@@ -74,8 +79,8 @@ def pretrain() -> ConfigDict:
                 "every_epochs": 10.0,  # k-nearest-neighbour accuracy, where there are labels
                 "max_examples": 50_000,  # training and held-out images that it uses, each
                 # At the end, linear and few-label accuracy, also of the untrained encoder and of raw pixels:
-                # beside the passes through the network at most 10 minutes of 2 CPU cores and 5 GB, whatever
-                # the images (up to 100 classes; simclr_jax/probes.py).
+                # beside the passes through the network at most 15 minutes of 2 CPU cores and 5 GB, whatever
+                # the number and the size of the images (up to 100 classes; simclr_jax/probes.py).
                 "compare": True,
             },
             "log_every_steps": 50,

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data import decode, folder
-from simclr_jax.errors import UserError
+from simclr_jax.errors import RunError, UserError, shown
+
+FIRST = 64  # labels of a stream that are looked at before it is used
 
 
 class Source(NamedTuple):
@@ -26,6 +28,8 @@ class Source(NamedTuple):
         labels: int32 [n], -1 where there is none.
         names: of the image files, relative to the folder; None where examples have none.
         class_names: where they are known.
+        value_range: of a folder of images with 16 bits, what becomes black and white.
+        lost: of a folder, what cannot be read any more.
     """
 
     name: str
@@ -36,6 +40,36 @@ class Source(NamedTuple):
     labels: np.ndarray
     names: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    value_range: tuple[int, int] | None = None
+    lost: "Lost | None" = None
+
+
+class Lost:
+    """The files of a split that vanished or broke after its catalogue was made; all its subsets share it."""
+
+    def __init__(self, name: str, size: int):
+        self._name, self._size, self._reasons = name, size, {}
+
+    def add(self, reasons: dict[str, str]) -> None:
+        """Takes {name: reason} in and says so.
+
+        Raises:
+            RunError: that is a tenth of the split or more.
+        """
+        self._reasons |= reasons
+        count = len(self._reasons)
+        told = [f"{shown(name)} ({reason})" for name, reason in list(reasons.items())[:3]]
+        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        line = f"{self._name}: {count} of {self._size} images can no longer be read: {', '.join(told)}{more}"
+        if folder.too_many_lost(count, self._size):
+            raise RunError(f"{line}; restore them, or start with a new --workdir")
+        print(f"{line}; they are left out, and in training others take their place", flush=True)
+
+    def rows(self, names: np.ndarray) -> np.ndarray:
+        """Which of these names are lost, bool [n]."""
+        if not self._reasons:
+            return np.zeros(len(names), bool)
+        return np.array([name in self._reasons for name in names.tolist()], bool)
 
 
 class Stream(NamedTuple):
@@ -100,6 +134,21 @@ def unpack(example: dict[str, tf.Tensor], num_classes: int) -> tuple[tf.Tensor, 
     return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
 
 
+def check_labels(name: str, num_classes: int, labels: np.ndarray) -> None:
+    """Refuses labels, int [n], beyond `num_classes` or below 0; without classes none is looked at.
+
+    Raises:
+        UserError: there are such.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)] if num_classes else labels[:0]
+    if len(wrong):
+        raise UserError(
+            f"{name}: a label is {wrong[0]}, but dataset.num_classes={num_classes}: expected 0 to "
+            f"{num_classes - 1}; set --config.dataset.num_classes to more than the highest label, or choose "
+            "a split that is labelled"
+        )
+
+
 def sample(source: Source | Stream, size: int, *, seed: int) -> Source | Stream:
     """At most `size` of the examples: random ones, or the first of a `Stream`, which is shuffled on disk."""
     if size >= source.num_examples:
@@ -107,6 +156,38 @@ def sample(source: Source | Stream, size: int, *, seed: int) -> Source | Stream:
     if isinstance(source, Stream):
         return source._replace(num_examples=size)
     return subset(source, np.random.default_rng([seed, 0]).permutation(source.num_examples)[:size])
+
+
+def find_lost(source: Source | Stream, batch: np.ndarray, others: np.ndarray) -> bool:
+    """Looks for files that cannot be read any more, after the pipeline has failed.
+
+    Args:
+        source: examples; only those of a folder are looked at.
+        batch: rows that are decoded.
+        others: rows whose files need only be there.
+
+    Returns:
+        Whether there are any that `source.lost` did not have.
+    """
+    if not isinstance(source, Source) or source.lost is None:
+        return False
+    reasons = {}
+    known = source.lost.rows(source.names)
+    for row in np.unique(batch):
+        if not known[row]:
+            try:
+                source.decode(source.records[row])
+            except tf.errors.NotFoundError:
+                reasons[str(source.names[row])] = "vanished"
+            except (tf.errors.OpError, ValueError) as error:
+                reasons[str(source.names[row])] = folder.reason(error)
+    for row in others:
+        path = source.records[row]
+        if not known[row] and b"://" not in path and not os.path.lexists(path):
+            reasons[str(source.names[row])] = "vanished"
+    if reasons:
+        source.lost.add(reasons)
+    return bool(reasons)
 
 
 def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:
@@ -190,16 +271,51 @@ def _digits(split):
 
 
 def _folder(config, split, seed, workdir):
+    ends = config.value_range
+    if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 65535):
+        raise UserError(
+            f"dataset.value_range={ends}: expected two numbers of 16 bits, the lower one first; set "
+            "--config.dataset.value_range='(0, 4095)', or leave it out to have it told from the folder"
+        )
     path = os.path.expanduser(config.path or "")
-    listed = folder.catalogue(path, seed=seed, workdir=workdir)
-    if not listed[split]:
-        raise UserError(f"dataset.path={path!r}: no images for split {split!r}; add more images")
-    names, labels = zip(*listed[split])
+    listed = folder.catalogue(
+        path,
+        seed=seed if config.split_seed is None else config.split_seed,
+        workdir=workdir,
+        classes=config.classes,
+        max_pixels=config.max_pixels,
+        value_range=ends,
+    )
+    # A single image is for training, or for its features: then nothing is held out.
+    names, labels = zip(*listed[split]) if listed[split] else ((), ())
     labels = np.asarray(labels, np.int32)
     paths = np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object)
-    classes = 0 if (labels < 0).any() else config.num_classes or len(listed["classes"])
-    source = Source(f"{path} ({split})", len(names), classes, folder.decode, paths, labels)
-    return source._replace(names=np.asarray(names), class_names=tuple(listed["classes"]))
+    found = len(listed["classes"])
+    if config.num_classes is not None and config.num_classes < found:
+        raise UserError(
+            f"dataset.num_classes={config.num_classes}, but {shown(path)} has the {found} classes "
+            f"{', '.join(map(shown, listed['classes'][:3]))}{', ...' if found > 3 else ''}; unset "
+            "--config.dataset.num_classes, or set --config.dataset.classes=False for no labels"
+        )
+    value_range = listed["value_range"] and tuple(ends or listed["value_range"])
+    source = Source(
+        name=f"{shown(path)} ({split})",
+        num_examples=len(names),
+        num_classes=0 if (labels < 0).any() or not len(labels) else config.num_classes or found,
+        decode=functools.partial(
+            decode.decode, value_range=value_range or decode.FULL_RANGE, max_pixels=config.max_pixels
+        ),
+        records=paths,
+        labels=labels,
+        names=np.asarray(names, str),
+        class_names=tuple(listed["classes"]),
+        value_range=value_range,
+        lost=Lost(f"{shown(path)} ({split})", len(names)),
+    )
+    vanished = set(listed["lost"]).intersection(names)
+    if vanished:
+        source.lost.add(dict.fromkeys(sorted(vanished), "vanished"))
+    return source
 
 
 def _tfds(config, split, wanted):
@@ -220,6 +336,11 @@ def _tfds(config, split, wanted):
     if "label" not in features or "unlabelled" in spec:
         classes = 0
     class_names = tuple(getattr(features["label"], "names", None) or ()) if classes else ()
+    if classes and found and classes < found:
+        raise UserError(
+            f"dataset.num_classes={classes}, but {config.name} has labels of {found} classes; "
+            "unset --config.dataset.num_classes"
+        )
 
     # One file after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
@@ -238,8 +359,10 @@ def _tfds(config, split, wanted):
         examples = open_split(spec, num_examples).map(lambda example: unpack(example, classes))
         records, labels = examples.batch(num_examples).get_single_element()
         labels = labels.numpy()
-        if (labels < 0).any():
+        if classes and (labels < 0).any():
+            print(f"{name}: {(labels < 0).sum()} labels are below 0: the split is taken as without labels")
             classes, labels = 0, np.full_like(labels, -1)
+        check_labels(name, classes, labels)
         records = tf.Variable(records, trainable=False)
         source = Source(name, num_examples, classes, decode.decode_bytes, records, labels)
         return source._replace(class_names=class_names)
@@ -257,6 +380,13 @@ def _tfds(config, split, wanted):
                 start, stop = start - (last - first), stop - (last - first)
         return open_split(functools.reduce(operator.add, parts), sum(stop - start for start, stop in ranges))
 
+    if classes:  # a split without labels tells it by its first ones
+        first = open_split(spec, min(FIRST, num_examples)).map(lambda example: unpack(example, classes)[1])
+        labels = np.array(list(first.as_numpy_iterator()))
+        if (labels < 0).any():
+            print(f"{name}: {(labels < 0).sum()} of the first labels are below 0: taken as without labels")
+            classes, class_names = 0, ()
+        check_labels(name, classes, labels)
     stream = Stream(name, num_examples, classes, decode.decode_bytes, read, config.shuffle_buffer)
     return stream._replace(class_names=class_names)
 

@@ -156,12 +156,14 @@ def shown(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> 
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
         return np.asarray(image)
+    except TooLarge:
+        raise
     except Exception as error:  # Pillow raises whatever a damaged file leads to, StopIteration too
         raise ValueError(_reason(error)) from None
 
 
 def manners(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[set[str], int]:
-    """How a file that is not plain is shown: of `TOLD`, and the highest value of 16 bits, or 0."""
+    """How `shown` shows a file that it can: names of `TOLD`; and the highest value of 16 bits, or 0."""
     image = _open(contents, max_pixels)
     is_16_bits = _is_16_bits(contents)
     found = {

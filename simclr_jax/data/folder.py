@@ -2,42 +2,66 @@
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
 import re
+import stat
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
 import tensorflow as tf
 from etils import epath
 
 from simclr_jax.data import CORES
-from simclr_jax.data.decode import decode, decode_bytes  # noqa: F401
-from simclr_jax.errors import UserError
+from simclr_jax.data import decode as pictures
+from simclr_jax.data.decode import MAX_PIXELS, decode, decode_bytes  # noqa: F401
+from simclr_jax.errors import UserError, shown
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
-_EVAL_FOLDERS = ("val", "valid", "validation", "test")
+_TRAIN_FOLDERS = ("train", "training")
+_EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
+_UNLABELLED = ("unlabeled", "unlabelled")
 _HELD_OUT = 0.1
+LOST = 0.1  # share of the images that may vanish or break after the catalogue was made; one always may
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras: what is told of a folder of 16-bit files
+_KINDS = {
+    stat.S_ISLNK: "symbolic links",
+    stat.S_ISFIFO: "named pipes",
+    stat.S_ISSOCK: "sockets",
+    stat.S_ISCHR: "devices",
+    stat.S_ISBLK: "devices",
+}
 
 
-def catalogue(path, *, seed, workdir=None) -> dict:
-    """Lists the images of a folder that can be decoded.
+def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, value_range=None) -> dict:
+    """Lists the images of a folder that can be decoded, and says what it took for what.
 
-    `train/` and `val/` (or valid, validation, test) sub-folders are the splits; else a fixed tenth of the
-    images, of every class where there are classes, is held out by a hash of (seed, relative path). Two or
-    more sub-folders of the (training) folder, and no image beside them, are the classes.
+    `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits. Else
+    an image is held out, from training or from the whole folder, where a hash of (seed, relative path) is in
+    the lowest tenth: it stays so when others come or go. Two or more sub-folders of the (training) folder,
+    and no image beside them, are the classes. Symbolic links and what is no file are ignored.
 
     Args:
         path: the folder; any file system that TensorFlow reads.
-        seed: of the held-out tenth.
+        seed: of the held-out images.
         workdir: keeps the answer in images.json, which the next start reads instead: it does not decode
-            again, and no index moves when files are added.
+            again, and no index moves when files are added. A damaged one is set aside and made anew.
+        classes: False: no labels, and what lies beside `train/` is trained on too.
+        max_pixels: larger images are refused by their header.
+        value_range: of images of 16 bits, what becomes black and white; None: 0 and the highest value of as
+            many bits (8, 10, 12, 14 or 16) as the images of the folder use.
 
     Returns:
-        {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same}.
+        {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same,
+        'value_range': [low, high], or None without images of 16 bits, 'lost': [name] of images.json that are
+        no longer there}.
 
     Raises:
-        UserError: no folder, no images, unreadable, or a file of images.json has vanished.
+        UserError: no folder, no images, unreadable, or too many files of images.json have vanished.
     """
     if not path:
         raise UserError(
@@ -46,132 +70,351 @@ def catalogue(path, *, seed, workdir=None) -> dict:
     path = os.fspath(path).rstrip("/") or "/"
     listing = epath.Path(workdir) / "images.json" if workdir else None
     files, ignored = _walk(path)
-    if listing and listing.exists():
-        listed = json.loads(listing.read_text())
-        names = {name for split in ("train", "eval") for name, _ in listed[split]}
-        vanished = sorted(names.difference(files))
-        if vanished:
-            raise UserError(
-                f"{_some(vanished)}: listed in {listing} but no longer in {path}; "
-                "restore what is missing, or start with a new --workdir"
-            )
-        return listed
+    if listed := listing and _read(listing, path):
+        return listed | {"lost": _vanished(listed, files, listing, path)}
 
+    where = f"dataset.path='{shown(path)}'"
     if not files:
-        raise UserError(
-            f"dataset.path={path!r}: found no {' '.join(IMAGE_TYPES)} files, only "
-            f"{_count(ignored)}; convert other image types to PNG or JPEG first"
-        )
-    corrupt = _corrupt(path, files)
-    good = [name for name in files if name not in corrupt]
-    skipped = _some([f"{name} ({why})" for name, why in corrupt.items()])
+        remedy = "convert other image types to PNG, which keeps all bits"
+        if ignored["symbolic links"]:
+            remedy = (
+                "links are not followed: set --config.dataset.path to what they point to, or copy it (cp -rL)"
+            )
+        raise UserError(f"{where}: found no {' '.join(IMAGE_TYPES)} files, only {_count(ignored)}; {remedy}")
+    looked = _look(path, files, max_pixels)
+    good = [name for name in files if looked[name].fault is None]
+    large = [f"{name} ({looked[name].fault})" for name in files if looked[name].too_large]
+    corrupt = [
+        f"{name} ({looked[name].fault})"
+        for name in files
+        if looked[name].fault is not None and not looked[name].too_large
+    ]
+    refusal = f"{len(large)} of more than dataset.max_pixels={max_pixels:,}: {_some(large)}"
+    raise_it = "raise --config.dataset.max_pixels to take them"
     if not good:
-        raise UserError(
-            f"dataset.path={path!r}: none of {len(files)} images can be decoded: {skipped}; "
-            "check that they open in an image viewer"
+        reasons = [f"{_some(corrupt)}; check that they open in an image viewer"] if corrupt else []
+        reasons += [f"{refusal}; {raise_it}"] if large else []
+        raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(reasons)}")
+    listed, notes = _assign(path, good, seed, classes)
+    left_out = len(good) > len(listed["train"]) + len(listed["eval"])
+    listed["value_range"] = _value_range(looked.values(), value_range)
+    parts = [
+        f"{len(listed['train'])} training and {len(listed['eval'])} validation images, "
+        f"{len(listed['classes']) or 'no'} classes",
+        f"ignored {_count(ignored)}" + (" else" if not ignored and left_out else ""),
+        f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_some(corrupt)}",
+    ]
+    if large:
+        notes.append(f"refused {refusal}; {raise_it}")
+    if ignored["symbolic links"]:
+        notes.append(
+            "symbolic links, to files as to folders, are not followed: copy what they point to (cp -rL)"
         )
-    listed = _assign(path, good, seed)
-    print(
-        f"{path}: {len(listed['train'])} training and {len(listed['eval'])} validation images, "
-        f"{len(listed['classes']) or 'no'} classes; ignored {_count(ignored)}; "
-        f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{skipped if corrupt else ''}",
-        flush=True,
+    taken = collections.Counter(
+        manner for look in looked.values() if look.fault is None for manner in look.manners
     )
+    told = [f"{taken[name]} {words}" for name, words in pictures.TOLD.items() if taken[name]]
+    if taken["16 bits"]:
+        told[-1] += (
+            f", {listed['value_range'][0]} to {listed['value_range'][1]} (--config.dataset.value_range)"
+        )
+    if told:
+        notes.append(f"images: {'; '.join(told)}")
+    print(f"{shown(path)}: {'; '.join(parts)}", *notes, sep="\n  ", flush=True)
     if listing:
         listing.parent.mkdir(parents=True, exist_ok=True)
         # Every process writes the same list; a rename leaves no reader half a file.
         partial = listing.parent / f"{listing.name}.{uuid.uuid4().hex}.tmp"
         partial.write_text(json.dumps(listed))
         partial.replace(listing)
-    return listed
+    return listed | {"lost": []}
+
+
+def too_many_lost(count: int, total: int) -> bool:
+    """Whether so many images of a folder have been lost that a run on the others would be another run."""
+    return count > 1 and count >= LOST * total
+
+
+def _read(listing, path):
+    """The list of an earlier start; None where there is none, or a damaged one, which it sets aside."""
+    if not listing.exists():
+        return None
+    try:
+        listed = json.loads(listing.read_bytes().decode())
+        fault = _fault(listed)
+    except (ValueError, IsADirectoryError, RecursionError) as error:  # what is no UTF-8 is a ValueError
+        fault = (
+            "it is a folder" if isinstance(error, IsADirectoryError) else f"{type(error).__name__}: {error}"
+        )
+    if fault is None:
+        names = [name for split in ("train", "eval") for name, _ in listed[split]]
+        outside = [name for name in names if name.startswith("/") or "://" in name or ".." in name.split("/")]
+        if outside:
+            raise UserError(
+                f"{shown(listing)}: {_some(outside)}: not inside of {shown(path)}; "
+                "move the file away, and it is made anew"
+            )
+        return {"value_range": None} | listed
+    aside = listing.parent / f"{listing.name}.damaged"
+    if aside.exists():
+        aside = listing.parent / f"{listing.name}.damaged-{uuid.uuid4().hex[:8]}"
+    with suppress(FileNotFoundError):  # another process was first
+        listing.replace(aside)
+    print(
+        f"{shown(listing)}: damaged ({shown(fault)[:100]}); moved to {aside.name} and made anew", flush=True
+    )
+    return None
+
+
+def _fault(listed):
+    """What is wrong with the parsed contents of images.json; None if nothing is."""
+
+    def is_entry(entry):
+        return (
+            isinstance(entry, list)
+            and [type(part) for part in entry] == [str, int]
+            and entry[0]
+            and "\0" not in entry[0]
+            and -1 <= entry[1] < len(listed["classes"])
+        )
+
+    if not isinstance(listed, dict) or not all(
+        isinstance(listed.get(key), list) for key in ("classes", "train", "eval")
+    ):
+        return "lists of classes, train and eval are missing"
+    if not all(isinstance(name, str) for name in listed["classes"]):
+        return "class names are no text"
+    for split in ("train", "eval"):
+        if wrong := [entry for entry in listed[split] if not is_entry(entry)]:
+            return f"{split} has {wrong[0]!r}"
+    if not listed["train"]:
+        return "there are no training images"
+    ends = listed.get("value_range")
+    if ends is not None and not (
+        isinstance(ends, list) and [type(end) for end in ends] == [int, int] and ends[0] < ends[1]
+    ):
+        return f"value_range is {ends!r}"
+    return None
+
+
+def _vanished(listed, files, listing, path):
+    names = [name for split in ("train", "eval") for name, _ in listed[split]]
+    vanished = sorted(set(names).difference(files))
+    if too_many_lost(len(vanished), len(names)):
+        raise UserError(
+            f"{_some(vanished)}: listed in {shown(listing)} but no longer in {shown(path)}, {len(vanished)} "
+            f"of {len(names)} images; restore what is missing, or start with a new --workdir"
+        )
+    return vanished
 
 
 def _walk(path):
-    """Returns sorted relative paths of the image files, and what else was seen as {type: count}."""
+    """Returns {relative path: size} of the image files, sorted, and what else was seen as {type: count}."""
 
     def fail(error):
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
         raise UserError(
-            f"{_shown(getattr(error, 'filename', None) or path)}: {reason}; "
+            f"{shown(getattr(error, 'filename', None) or path)}: {reason}; "
             "set --config.dataset.path to a folder that can be read"
         )
 
-    walk = tf.io.gfile.walk if "://" in path else os.walk
-    if not tf.io.gfile.isdir(path):
-        raise UserError(f"dataset.path={path!r} is no folder; set --config.dataset.path=<folder of images>")
-    files, ignored = [], collections.Counter()
+    remote = "://" in path
+    walk = tf.io.gfile.walk if remote else os.walk
+    if not (tf.io.gfile.isdir if remote else os.path.isdir)(path):
+        raise UserError(
+            f"dataset.path='{shown(path)}' is no folder; set --config.dataset.path=<folder of images>"
+        )
+    files, ignored = {}, collections.Counter()
     for top, folders, names in walk(path, onerror=fail):
-        links = [name for name in [*folders, *names] if os.path.islink(os.path.join(top, name))]
+        links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
         ignored["symbolic links"] += len(links)
         # In place: this is how walk is told not to descend.
         folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
         for name in names:
-            kind = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or name in links:
+            file, kind = os.path.join(top, name), os.path.splitext(name)[1].lower()
+            if name.startswith("."):
                 continue
+            status = None
+            if not remote:
+                try:
+                    status = os.lstat(file)
+                except OSError:  # it has just vanished
+                    continue
+                special = next((words for test, words in _KINDS.items() if test(status.st_mode)), None)
+                kind = special or kind
             if kind in IMAGE_TYPES:
-                files.append(os.path.join(top, name)[len(path) :].lstrip("/"))
+                files[file[len(path) :].lstrip("/")] = status.st_size if status else 0
             else:
                 ignored[kind or "files without a type"] += 1
-    return sorted(files), +ignored
+    return dict(sorted(files.items())), +ignored
 
 
-def _corrupt(path, files):
-    """Decodes every file once. Returns {relative path: reason} for those that fail."""
+class _Look(NamedTuple):
+    """What decoding a file once has told of it."""
 
-    def reason(name):
+    fault: str | None  # why it cannot be decoded
+    too_large: bool  # which is why
+    manners: Iterable[str]  # how it is shown
+    highest: int  # value of 16 bits
+
+
+def _look(path, files, max_pixels):
+    """Decodes every file once. Returns {relative path: _Look}."""
+    is_plain = tf.function(
+        functools.partial(pictures.is_plain, max_pixels=max_pixels),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+    most = 8 * max_pixels + 2**26  # bytes: the pixels with 16 bits and alpha, and tags
+
+    def look(name):
         try:
-            decode(os.fsencode(os.path.join(path, name)))
-        except tf.errors.OpError as error:
-            return re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message.replace("\n", " ")).strip()[:100]
+            if files[name] > most:
+                raise pictures.TooLarge(f"{files[name]:,} bytes")
+            contents = tf.io.read_file(os.fsencode(os.path.join(path, name)))
+            if is_plain(contents):
+                pictures.decode_plain(contents)
+                return _Look(None, False, (), 0)
+            contents = contents.numpy()
+            pictures.shown(contents, max_pixels=max_pixels)
+            return _Look(None, False, *pictures.manners(contents, max_pixels))
+        except (tf.errors.OpError, ValueError, OSError) as error:
+            return _Look(reason(error), isinstance(error, pictures.TooLarge), (), 0)
 
-    chunks = [files[start : start + 256] for start in range(0, len(files), 256)]
+    names = list(files)
+    chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
     with concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:  # twice: some wait for the disk
-        reasons = pool.map(lambda chunk: [reason(name) for name in chunk], chunks)
-        pairs = zip(files, (why for chunk in reasons for why in chunk))
-        return {name: why for name, why in pairs if why is not None}
+        looks = pool.map(lambda chunk: [look(name) for name in chunk], chunks)
+        return dict(zip(names, (one for chunk in looks for one in chunk)))
 
 
-def _assign(path, files, seed):
-    """Gives every file a split and a label."""
-    tops = {name.split("/")[0].lower(): name.split("/")[0] for name in files if "/" in name}
-    held_out = next((tops[name] for name in _EVAL_FOLDERS if name in tops), None)
-    if "train" in tops and held_out:
-        train, held_out = (tops["train"] + "/", held_out + "/")
-        parts = {prefix: [name for name in files if name.startswith(prefix)] for prefix in (train, held_out)}
-        classes = _classes(parts[train], train)
-        unknown = sorted(set(_classes(parts[held_out], held_out)).difference(classes)) if classes else []
+def reason(error) -> str:
+    """Why a file cannot be decoded, without what TensorFlow and Python say of themselves."""
+    text = " ".join((getattr(error, "message", None) or str(error)).split())
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
+    return shown(text.strip())[:100] or type(error).__name__
+
+
+def _value_range(looked, wanted):
+    highest = [look.highest for look in looked if look.fault is None and "16 bits" in look.manners]
+    if not highest:
+        return None
+    return list(wanted or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits)))
+
+
+def _assign(path, files, seed, with_classes):
+    """Gives every file a split and a label; returns them, and notes on what was taken for what."""
+    tops = collections.Counter(name.split("/")[0] for name in files if "/" in name)
+    named = {top.lower(): top for top in tops}
+    train = next((named[name] for name in _TRAIN_FOLDERS if name in named), None)
+    held_out = next((named[name] for name in _EVAL_FOLDERS if name in named), None) if train else None
+    # A folder train/ among others may be a class too, beside bus/ and car/.
+    inside = [name.removeprefix(f"{train}/") for name in files if name.startswith(f"{train}/")]
+    is_split = held_out or len(tops) == 1 or _sub_folders(inside) or set(_UNLABELLED).intersection(named)
+    if not (train and is_split):
+        train = held_out = None
+    notes = []
+    never = [top for top in tops if top.lower() in _EVAL_FOLDERS] if held_out else []  # is trained on
+    if train and with_classes:
+        base = f"{train}/"
+        training = [name for name in files if name.startswith(base)]
+    else:
+        base = ""
+        training = [name for name in files if name.split("/")[0] not in never or "/" not in name]
+    if held_out:
+        validation = [name for name in files if name.startswith(f"{held_out}/")]
+        notes.append(f"splits: {shown(train)}/ and {shown(held_out)}/")
+    else:
+        chosen = _hold_out(training, seed)
+        validation = [name for name in training if name in chosen]
+        training = [name for name in training if name not in chosen]
+        if train:
+            notes.append(
+                f"splits: about a tenth of {shown(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ lies beside it"
+            )
+    left = collections.Counter(
+        name.split("/")[0] + "/" if "/" in name else ""
+        for name in set(files).difference(training, validation)
+    )
+    if left:
+        places = [
+            f"{_images(count)} {f'in {top}' if top else 'beside them'}" for top, count in left.most_common()
+        ]
+        notes.append(
+            f"left out: {_some(places)}; "
+            + (
+                "--config.dataset.classes=False trains on them too, without labels"
+                if with_classes and not set(left) <= {f"{top}/" for top in never}
+                else f"--config.dataset.path takes one such folder alone, as {shown(path)}/{shown(max(left))}"
+            )
+        )
+    whole = [name for name in files if name.startswith(base)] if not held_out else training
+    classes = _classes(whole, base) if with_classes else []
+    if held_out and classes:
+        unknown = sorted(set(_classes(validation, f"{held_out}/")).difference(classes))
         if unknown:
             raise UserError(
-                f"{path}/{held_out}{_shown(unknown[0])}: a class without images in "
-                f"{path}/{train}; give both splits the same sub-folders"
+                f"{shown(path)}/{shown(held_out)}/{shown(unknown[0])}: a class without images in "
+                f"{shown(path)}/{shown(train)}/; give both splits the same sub-folders, or set "
+                "--config.dataset.classes=False"
             )
-        return {
-            "classes": classes,
-            "train": _labelled(parts[train], train, classes),
-            "eval": _labelled(parts[held_out], held_out, classes),
-        }
-
-    classes = _classes(files, "")
-    by_label = collections.defaultdict(list)
-    for name, label in _labelled(files, "", classes):
-        by_label[label].append(name)
-    chosen = set()
-    for names in by_label.values():
-        # By hash, so that an image keeps its side when others come or go.
-        names = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{_shown(name)}".encode()).digest())
-        chosen.update(names[: max(1, round(_HELD_OUT * len(names)))] if len(names) > 1 else [])
-    train = [name for name in files if name not in chosen]
-    return {
+    listed = {
         "classes": classes,
-        "train": _labelled(train, "", classes),
-        "eval": _labelled(sorted(chosen), "", classes),
+        "train": _labelled(training, base, classes),
+        "eval": _labelled(validation, f"{held_out}/" if held_out else base, classes),
     }
+    notes.append(_on_classes(path, whole, base, classes, with_classes))
+    if classes and any(label < 0 for _, label in listed["eval"]):
+        missing = sum(label < 0 for _, label in listed["eval"])
+        notes.append(f"no labels in {shown(held_out)}/: {_images(missing)} there in no sub-folder of a class")
+    return listed, [note for note in notes if note]
+
+
+def _on_classes(path, files, base, classes, with_classes):
+    """A note on which sub-folders became classes, or why none did."""
+    found = _sub_folders([name[len(base) :] for name in files])
+    at = f"{shown(path)}/{shown(base)}".rstrip("/")
+    if classes:
+        sizes = [found[name] for name in classes]
+        each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        return (
+            f"classes: the {len(classes)} sub-folders of {at}, {each} images each: {_some(classes)}; "
+            "--config.dataset.classes=False takes them as no classes"
+        )
+    if not with_classes:
+        return f"no classes: --config.dataset.classes=False; {len(found)} sub-folders" if found else ""
+    beside = [name for name in files if "/" not in name[len(base) :]]
+    if found and beside:
+        return (
+            f"no classes: {_images(len(beside))} beside the {len(found)} sub-folders of {at}: "
+            f"{_some(beside)}; move what is beside them away to have them as classes"
+        )
+    if len(found) == 1 and len(_sub_folders([name[len(base) :].partition("/")[2] for name in files])) > 1:
+        inner = shown(next(iter(found)))
+        return f"no classes: all is in {inner}/; --config.dataset.path={at}/{inner} has classes"
+    return ""
+
+
+def _hold_out(files, seed):
+    """Names whose hash is in the lowest tenth: so an image keeps its side when others come or go."""
+
+    def place(name):
+        return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
+
+    chosen = {name for name in files if int.from_bytes(place(name)[:8], "big") < _HELD_OUT * 2**64}
+    if len(files) > 1 and not chosen:  # few images: but one of them is held out
+        chosen = {min(files, key=place)}
+    if chosen and len(chosen) == len(files):
+        chosen.remove(max(files, key=place))
+    return chosen
+
+
+def _sub_folders(names):
+    return collections.Counter(name.split("/")[0] for name in names if "/" in name)
 
 
 def _classes(files, prefix):
     inside = [name[len(prefix) :] for name in files]
-    classes = sorted({name.split("/")[0] for name in inside if "/" in name})
+    classes = sorted(_sub_folders(inside))
     return classes if len(classes) > 1 and all("/" in name for name in inside) else []
 
 
@@ -180,14 +423,14 @@ def _labelled(files, prefix, classes):
     return [[name, labels.get(name[len(prefix) :].split("/")[0], -1)] for name in files]
 
 
-def _shown(name):
-    return os.fspath(name).encode("utf-8", "replace").decode()  # file names need not be valid text
+def _images(count):
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _some(names, limit=3):
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(_shown(name) for name in names[:limit]) + more
+    return ", ".join(shown(name) for name in names[:limit]) + more
 
 
 def _count(kinds):
-    return ", ".join(f"{count} {_shown(kind)}" for kind, count in kinds.most_common(5)) or "nothing"
+    return ", ".join(f"{count} {shown(kind)}" for kind, count in kinds.most_common(5)) or "nothing"

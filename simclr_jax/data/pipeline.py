@@ -1,6 +1,7 @@
 """Examples -> batches of numpy arrays, the same global batches for any number of processes."""
 
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data import CORES, augment
-from simclr_jax.data.datasets import Source, Stream, unpack
+from simclr_jax.data.datasets import Source, Stream, check_labels, find_lost, unpack
 from simclr_jax.errors import UserError
 
 BLOCK = 8192  # examples that Python hands to tf.data at a time
@@ -31,7 +32,8 @@ def train_batches(
     The order of examples depends on (seed, epoch) only, the seed of an augmentation on
     (seed, epoch, index) only. So the rows of all processes, in the order of the processes, are the same
     global batch for any number of them, and starting at step k yields what a fresh iterator yields after
-    k steps. From a `Source` every example comes once an epoch, and a batch may span epochs; from a
+    k steps. In the place of a file that can no longer be read comes another that (seed, epoch, index)
+    chooses. From a `Source` every example comes once an epoch, and a batch may span epochs; from a
     `Stream` the few examples that fill no batch are left out, others in every epoch.
 
     Args:
@@ -47,12 +49,18 @@ def train_batches(
         [b, s, s, 3]; 'label' int32 [b], -1 where there is none; 'index' int64 [b].
 
     Raises:
-        UserError: `batch_size` cannot be shared by the processes, or exceeds a `Stream`.
+        UserError: `batch_size` cannot be shared by the processes, or exceeds a `Stream`; while iterating, a
+            label is out of range, or too many files can no longer be read.
     """
     rows = _rows(batch_size, process_count)
     if isinstance(source, Source):
-        epochs = _random_access(source, batch_size, seed, start_step, process_index * rows, rows)
-        return _augmented(epochs, source, transform, rows, seed)
+        order = _order(source, batch_size, seed, process_index * rows, rows)
+
+        def start(step):
+            return _augmented(_random_access(source, order, step), source, transform, rows, seed)
+
+        everything = np.arange(source.num_examples)
+        return _surviving(source, start, start_step, lambda step: (order(step, 1)[1], everything))
 
     readers = math.gcd(batch_size, MAX_READERS)
     if readers % process_count:
@@ -68,7 +76,7 @@ def train_batches(
         )
     mine = range(process_index * readers // process_count, (process_index + 1) * readers // process_count)
     epochs = _streamed(source, batch_size, seed, start_step, readers, mine)
-    return _augmented(epochs, source, transform, rows, seed)
+    return _checked(source, _augmented(epochs, source, transform, rows, seed))
 
 
 def eval_batches(
@@ -82,6 +90,8 @@ def eval_batches(
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every example exactly once over all processes, each process reading its own range in order.
+
+    Files that can no longer be read are left out: they have no row.
 
     Args:
         source: from `datasets.load`.
@@ -97,13 +107,16 @@ def eval_batches(
         shape.
 
     Raises:
-        UserError: `batch_size` cannot be shared by the processes.
+        UserError: `batch_size` cannot be shared by the processes; while iterating, as of `train_batches`.
     """
     rows = _rows(batch_size, process_count)
     share = -(-source.num_examples // process_count)
     start, stop = (min(part * share, source.num_examples) for part in (process_index, process_index + 1))
     transform = transform or (lambda image, _: {"image": augment.eval_view(image, image_size)})
-    return _eval(source, transform, seed, rows, start, stop, num_batches=-(-share // rows))
+    view = functools.partial(_eval, source, transform, seed, rows)
+    if isinstance(source, Stream):
+        return _checked(source, view(np.arange(start, stop), -(-share // rows)))
+    return _surviving_eval(source, view, np.arange(start, stop), -(-share // rows), rows)
 
 
 def _rows(batch_size, process_count):
@@ -115,8 +128,49 @@ def _rows(batch_size, process_count):
     return batch_size // process_count
 
 
-def _random_access(source, batch_size, seed, start_step, first_row, rows):
-    """Yields (steps, dataset of (epoch, index, record, label)), one dataset for all epochs.
+def _surviving(source, start, step, rows_of):
+    """The batches of `start(step)`, which starts again, without the lost files, where one cannot be read.
+
+    Reading costs nothing more for it as long as all is well. `rows_of` a step are the rows that it decodes,
+    and those that are still to come.
+    """
+    failed, failures = None, tf.errors.OpError  # a local name: modules are emptied before generators end
+    while True:
+        try:
+            for batch in start(step):
+                yield batch
+                step += 1
+            return
+        except failures:
+            if not find_lost(source, *rows_of(step)) and failed == step:  # once more: a disk may hiccup
+                raise
+            failed = step
+
+
+def _surviving_eval(source, view, index, num_batches, rows):
+    """All batches of `view`, as `_surviving`; of the rows that have not yet come the lost ones are left out."""
+    given, failed, failures = 0, None, tf.errors.OpError
+    while given < num_batches:
+        lost = np.zeros(len(index), bool) if source.lost is None else source.lost.rows(source.names[index])
+        index = index[~lost]
+        try:
+            for batch in view(index, num_batches - given):
+                yield batch
+                given, index = given + 1, index[rows:]
+        except failures:
+            if not find_lost(source, index[:rows], index) and failed == given:
+                raise
+            failed = given
+
+
+def _checked(source, batches):
+    for batch in batches:
+        check_labels(source.name, source.num_classes, batch["label"][batch.get("mask", slice(None))])
+        yield batch
+
+
+def _order(source, batch_size, seed, first_row, rows):
+    """Builds order(step, steps) -> epochs and indices, int64 [steps * rows], of these rows of the batches.
 
     Position p of the endless order of examples is example permutation(seed, p // n)[p % n].
     """
@@ -125,19 +179,32 @@ def _random_access(source, batch_size, seed, start_step, first_row, rows):
     def permutation(epoch):
         return np.random.default_rng([seed, epoch]).permutation(source.num_examples)
 
+    def order(step, steps):
+        position = (step + np.arange(steps))[:, None] * batch_size + first_row + np.arange(rows)
+        epoch, offset = np.divmod(position.ravel(), source.num_examples)
+        index = np.concatenate([permutation(e)[offset[epoch == e]] for e in np.unique(epoch)])
+        lost = None if source.lost is None else source.lost.rows(source.names)
+        if lost is not None and lost.any():
+            good = np.flatnonzero(~lost)
+            for place in np.flatnonzero(lost[index]):
+                index[place] = np.random.default_rng([seed, epoch[place], index[place]]).choice(good)
+        return epoch, index
+
+    return order
+
+
+def _random_access(source, order, step):
+    """Yields (steps, dataset of (epoch, index, record, label)), one dataset for all epochs."""
+
     def blocks():
-        steps = max(1, BLOCK // rows)
-        step = start_step
-        while True:
-            position = (step + np.arange(steps))[:, None] * batch_size + first_row + np.arange(rows)
-            epoch, offset = np.divmod(position.ravel(), source.num_examples)
-            yield epoch, np.concatenate([permutation(e)[offset[epoch == e]] for e in np.unique(epoch)])
-            step += steps
+        steps = max(1, BLOCK // len(order(step, 1)[0]))
+        for begin in itertools.count(step, steps):
+            yield order(begin, steps)
 
     spec = tf.TensorSpec([None], tf.int64)
     fetch = _fetch(source)
-    order = tf.data.Dataset.from_generator(blocks, output_signature=(spec, spec)).unbatch()
-    yield sys.maxsize, order.map(lambda epoch, index: (epoch, index, *fetch(index)))
+    examples = tf.data.Dataset.from_generator(blocks, output_signature=(spec, spec)).unbatch()
+    yield sys.maxsize, examples.map(lambda epoch, index: (epoch, index, *fetch(index)))
 
 
 def _fetch(source):
@@ -214,19 +281,20 @@ def _augmented(epochs, source, transform, rows, seed):
             yield next(batches)
 
 
-def _eval(source, transform, seed, rows, start, stop, num_batches):
+def _eval(source, transform, seed, rows, index, num_batches):
+    """`num_batches` of the examples `index`, int64 [m], and of padding; those of a `Stream` are a range."""
+
     def view(index, example):
         record, label = example if isinstance(source, Source) else unpack(example, source.num_classes)
         images = _transformed(source, transform, record, seed, 0, index)
         return images | {"label": label, "index": index, "mask": True}
 
     # A process without examples opens one and takes none: what a batch looks like, it knows of the dataset.
-    first = min(start, source.num_examples - 1)
-    last = max(stop, first + 1)
-    index = tf.data.Dataset.range(first, last)
+    opened = index if len(index) else np.zeros(1, np.int64)
+    indices = tf.data.Dataset.from_tensor_slices(opened)
     fetch = _fetch(source) if isinstance(source, Source) else None  # a name keeps its variables alive
-    examples = index.map(fetch) if fetch else source.read([(first, last)])
-    examples = tf.data.Dataset.zip(index, examples).take(stop - start)
+    examples = indices.map(fetch) if fetch else source.read([(opened[0], opened[-1] + 1)])
+    examples = tf.data.Dataset.zip(indices, examples).take(len(index))
     examples = examples.map(view, num_parallel_calls=tf.data.AUTOTUNE)
     padding = {
         name: np.full([rows, *spec.shape], -1 if name in ("label", "index") else 0, spec.dtype.as_numpy_dtype)
