@@ -15,6 +15,13 @@ MISC = np.load(Path(__file__).parent / "goldens/misc.npz")
 CASES = sorted({key.split("/")[0] for key in NTXENT} - {"mr2_4_16"})
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["32", "64"])
+def bits(request):
+    """Every test runs in JAX's 64-bit mode, too, in which other types come of what has none."""
+    with jax.enable_x64(request.param):
+        yield
+
+
 def loss_of(hidden, case, axis_name=None, tile=None):
     view1, view2 = jnp.split(hidden, 2)
     return losses.nt_xent(

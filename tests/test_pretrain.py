@@ -3,9 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from conftest import run_task
 
 from configs import digits
 from simclr_jax import losses, train
+from simclr_jax.data import datasets
+from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
@@ -83,3 +86,38 @@ def test_config_that_names_no_labels_trains_without_a_probe():
     loss = pretrain.make_loss(model, config)
     value, (_, results) = loss(variables["params"], variables["batch_stats"], views_batch())
     assert results["loss"] == value and "probe_accuracy" not in results
+
+
+def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrained_run, tmp_path, capsys):
+    """And the console says what is measured, and of what there is too little."""
+    settings = {"num_steps": 1, "evaluate.compare": True, "evaluate.max_examples": 24, "seed": 3}
+    summaries = [
+        run_task("pretrain", tmp_path / "scratch", **settings),
+        run_task("pretrain", tmp_path / "started", pretrained=str(pretrained_run), **settings),
+    ]
+    scratch, started = summaries
+    for of in ("features", "projection"):
+        assert started["health"][f"untrained_{of}"] == scratch["health"][f"untrained_{of}"]
+        assert started["health"][of] != scratch["health"][of]
+    assert started["untrained"] == scratch["untrained"] and started["raw_pixels"] == scratch["raw_pixels"]
+    printed = capsys.readouterr().out
+    assert printed.count("measuring: trained, untrained, raw pixels\n") == 2
+    assert "note: health is that of 24 images, fewer than the features' 32 dimensions" in printed
+    assert "classes have fewer training images than labels_per_class=5" in printed
+
+
+def source_of(labels):
+    labels = np.array(labels, np.int32)
+    return datasets.Source("mine", len(labels), 2, None, np.arange(len(labels)), labels)
+
+
+def test_only_images_with_labels_are_probed():
+    found = pretrain._labelled(source_of([0, -1, 1, -1]))
+    np.testing.assert_array_equal(found.records, [0, 2])
+    np.testing.assert_array_equal(found.labels, [0, 1])
+    whole = source_of([0, 1])
+    assert pretrain._labelled(whole) is whole
+    with pytest.raises(
+        UserError, match="mine has classes, but none .*: set --config.dataset.probe_split and"
+    ):
+        pretrain._labelled(source_of([-1, -1]))

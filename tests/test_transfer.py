@@ -61,3 +61,13 @@ def test_a_fifth_of_every_class_validates():
 def test_unknown_metric_is_a_user_error(pretrained_run, tmp_path):
     with pytest.raises(UserError, match="metric='top2': set --config.metric to top1 or mean_per_class"):
         run_task("transfer", tmp_path, pretrained=str(pretrained_run), metric="top2")
+
+
+def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
+    def half(source):
+        found = pixels(source)
+        return found._replace(labels=np.where(np.arange(source.num_examples) % 2, found.labels, -1))
+
+    monkeypatch.setattr(transfer, "L2_WEIGHTS", np.array([1.0]))
+    monkeypatch.setattr(pretrained, "make_extract", lambda config, transform: half)
+    assert run_task("transfer", tmp_path)["top1"] > 0.9
