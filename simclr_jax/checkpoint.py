@@ -15,7 +15,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from simclr_jax import files, parallel, workdirs
-from simclr_jax.errors import RunError, UserError, reason_of, shown
+from simclr_jax.console import shown
+from simclr_jax.errors import RunError, UserError, reason_of
 
 
 def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointManager:

@@ -16,7 +16,8 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.errors import RunError, UserError, reason_of, shown
+from simclr_jax.console import shown
+from simclr_jax.errors import RunError, UserError, reason_of
 
 REACHED_WITHIN = 25  # seconds that storage has to answer in, before a run
 _PLAIN = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)

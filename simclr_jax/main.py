@@ -1,5 +1,10 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
+from simclr_jax import stopping  # jax comes after it: signals are taken before what takes seconds
+
+if __name__ == "__main__":
+    stopping.take()
+
 import importlib
 from contextlib import ExitStack
 
@@ -14,15 +19,15 @@ from simclr_jax import (
     metrics,
     pretrained,
     processes,
-    stopping,
     train,
     workdirs,
 )
+from simclr_jax.console import shown
 
 
 def main(_) -> None:
-    config = command_line.read_config()
     processes.join(**command_line.processes(), timeout=command_line.join_timeout())
+    config = command_line.read_config()
     pretrained.adopt(config, command_line.given())
     workdir = command_line.workdir(config)
     processes.agree("config", workdirs.flatten(config.to_dict()) | {"workdir": str(workdir)})
@@ -30,9 +35,7 @@ def main(_) -> None:
     with ExitStack() as stack:
         summary = processes.on_first(lambda: _begin(workdir, config, stack))
         if summary:
-            metrics.say(
-                f"{errors.shown(workdir)} holds a run that is over; choose another --workdir for another one"
-            )
+            metrics.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
         else:
             summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
             if jax.process_index() == 0:
@@ -60,9 +63,7 @@ def run(command=main) -> None:
 def _parse(argv):
     arguments = command_line.parse(argv)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(
-            logging.FATAL
-        )  # libraries tell a lot at INFO, and errors that become a line here
+        logging.set_verbosity(logging.FATAL)  # what libraries tell at ERROR becomes a line here
     return arguments
 
 

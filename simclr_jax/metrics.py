@@ -11,21 +11,8 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import files
-from simclr_jax.errors import UserError, shown
-
-_silent = False
-
-
-def be_silent() -> None:
-    """Leaves it to another process to tell what they all do."""
-    global _silent
-    _silent = True
-
-
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if not _silent:
-        print(line, flush=True)
+from simclr_jax.console import say, shown
+from simclr_jax.errors import UserError
 
 
 def print_table(rows: dict[str, str]) -> None:

@@ -7,7 +7,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, features, metrics, official, parallel, train, workdirs
-from simclr_jax.errors import UserError, shown
+from simclr_jax.console import shown
+from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.probes import Features
 

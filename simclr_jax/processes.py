@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 
-from simclr_jax import metrics, stopping
-from simclr_jax.errors import RunError, UserError, reason_of, shown
+from simclr_jax import console, stopping
+from simclr_jax.console import shown
+from simclr_jax.errors import RunError, UserError, reason_of
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 16.0  # without one, a process is taken for dead; jax itself waits for 100 and aborts
@@ -42,7 +43,7 @@ def join(
     joined = threading.Event()
     if coordinator_address:
         if process_id:
-            metrics.be_silent()
+            console.be_silent()
             ours = _forward(coordinator_address, timeout)
             options = {"coordinator_address": ours}
         else:
@@ -82,7 +83,7 @@ def join(
     if _client() is None or jax.process_count() == 1:
         return
     if jax.process_index():
-        metrics.be_silent()
+        console.be_silent()
     atexit.register(_ended.set)
     threading.Thread(target=_watch, args=(coordinator_address,), daemon=True).start()
 

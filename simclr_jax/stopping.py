@@ -15,9 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import jax
-
-from simclr_jax import metrics, parallel
+from simclr_jax.console import say
 
 PATIENCE = 3.0  # seconds of silence that a person is left in
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -27,17 +25,37 @@ class Interrupted(BaseException):
     """A signal came inside `unless_stopped`."""
 
 
+def exit_code(number: int) -> int:
+    """Of a run that a signal ended."""
+    return 130 if number == signal.SIGINT else 0
+
+
 class _State:
     """What the handlers and the thread beside them know; a process has one."""
 
     received: list[signal.Signals] = []  # noqa: RUF012
-    saving = False  # whether there are steps to save
+    previous: dict = {}  # noqa: RUF012
+    starting = False  # the modules are still being imported
+    saving = False  # there are steps to save
     interruptible = False
+    wake: socket.socket | None = None
 
 
-def exit_code(number: int) -> int:
-    """Of a run that a signal ended."""
-    return 130 if number == signal.SIGINT else 0
+def take() -> None:
+    """Takes the signals, of which Python itself would make tracebacks; until `handled` begins they end it.
+
+    Python runs handlers between two lines of its own, for which a compilation lets it wait. What the wakeup
+    descriptor gets comes at once, to a thread.
+    """
+    _State.received, _State.previous = [], {}
+    _State.starting, _State.saving = True, False
+    ours, _State.wake = socket.socketpair()
+    _State.wake.setblocking(False)
+    signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            _State.previous[number] = signal.signal(number, _receive)
+    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
 
 
 @contextmanager
@@ -46,40 +64,34 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # Python gives signals to the main thread alone: they stay the caller's
         return
-    _State.received, _State.saving = [], False
-    # Python runs handlers between two lines of its own, for which a compilation lets it wait; what the wakeup
-    # descriptor gets comes at once.
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    previous = {}
-    for number in _SIGNALS:
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # nohup
-        previous[number] = signal.signal(number, _receive)
-    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+    if not _taken():
+        take()
+    _State.starting = False
     try:
         yield
     finally:
-        for number, handler in previous.items():
+        for number, handler in _State.previous.items():
             # None: not set from Python, but as jax.distributed does.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(-1)
         if not _State.received:  # else the thread sees to it that the process ends
-            theirs.close()
+            _State.wake.close()
+
+
+def _taken() -> bool:
+    return signal.getsignal(signal.SIGTERM) == _receive
 
 
 def renew() -> None:
     """Takes the signals again, after a library has taken them."""
-    if _receive in map(signal.getsignal, _SIGNALS):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _receive)
+    for number in _State.previous:
+        signal.signal(number, _receive)
 
 
 @contextmanager
 def saving() -> Iterator[list[signal.Signals]]:
     """Inside, once `begin` was called, signals are collected in the list it yields, for the loop to see."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) != _receive:
+    if threading.current_thread() is threading.main_thread() and not _taken():
         with handled(), saving() as received:  # used without a command line
             yield received
         return
@@ -99,6 +111,8 @@ def unless_stopped(function):
 
     Of several processes none may leave alone what they do together: there the signal waits.
     """
+    import jax
+
     if jax.process_count() > 1:
         return function()
     try:
@@ -115,6 +129,10 @@ def make_agreement():
 
     Among several it is that of the step before, so that none waits for the others.
     """
+    import jax
+
+    from simclr_jax import parallel
+
     if jax.process_count() == 1:
         return lambda received: received[0] if received else None
     answers = deque()
@@ -130,6 +148,8 @@ def make_agreement():
 def _receive(number, _frame):
     """The handler, in the main thread."""
     _State.received.append(signal.Signals(number))
+    if _State.starting:
+        _end(exit_code(number))
     if _State.interruptible:
         _State.interruptible = False
         raise Interrupted
@@ -157,9 +177,10 @@ def _watch(pipe):
                 deadline = time.monotonic() + PATIENCE
             if numbers and time.monotonic() >= deadline:
                 if not _State.saving:
-                    _end(exit_code(numbers[0]))  # in the middle of a compilation, say
+                    # In the middle of a compilation, say.
+                    _end(exit_code(numbers[0]))
                 if not told:
-                    metrics.say("the stop waits for the step, and then for the save: a step takes long here")
+                    say("the stop waits for the step, and then for the save: a step takes long here")
                 told, deadline = True, time.monotonic() + PATIENCE
 
 
@@ -167,11 +188,11 @@ def _tell(numbers):
     name = signal.Signals(numbers[0]).name
     if not _State.saving:
         if len(numbers) == 1:
-            metrics.say(f"\n{name} received: stopping; what was saved is kept")
+            say(f"\n{name} received: stopping; what was saved is kept")
     elif len(numbers) == 1:
-        metrics.say(f"\n{name} received: finishing this step and saving")
+        say(f"\n{name} received: finishing this step and saving")
     elif len(numbers) == 2:
-        metrics.say("still saving: a third signal ends this at once, and loses the steps since the last save")
+        say("still saving: a third signal ends this at once, and loses the steps since the last save")
 
 
 def _end(code):

@@ -19,7 +19,8 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from simclr_jax import files
-from simclr_jax.errors import RunError, UserError, reason_of, shown
+from simclr_jax.console import shown
+from simclr_jax.errors import RunError, UserError, reason_of
 
 SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
 BEAT = 5.0  # seconds between two signs of life in lock.json

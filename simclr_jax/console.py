@@ -1,0 +1,73 @@
+"""The console: lines that all processes tell once, names as they can be shown, and no run that dies of it."""
+
+import errno
+import os
+import sys
+
+_silent = False
+
+
+def be_silent() -> None:
+    """Leaves it to another process to tell what they all do."""
+    global _silent
+    _silent = True
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if not _silent:
+        print(line, flush=True)
+
+
+def shown(name) -> str:
+    """A path or another name as it may stand in a line: line breaks and what is no text are escaped."""
+    text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def protect() -> None:
+    """Whatever becomes of the console, printing to it fails no run.
+
+    A reader that went away, a full disk behind a redirection or a closed descriptor lose what is printed; a
+    console that is not UTF-8 shows what it lacks escaped.
+    """
+    for number in (0, 1, 2):  # or the next file opened would become the console
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        if not isinstance(stream, _Console):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Console(stream))
+
+
+class _Console:
+    """A text stream whose writes never fail."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, function, *arguments):
+        try:
+            function(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            if getattr(error, "errno", None) == errno.EINTR:
+                raise
+            # What is buffered would fail again at exit, with a traceback of the interpreter's.
+            self._stream = open(os.devnull, "w")  # noqa: SIM115
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
