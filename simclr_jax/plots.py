@@ -1,6 +1,7 @@
 """Pictures of a run: `python -m simclr_jax.plots RUN` reads its files and writes `RUN/plots/*.png`."""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
 CLASSES += ["#92dadd"]
 HELD_OUT = 2000  # images at most that the map and the neighbours show
+FEW = 40  # with fewer held-out images, training images are shown beside them
 
 _LOSSES = {"pretrain": "NT-Xent", "distill": "cross entropy against the teacher"}
 _ACCURACIES = {
@@ -183,7 +185,8 @@ def neighbours(
             wrong = labels[member] != labels[query]
             cell.spines[:].set(color=ORANGE if wrong else "black", linewidth=3 if wrong else 0.8)
     axes[0, 0].set_title("query", fontsize=9)
-    axes[0, 1].set_title("nearest", fontsize=9, loc="left")
+    if columns > 1:
+        axes[0, 1].set_title("nearest", fontsize=9, loc="left")
     return figure
 
 
@@ -196,9 +199,12 @@ def embedding_map(images: np.ndarray, features: np.ndarray, labels: np.ndarray, 
     from sklearn.manifold import TSNE
 
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    perplexity = min(30, (len(features) - 1) / 3)
-    places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)
-    places = (places - places.min(axis=0)) / np.ptp(places, axis=0)
+    if len(features) < 4 or not np.ptp(features, axis=0).any():  # nothing to lay out: beside each other
+        places = np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)
+    else:
+        perplexity = min(30, (len(features) - 1) / 3)
+        places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)
+    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-12)
     labelled = labels.max() >= 0
     figure, axes = pyplot.subplots(
         1, 1 + labelled, figsize=(6.2 * (1 + labelled), 6), layout="constrained", squeeze=False
@@ -259,16 +265,37 @@ def figures_of(run: Path):
 
 
 def _held_out(config, run):
-    """Images, features, labels and class names of held-out images, of some if there are many."""
-    from simclr_jax.data import datasets, pipeline
+    """Images, features, labels and class names of held-out images: of some if there are many, and of training
+    images too if there are few."""
+    from simclr_jax.data import datasets
 
+    load = functools.partial(datasets.load, config.dataset, seed=config.seed, workdir=run)
+    shown = [datasets.sample(load("eval"), HELD_OUT, seed=config.seed)]
+    if shown[0].num_examples < FEW:
+        beside = datasets.sample(load("train"), FEW - shown[0].num_examples, seed=config.seed)
+        print(
+            f"{shown[0].num_examples} images are held out: neighbours and map show {beside.num_examples} "
+            "training images beside them",
+            flush=True,
+        )
+        shown.append(beside)
+    shown = [source for source in shown if source.num_examples]
     config.pretrained = str(run)
     config.batch_size = 32 * jax.device_count()
-    source = datasets.load(config.dataset, "eval", seed=config.seed, workdir=run)
-    source = datasets.sample(source, HELD_OUT, seed=config.seed)
+    extract = pretrained.make_extract(config)
+    images, features, labels = (
+        np.concatenate(parts) for parts in zip(*[(_images(config, of), *extract(of)) for of in shown])
+    )
+    if not all(source.num_classes for source in shown):
+        labels = np.full_like(labels, -1)
+    return images, features, labels, shown[0].class_names
+
+
+def _images(config, source):
+    from simclr_jax.data import pipeline
+
     batches = pipeline.eval_batches(source, image_size=config.image_size, batch_size=config.batch_size)
-    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-    return images, *pretrained.make_extract(config)(source), source.class_names
+    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
 
 
 def main(argv: list[str]) -> None:

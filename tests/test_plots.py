@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from ml_collections import ConfigDict
 from PIL import Image
+from test_datasets import write_folder
 
 from simclr_jax import plots
 from simclr_jax.errors import UserError
@@ -96,6 +98,27 @@ def test_map_shows_images_and_where_there_are_labels_classes(labelled):
     if labelled:
         assert [text.get_text() for text in figure.axes[1].texts] == ["dark", "light"]
         assert len(figure.axes[1].collections[0].get_offsets()) == 40
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("alike", [True, False])
+def test_pictures_of_a_few_images(count, alike):
+    images, features, labels = (part[:1].repeat(count, 0) if alike else part[:count] for part in examples())
+    assert len(plots.neighbours(images, features, labels).axes) == count * count
+    canvas = plots.embedding_map(images, features, labels).axes[0].images[0].get_array()
+    assert canvas.min() == images.min()
+
+
+def test_few_held_out_images_are_shown_with_training_images(pretrained_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    write_folder(tmp_path / "photos", [f"{number}.png" for number in range(12)])
+    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    config.dataset.update(name="folder", path=str(tmp_path / "photos"))
+    images, features, labels, _ = plots._held_out(config, run)
+    assert len(images) == len(features) == len(labels) == 12
+    assert len(np.unique(images, axis=0)) == 12 and set(labels) == {-1}
+    assert "training images beside them" in capsys.readouterr().out
 
 
 def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):

@@ -148,7 +148,7 @@ def _surviving(source, start, step, rows_of):
 
 
 def _surviving_eval(source, view, index, num_batches, rows):
-    """All batches of `view`, as `_surviving`; of the rows that have not yet come the lost ones are left out."""
+    """All batches of `view`, as `_surviving`; of rows that have not come yet the lost ones are left out."""
     given, failed, failures = 0, None, tf.errors.OpError
     while given < num_batches:
         lost = np.zeros(len(index), bool) if source.lost is None else source.lost.rows(source.names[index])
