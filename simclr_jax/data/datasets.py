@@ -172,7 +172,7 @@ def find_lost(source: Source | Stream, batch: np.ndarray, others: np.ndarray) ->
     if not isinstance(source, Source) or source.lost is None:
         return False
     reasons = {}
-    known = source.lost.rows(source.names)
+    known = lost_rows(source)
     for row in np.unique(batch):
         if not known[row]:
             try:
@@ -188,6 +188,13 @@ def find_lost(source: Source | Stream, batch: np.ndarray, others: np.ndarray) ->
     if reasons:
         source.lost.add(reasons)
     return bool(reasons)
+
+
+def lost_rows(source: Source | Stream) -> np.ndarray:
+    """Which examples can no longer be read, as far as this process knows, bool [n]."""
+    if not isinstance(source, Source) or source.lost is None:
+        return np.zeros(source.num_examples, bool)
+    return source.lost.rows(source.names)
 
 
 def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:

@@ -63,6 +63,7 @@ def decode_bytes(
         tf.errors.OpError: no image, damaged or too large.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def show(contents):
         contents = np.asarray(contents, object).item()  # outside a graph it comes as an array
         return shown(contents, value_range=value_range, max_pixels=max_pixels)
@@ -123,8 +124,8 @@ def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
         # 24 bits, not compressed, under the commonest header, and nothing behind the pixels.
         width, height = number(18, 4), number(22, 4)
         size = tf.cast(tf.strings.length(contents), tf.int64)
-        whole = 54 + (3 * width + 3) // 4 * 4 * height == size
-        return starts(b"\x36\0\0\0\x28\0\0\0", 10) & starts(b"\x18\0\0\0\0\0", 28) & whole & (height < 2**31)
+        whole = (54 + (3 * width + 3) // 4 * 4 * height == size) & (width * height <= limit)
+        return starts(b"\x36\0\0\0\x28\0\0\0", 10) & starts(b"\x18\0\0\0\0\0", 28) & whole
 
     return tf.case(
         [
@@ -150,8 +151,10 @@ def shown(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> 
             image = Image.fromarray(_scaled(_pixels_16(contents), value_range))
         image.load()
         if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
+            image = image.convert("RGBA")
+            white = Image.new("RGB", image.size, "white")
+            white.paste(image, mask=image)
+            image = white
         image = image.convert("RGB")
         if orientation in _TURNS:
             image = image.transpose(_TURNS[orientation])
@@ -196,7 +199,10 @@ def _holds(text, patterns):
 
 def _open(contents, max_pixels):
     if contents[:4] == b"RIFF":  # Pillow allocates the canvas of an animation when it opens it
-        _check_size(*_webp_size(contents), max_pixels)
+        size = _webp_size(contents)
+        _check_size(*size, max_pixels)
+        if max(size) > 16383:
+            raise ValueError(f"{size[0]} x {size[1]} pixels, more than WebP has")
     image = Image.open(io.BytesIO(contents), formats=_FORMATS)
     _check_size(*image.size, max_pixels)
     return image

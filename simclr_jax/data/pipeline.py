@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data import CORES, augment
-from simclr_jax.data.datasets import Source, Stream, check_labels, find_lost, unpack
+from simclr_jax.data.datasets import Source, Stream, check_labels, find_lost, lost_rows, unpack
 from simclr_jax.errors import UserError
 
 BLOCK = 8192  # examples that Python hands to tf.data at a time
@@ -151,8 +151,7 @@ def _surviving_eval(source, view, index, num_batches, rows):
     """All batches of `view`, as `_surviving`; of rows that have not come yet the lost ones are left out."""
     given, failed, failures = 0, None, tf.errors.OpError
     while given < num_batches:
-        lost = np.zeros(len(index), bool) if source.lost is None else source.lost.rows(source.names[index])
-        index = index[~lost]
+        index = index[~lost_rows(source)[index]]
         try:
             for batch in view(index, num_batches - given):
                 yield batch
@@ -183,8 +182,8 @@ def _order(source, batch_size, seed, first_row, rows):
         position = (step + np.arange(steps))[:, None] * batch_size + first_row + np.arange(rows)
         epoch, offset = np.divmod(position.ravel(), source.num_examples)
         index = np.concatenate([permutation(e)[offset[epoch == e]] for e in np.unique(epoch)])
-        lost = None if source.lost is None else source.lost.rows(source.names)
-        if lost is not None and lost.any():
+        lost = lost_rows(source)
+        if lost.any():
             good = np.flatnonzero(~lost)
             for place in np.flatnonzero(lost[index]):
                 index[place] = np.random.default_rng([seed, epoch[place], index[place]]).choice(good)

@@ -56,8 +56,9 @@ def run(config, workdir) -> dict:
     for path, (split, start, stop) in list(zip(paths, parts))[done:]:
         part = datasets.span(sources[split], start, stop)
         rows = extract(part)
+        lost = parallel.gather(datasets.lost_rows(part)[None]).any(axis=0)  # to whichever process
         if jax.process_index() == 0:
-            _write_part(path, split, start, part.names, rows)
+            _write_part(path, split, start, part.names, rows, np.flatnonzero(~lost))
         metrics.say(f"{split}: {stop:,} of {sources[split].num_examples:,} images")
     summary = {"examples": total}
     if jax.process_index() == 0:
@@ -65,16 +66,20 @@ def run(config, workdir) -> dict:
             _join(paths, workdir)
         with (workdir / "embeddings.parquet").open("rb") as file:
             summary["dimensions"] = parquet.read_schema(file).field("features").type.list_size
+            summary["examples"] = parquet.read_metadata(file).num_rows  # without files that could not be read
     return summary | {"seconds": round(time.monotonic() - begun, 1)}
 
 
-def _write_part(path, split, start, names, rows):
+def _write_part(path, split, start, names, rows, kept):
     count, width = rows.features.shape
-    names = [""] * count if names is None else [name.encode("utf-8", "backslashreplace") for name in names]
+    if names is None:
+        names = [""] * count
+    else:
+        names = [name.encode("utf-8", "backslashreplace") for name in names[kept]]
     table = pyarrow.table(
         {
             "split": pyarrow.array([split] * count, pyarrow.string()),
-            "index": pyarrow.array(np.arange(start, start + count)),
+            "index": pyarrow.array(start + kept),
             "name": pyarrow.array(names, pyarrow.string()),
             "label": pyarrow.array(rows.labels),
             "features": pyarrow.FixedSizeListArray.from_arrays(rows.features.ravel(), width),

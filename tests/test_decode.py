@@ -1,0 +1,244 @@
+"""Pixels are what a photo program shows of a file, whatever its type, tags and name; damage is an error."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simclr_jax.data import decode
+from simclr_jax.data.folder import decode as decode_path
+
+H, W = 40, 56
+PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (5, 7, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+IMAGE = Image.fromarray(PICTURE)
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def file(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def exif(orientation, order="<"):
+    tags = Image.Exif()
+    tags.endian = order
+    tags[0x010F], tags[0x0112] = "camera", orientation
+    return tags
+
+
+def pixels(contents, **options):
+    """As in a pipeline: inside a graph."""
+    dataset = tf.data.Dataset.from_tensors(contents).map(lambda one: decode.decode_bytes(one, **options))
+    (image,) = dataset.as_numpy_iterator()
+    return image
+
+
+def assert_alike(found, expected, limit=4):
+    assert found.shape == expected.shape and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).mean() < limit
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    "kind, options", [("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})]
+)
+def test_turned_by_its_tag(kind, options, orientation, order):
+    stored = IMAGE.transpose(STORED[orientation])
+    assert_alike(pixels(file(stored, kind, exif=exif(orientation, order), **options)), PICTURE)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_tag_of_1_leaves_it_to_tensorflow(kind):
+    assert bool(decode.is_plain(file(IMAGE, kind))) and bool(
+        decode.is_plain(file(IMAGE, "JPEG", exif=exif(1)))
+    )
+    assert not decode.is_plain(file(IMAGE, kind, exif=exif(6)))
+
+
+def test_a_tag_behind_other_segments_and_in_xmp():
+    turned = IMAGE.transpose(STORED[6])
+    profile = b"profile " * 9000
+    plain, tagged = (
+        file(turned, "JPEG", quality=95, subsampling=0, icc_profile=profile),
+        file(turned, "JPEG", exif=exif(6)),
+    )
+    start = tagged.index(b"\xff\xe1")
+    length = int.from_bytes(tagged[start + 2 : start + 4], "big") + 2
+    place = plain.index(b"\xff\xdb")
+    assert place > 70_000
+    assert_alike(pixels(plain[:place] + tagged[start : start + length] + plain[place:]), PICTURE)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert_alike(pixels(file(turned, "JPEG", quality=95, subsampling=0, xmp=xmp)), PICTURE)
+
+
+def hidden(inside):
+    """The picture, and noise where it is transparent."""
+    noise = np.random.default_rng(1).integers(0, 256, (H, W, 3), np.uint8)
+    return np.where(inside[..., None], PICTURE, noise), np.where(inside[..., None], PICTURE, 255)
+
+
+INSIDE = np.zeros((H, W), bool)
+INSIDE[8:30, 10:40] = True
+
+
+@pytest.mark.parametrize("kind, options", [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_transparency_is_white(kind, options):
+    stored, shown = hidden(INSIDE)
+    contents = file(Image.fromarray(np.dstack([stored, 255 * INSIDE]).astype(np.uint8)), kind, **options)
+    np.testing.assert_array_equal(pixels(contents), shown)
+
+
+def test_transparent_greys_colours_and_palettes():
+    grey = np.asarray(IMAGE.convert("L"))
+    contents = file(Image.fromarray(np.dstack([grey, 255 * INSIDE]).astype(np.uint8), "LA"), "PNG")
+    np.testing.assert_array_equal(pixels(contents)[..., 1], np.where(INSIDE, grey, 255))
+    key = np.where(INSIDE[..., None], np.minimum(PICTURE, 254), (255, 0, 255)).astype(np.uint8)
+    contents = file(Image.fromarray(key), "PNG", transparency=(255, 0, 255))
+    np.testing.assert_array_equal(pixels(contents), np.where(INSIDE[..., None], key, 255))
+    for kind in ("PNG", "GIF"):
+        indexed = IMAGE.quantize(16)
+        chosen = int(np.asarray(indexed)[0, 0])
+        expected = np.asarray(indexed.convert("RGB")).copy()
+        expected[np.asarray(indexed) == chosen] = 255
+        np.testing.assert_array_equal(pixels(file(indexed, kind, transparency=chosen)), expected)
+
+
+@pytest.mark.parametrize("kind, options", [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})])
+def test_first_frame_of_an_animation(kind, options):
+    frames = [IMAGE, IMAGE.transpose(STORED[3])]
+    contents = file(frames[0], kind, save_all=True, append_images=frames[1:], duration=90, **options)
+    assert_alike(pixels(contents), PICTURE, 8)
+
+
+def test_a_frame_smaller_than_its_canvas():
+    contents = bytearray(file(IMAGE.quantize(16), "GIF"))
+    contents[6:10] = (W + 10).to_bytes(2, "little") + (H + 6).to_bytes(2, "little")
+    assert pixels(bytes(contents)).shape == (H + 6, W + 10, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("high", [1023, 4095, 65535])
+def test_16_bits_are_scaled_by_the_range(channels, high):
+    values = np.random.default_rng(0).integers(0, high + 1, (H, W, channels)).astype(np.uint16)
+    values[..., 3:] = 65535
+    contents = tf.io.encode_png(values).numpy()
+    expected = (values[..., :3].astype(np.int64) * 256 // (high + 1)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        pixels(contents, value_range=(0, high)), np.broadcast_to(expected, (H, W, 3))
+    )
+
+
+def test_contents_decide_and_not_the_extension(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(file(IMAGE, "PNG"))
+    np.testing.assert_array_equal(decode_path(str(tmp_path / "a.jpg")), PICTURE)
+
+
+def test_bitmaps_of_other_kinds():
+    for image in (IMAGE.quantize(16), IMAGE.convert("1"), IMAGE.convert("RGBA"), IMAGE.convert("L"), IMAGE):
+        np.testing.assert_array_equal(pixels(file(image, "BMP")), np.asarray(image.convert("RGB")))
+    assert decode.is_plain(file(IMAGE, "BMP"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_more_pixels_than_the_limit_are_refused_by_the_header(kind):
+    contents = file(IMAGE, kind)
+    assert pixels(contents, max_pixels=H * W).shape == (H, W, 3)
+    with pytest.raises(tf.errors.OpError, match=f"{W} x {H} pixels"):
+        pixels(contents, max_pixels=H * W - 1)
+
+
+def test_bombs_are_not_opened():
+    tall = bytearray(file(IMAGE, "GIF"))
+    tall[6:10] = b"\xff\xff\xff\xff"
+    canvas = bytearray(file(IMAGE, "WEBP", save_all=True, append_images=[IMAGE.rotate(5)]))
+    canvas[24:30] = b"\xff\xff\x00" * 2
+    for contents in (tall, canvas):
+        with pytest.raises(decode.TooLarge, match="65535 x 65535|65536 x 65536"):
+            decode.shown(bytes(contents))
+
+
+def mutants(count):
+    """Files of five types with bytes changed, cut off, doubled or moved; the same ones every time."""
+    rng = np.random.default_rng(0)
+    stored, _ = hidden(INSIDE)
+    rgba = Image.fromarray(np.dstack([stored, 255 * INSIDE]).astype(np.uint8))
+    files = [file(IMAGE, "JPEG", exif=exif(6)), file(IMAGE, "JPEG", progressive=True), file(IMAGE, "PNG")]
+    files += [file(rgba, "PNG"), tf.io.encode_png(np.uint16(PICTURE) * 16).numpy(), file(IMAGE, "WEBP")]
+    files += [file(rgba, "WEBP", save_all=True, append_images=[IMAGE], lossless=True), file(IMAGE, "BMP")]
+    files += [
+        file(IMAGE.quantize(16), "BMP"),
+        file(IMAGE, "GIF", save_all=True, append_images=[IMAGE.rotate(9)]),
+    ]
+    for number in range(count):
+        contents = bytearray(files[number % len(files)])
+        for _ in range(rng.integers(1, 6)):
+            place = int(rng.integers(len(contents) if rng.random() < 0.5 else min(64, len(contents))))
+            contents[place] = int(rng.choice([0, 1, 127, 128, 255, rng.integers(256)]))
+        if rng.random() < 0.2:
+            del contents[int(rng.integers(1, len(contents))) :]
+        if rng.random() < 0.1:
+            contents += contents[int(rng.integers(len(contents))) :]
+        yield bytes(contents)
+
+
+def decode_mutants(count):
+    """Prints what became of them, the longest time and the most memory."""
+    import resource
+    import time
+
+    decode_one = tf.function(decode.decode_bytes, input_signature=[tf.TensorSpec([], tf.string)])
+    told, longest = {"decoded": 0, "refused": 0}, 0.0
+    for contents in mutants(count):
+        begun = time.monotonic()
+        try:
+            assert decode_one(contents).shape[-1] == 3
+            told["decoded"] += 1
+        except tf.errors.OpError:
+            told["refused"] += 1
+        longest = max(longest, time.monotonic() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(told | {"seconds": longest, "bytes": peak}))
+
+
+@pytest.mark.timeout(120)
+def test_no_damage_crashes_hangs_or_takes_memory():
+    here = os.path.dirname(__file__)
+    result = subprocess.run(
+        [sys.executable, "-c", "import test_decode; test_decode.decode_mutants(2000)"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])},
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["decoded"] > 200 and told["refused"] > 200
+    assert told["seconds"] < 5 and told["bytes"] < 2 * 2**30
+    assert "JPEG" not in result.stderr and "libpng" not in result.stderr
+
+
+def test_codecs_are_hushed_and_errors_are_told():
+    script = (
+        "import simclr_jax.data, ctypes\n"
+        "libc = ctypes.CDLL(None)\n"
+        "stderr = ctypes.c_void_p.in_dll(libc, 'stderr')\n"
+        "libc.fprintf(stderr, b'Corrupt JPEG data: 5 extraneous bytes\\n')\n"
+        "libc.fprintf(stderr, b'a real error\\n')\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
+    assert "a real error" in told and "JPEG" not in told

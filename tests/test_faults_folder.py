@@ -1,0 +1,237 @@
+"""Folders and files that go wrong: what is not opened, refused, set aside or replaced, and what is said of it."""
+
+import itertools
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from test_datasets import config, load_folder, names, write_folder, write_image
+
+from simclr_jax.data import datasets, folder, pipeline
+from simclr_jax.errors import UserError
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def unix_socket(path):
+    here = os.getcwd()
+    os.chdir(path.parent)  # a socket's path may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(path.name)
+    os.chdir(here)
+
+
+SPECIAL = {
+    "named pipes": pipe,
+    "sockets": unix_socket,
+    "symbolic links": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path.parent),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_never_opened(tmp_path, capsys, kind):
+    write_folder(tmp_path, [f"{number}.png" for number in range(4)])
+    SPECIAL[kind](tmp_path / "x.jpg")
+    listed = folder.catalogue(str(tmp_path), seed=0)
+    assert len(listed["train"] + listed["eval"]) == 4
+    told = {"loop": "1 symbolic links", "folder": "ignored nothing"}.get(kind, f"1 {kind}")
+    assert told in capsys.readouterr().out
+
+
+def test_a_folder_of_links_says_what_helps(tmp_path):
+    write_image(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "1.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    with pytest.raises(
+        UserError, match="1 symbolic links; links are not followed: set --config.dataset.path"
+    ):
+        folder.catalogue(str(tmp_path / "links"), seed=0)
+
+
+def test_bombs_are_refused_by_name_with_the_key(tmp_path, capsys):
+    write_folder(tmp_path, ["1.png", "2.png"])
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    folder.catalogue(str(tmp_path), seed=0)
+    told = capsys.readouterr().out
+    assert "bomb.png (20000 x 10000 pixels)" in told and "raise --config.dataset.max_pixels" in told
+    write_image(tmp_path / "3.png", size=(30, 30))
+    listed = folder.catalogue(str(tmp_path), seed=0, max_pixels=100)
+    assert sorted(name for name, _ in listed["train"] + listed["eval"]) == ["1.png", "2.png"]
+
+
+DAMAGE = [b"", b'{"classes": [], "tra', b"\xff\xfe", b"[]", b"null", b'{"classes": 1, "train": 2, "eval": 3}']
+DAMAGE += [b'{"classes": [], "train": [["a\\u0000.png", -1]], "eval": []}', b"\0" * 50, b"[" * 100_000]
+DAMAGE += [b'{"classes": [], "train": [[1, 2]], "eval": []}', b'{"classes": [], "train": [], "eval": []}']
+DAMAGE += [b'{"classes": ["a"], "train": [["1.png", 5]], "eval": []}', None]
+
+
+@pytest.mark.parametrize("contents", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_list_is_set_aside_and_made_anew(tmp_path, capsys, contents):
+    root, workdir = write_folder(tmp_path / "photos", [f"{i}.png" for i in range(6)]), tmp_path / "run"
+    workdir.mkdir()
+    expected = folder.catalogue(str(root), seed=0)
+    listing = workdir / "images.json"
+    listing.mkdir() if contents is None else listing.write_bytes(contents)
+    assert folder.catalogue(str(root), seed=0, workdir=workdir) == expected
+    assert (workdir / "images.json.damaged").exists() and "made anew" in capsys.readouterr().out
+    assert folder.catalogue(str(root), seed=0, workdir=workdir) == expected
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname.png", "../secret.png", "a/../../b.png"])
+def test_a_list_cannot_point_outside(tmp_path, name):
+    write_folder(tmp_path / "photos", ["1.png"])
+    (tmp_path / "images.json").write_text(json.dumps({"classes": [], "train": [[name, -1]], "eval": []}))
+    with pytest.raises(UserError, match="not inside of") as error:
+        folder.catalogue(str(tmp_path / "photos"), seed=0, workdir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+ODD = [b"[a]*?{}", b"%d#$ '\"`\\", b"line\nbreak", "Ünï/côdé 図".encode(), b"\xff\xfe", b"-rf"]
+
+
+@pytest.mark.parametrize("name", ODD, ids=range(len(ODD)))
+def test_any_name_is_read_and_shown_escaped(tmp_path, capsys, name):
+    root = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(root + b"/" + name.replace(b"/", b"-"))
+    for number in range(8):
+        image = tf.io.encode_png(np.full([4, 4, 3], number, np.uint8)).numpy()
+        with open(
+            root + b"/" + name.replace(b"/", b"-") + b"/%d" % number + name.replace(b"/", b"-") + b".png",
+            "wb",
+        ) as f:
+            f.write(image)
+    (tmp_path / "run").mkdir()
+    for _ in range(2):
+        source = load_folder(os.fsdecode(root), workdir=tmp_path / "run")
+    batch = next(pipeline.eval_batches(source, image_size=4, batch_size=source.num_examples))
+    assert len(set(batch["image"][:, 0, 0, 0])) == source.num_examples > 4
+    told = capsys.readouterr().out
+    assert told.isprintable() or all(line.isprintable() for line in told.split("\n"))
+    assert len(told.splitlines()) == 1
+
+
+def test_labels_beyond_num_classes_are_refused(tmp_path):
+    write_folder(tmp_path, [f"{kind}/{i}.png" for kind in "abc" for i in range(3)])
+    with pytest.raises(UserError, match="num_classes=2, but .* has the 3 classes a, b, c; unset"):
+        datasets.load(config("folder", path=str(tmp_path), num_classes=2), "train", seed=0)
+
+
+def test_16_bits_get_one_range_that_the_list_keeps(tmp_path, capsys):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(6):
+        values = (
+            np.random.default_rng(number).integers(0, 4000 if number else 300, (8, 8, 1)).astype(np.uint16)
+        )
+        (root / f"{number}.png").write_bytes(tf.io.encode_png(values).numpy())
+    sources = [load_folder(root, workdir=tmp_path) for _ in range(2)]
+    assert [source.value_range for source in sources] == [(0, 4095)] * 2
+    assert "6 with 16 bits, 0 to 4095" in capsys.readouterr().out
+    keys = config("folder", path=str(root), value_range=(0, 65535))
+    dark = datasets.load(keys, "train", seed=0)
+    assert dark.decode(dark.records[1]).numpy().max() < 20 < sources[1].decode(dark.records[1]).numpy().max()
+
+
+def test_what_was_taken_how_is_told(tmp_path, capsys):
+    write_folder(tmp_path, ["1.png", "2.png"])
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    write_image(tmp_path / "turned.jpg", exif=tags)
+    write_image(tmp_path / "clear.png", mode="RGBA")
+    write_image(tmp_path / "scan.tif")
+    folder.catalogue(str(tmp_path), seed=0)
+    told = capsys.readouterr().out
+    assert "1 rotated by their tag; 1 transparent, on white" in told and "ignored 1 .tif" in told
+
+
+LAYOUTS = {
+    "beside": (
+        ["train/a/1.png", "train/b/1.png", "test/a/1.png", "unlabeled/1.png", "unlabeled/2.png"],
+        "left out: 2 images in unlabeled/; --config.dataset.classes=False",
+    ),
+    "loose": (["train/a/1.png", "train/b/1.png", "val/a/1.png", "1.png"], "left out: 1 image beside them"),
+    "long names": (
+        ["training/1.png", "training/2.png", "validation/1.png"],
+        "splits: training/ and validation/",
+    ),
+    "train alone": (["train/a/1.png", "train/b/1.png", "train/b/2.png"], "classes: the 2 sub-folders of"),
+    "classes": ([f"day {i}/1.png" for i in range(30)], "classes: the 30 sub-folders of"),
+    "stray": (["a/1.png", "b/1.png", "1.png"], "no classes: 1 image beside the 2 sub-folders"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_are_said(tmp_path, capsys, layout):
+    files, told = LAYOUTS[layout]
+    folder.catalogue(str(write_folder(tmp_path, files)), seed=0)
+    assert told in capsys.readouterr().out
+
+
+def test_without_classes_everything_but_the_held_out_folder_is_trained_on(tmp_path):
+    files = LAYOUTS["beside"][0]
+    listed = folder.catalogue(str(write_folder(tmp_path, files)), seed=0, classes=False)
+    assert listed["classes"] == [] and listed["eval"] == [["test/a/1.png", -1]]
+    assert [name for name, _ in listed["train"]] == ["train/a/1.png", "train/b/1.png", *files[3:]]
+
+
+def test_a_held_out_image_keeps_its_side(tmp_path):
+    root = write_folder(tmp_path, [f"{number}.png" for number in range(80)])
+    before = names(root, load_folder(root, "eval"))
+    write_folder(root, [f"new-{number}.png" for number in range(40)])
+    (root / before[0]).unlink()
+    after = [name for name in names(root, load_folder(root, "eval")) if not name.startswith("new")]
+    assert after == before[1:] and 3 <= len(before) <= 16
+
+
+def plain(image, seed):
+    return {"image": tf.cast(image[:4, :4], tf.float32) / 255}
+
+
+def test_lost_files_are_replaced_in_training_and_left_out_elsewhere(tmp_path, capsys):
+    root = write_folder(tmp_path, [f"{number}.png" for number in range(60)])
+    source = load_folder(root)
+    whole = list(itertools.islice(pipeline.train_batches(source, plain, batch_size=8, seed=0), 12))
+    batches = pipeline.train_batches(source, plain, batch_size=8, seed=0)
+    first = next(batches)
+    gone, broken = (row for row in range(20, 40) if row not in first["index"]).__iter__(), None
+    gone, broken = next(gone), next(gone)
+    (root / source.names[gone]).unlink()
+    (root / source.names[broken]).write_bytes(b"cut")
+    others = [first, *itertools.islice(batches, 11)]
+    for one, two in zip(whole, others, strict=True):
+        kept = ~np.isin(one["index"], [gone, broken])
+        np.testing.assert_array_equal(one["index"][kept], two["index"][kept])
+        assert not np.isin(two["index"], [gone, broken]).any()
+    evaluated = list(pipeline.eval_batches(load_folder(root)._replace(lost=None), image_size=4, batch_size=8))
+    assert sum(batch["mask"].sum() for batch in evaluated) == load_folder(root).num_examples
+    told = capsys.readouterr().out
+    assert f"{source.names[gone]} (vanished)" in told and f"{source.names[broken]} (no JPEG" in told
+
+
+def test_evaluation_leaves_lost_files_out(tmp_path):
+    root = write_folder(tmp_path, [f"{number}.png" for number in range(40)])
+    source = load_folder(root)
+    for row in (9, 20):
+        (root / source.names[row]).unlink()
+    batches = list(pipeline.eval_batches(source, image_size=4, batch_size=8))
+    index = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    assert index.tolist() == [row for row in range(source.num_examples) if row not in (9, 20)]
+    assert np.flatnonzero(datasets.lost_rows(source)).tolist() == [9, 20]
+
+
+def test_a_tenth_lost_is_an_error(tmp_path):
+    root = write_folder(tmp_path, [f"{number}.png" for number in range(40)])
+    source = load_folder(root)
+    for name in source.names[:6]:
+        (root / name).unlink()
+    with pytest.raises(UserError, match="6 of .* images can no longer be read: .*restore them"):
+        list(pipeline.eval_batches(source, image_size=4, batch_size=8))
