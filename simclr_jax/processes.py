@@ -84,8 +84,14 @@ def join(
         return
     if jax.process_index():
         console.be_silent()
+    number = next(_numbers)
+    _put(number, num_processes)
+    if (count := _get(number, 0)) != num_processes:
+        raise UserError(
+            f"--num_processes={num_processes} here, but {count} on process 0: start every process with the same"
+        )
     atexit.register(_ended.set)
-    threading.Thread(target=_watch, args=(coordinator_address,), daemon=True).start()
+    threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()
 
 
 def on_first(function: Callable[[], Any]) -> Any:
@@ -152,7 +158,7 @@ def wait_for_verdict() -> None:
         time.sleep(SILENCE + 3 * BEAT)
 
 
-def _watch(address):
+def _watch(address, count):
     """Shows that this process lives, and ends it when another one does not."""
     seen, since = {}, {}
     number = 0
@@ -167,7 +173,7 @@ def _watch(address):
                 _leave_at_once(f"error: process 0{where} is gone ({reason_of(error, 60)}): {_GOES_ON}")
             return
         now = time.monotonic()
-        for index in range(jax.process_count()):
+        for index in range(count):
             key = f"simclr/alive/{index}"
             note = next((value for name, value in notes.items() if name.endswith(key)), None)
             if note != seen.get(index, ""):
@@ -188,7 +194,7 @@ _GOES_ON = "the run ends here, what was saved is kept, and the same command goes
 
 def _beat(note):
     note = json.dumps({"host": socket.gethostname(), **note})
-    _client().key_value_set(f"simclr/alive/{jax.process_index()}", note, allow_overwrite=True)
+    _client().key_value_set(f"simclr/alive/{_index()}", note, allow_overwrite=True)
 
 
 def _forward(address: str, timeout: int) -> str:
@@ -265,6 +271,12 @@ def _client():
     from jax._src import distributed  # jax has no public name for it; Orbax takes it from here too
 
     return distributed.global_state.client
+
+
+def _index():
+    from jax._src import distributed  # from any thread: jax.process_index() may start the backend
+
+    return distributed.global_state.process_id
 
 
 def _put(number, value):

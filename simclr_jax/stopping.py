@@ -37,6 +37,7 @@ class _State:
     previous: dict = {}  # noqa: RUF012
     starting = False  # the modules are still being imported
     saving = False  # there are steps to save
+    saved = False  # and the process is on its way out
     interruptible = False
     wake: socket.socket | None = None
 
@@ -48,7 +49,7 @@ def take() -> None:
     descriptor gets comes at once, to a thread.
     """
     _State.received, _State.previous = [], {}
-    _State.starting, _State.saving = True, False
+    _State.starting, _State.saving, _State.saved = True, False, False
     ours, _State.wake = socket.socketpair()
     _State.wake.setblocking(False)
     signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
@@ -98,7 +99,7 @@ def saving() -> Iterator[list[signal.Signals]]:
     try:
         yield _State.received
     finally:
-        _State.saving = False
+        _State.saving, _State.saved = False, bool(_State.received)
 
 
 def begin() -> None:
@@ -176,10 +177,10 @@ def _watch(pipe):
             if numbers and deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if numbers and time.monotonic() >= deadline:
-                if not _State.saving:
+                if not _State.saving and not _State.saved:
                     # In the middle of a compilation, say.
                     _end(exit_code(numbers[0]))
-                if not told:
+                if _State.saving and not told:
                     say("the stop waits for the step, and then for the save: a step takes long here")
                 told, deadline = True, time.monotonic() + PATIENCE
 

@@ -273,8 +273,10 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         if start:
             metrics.say(f"resuming after step {start} of {task.num_steps}")
         train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
-        batches = prefetch_to_devices(task.batches(start))
-        with closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter:
+        with (
+            closing(prefetch_to_devices(task.batches(start))) as batches,
+            closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
+        ):
             for step in range(start + 1, task.num_steps + 1):
                 with meter.waiting_for_data():
                     batch = task.on_devices(next(batches))

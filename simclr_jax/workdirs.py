@@ -19,7 +19,7 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from simclr_jax import files
-from simclr_jax.console import shown
+from simclr_jax.console import say, shown
 from simclr_jax.errors import RunError, UserError, reason_of
 
 SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
@@ -125,6 +125,8 @@ def _wait_until_free(workdir, path):
     owner = _owner(path)
     if not _is_alive(owner):
         begun, beat = time.monotonic(), owner
+        if not owner.get("dead"):
+            say(f"{shown(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
         while not owner.get("dead") and time.monotonic() - begun < SILENCE:
             time.sleep(BEAT / 5)
             if not files.exists(path):
@@ -192,8 +194,8 @@ def _beat(path, mine, stop):
     while not stop.wait(BEAT):
         beats += 1
         try:
-            owner = files.read_json(path)
-            if owner["id"] != mine["id"]:
+            owner = _owner(path) if files.exists(path) else files.read_json(path)
+            if owner and owner.get("id") != mine["id"]:
                 _failed.append(
                     f"{shown(path.parent)} was taken by process {owner.get('pid')} on "
                     f"{shown(owner.get('host'))} while this one was held up: it goes on there"
