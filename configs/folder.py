@@ -2,9 +2,12 @@ r"""SimCLR on a folder of your own images; no labels are needed.
 
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
-PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, nested as you like. Two or more sub-folders of images are
-taken as classes: the encoder never sees them, but they tell how good it is. `train/` and `val/` are taken
-as splits; otherwise a tenth of the images is held out.
+PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, nested as you like. They are read as photo programs show them:
+turned by their tag, transparency on white, the first frame of an animation; 16 bits are scaled by one range,
+told from all of them or set with `--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as
+splits; otherwise about a tenth of the images is held out, by a hash of seed and path. Two or more sub-folders
+are taken as classes: the encoder never sees them, but they tell how good it is;
+`--config.dataset.classes=False` takes none. The start says what was taken for what, skipped and left out.
 
 The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With
 more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help

@@ -1,4 +1,4 @@
-"""Folders and files that go wrong: what is not opened, refused, set aside or replaced, and what is said of it."""
+"""Folders and files that go wrong: what is not opened, refused, set aside, replaced; what is said of it."""
 
 import itertools
 import json
