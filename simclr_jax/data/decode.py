@@ -68,10 +68,19 @@ def decode_bytes(
         contents = np.asarray(contents, object).item()  # outside a graph it comes as an array
         return shown(contents, value_range=value_range, max_pixels=max_pixels)
 
-    def rest():
+    def rest(contents):
         return tf.numpy_function(show, [contents], tf.uint8, stateful=False)
 
-    image = tf.cond(is_plain(contents, max_pixels), lambda: decode_plain(contents), rest)
+    @tf.function(experimental_attributes={"_noinline": True})  # one node, which costs nothing where not taken
+    def by_type(contents):
+        return tf.cond(is_plain(contents, max_pixels), lambda: decode_plain(contents), lambda: rest(contents))
+
+    # Nearly all files are JPEG: one branch for them, since a branch costs more than the search for tags. Of
+    # their size TensorFlow has the same limit.
+    at_once = _is_jpeg(contents) & ~_is_turned(contents)
+    if max_pixels != MAX_PIXELS:
+        at_once = tf.constant(False)
+    image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
     return tf.ensure_shape(image, [None, None, 3])
 
 
@@ -82,8 +91,25 @@ def decode_plain(contents: tf.Tensor) -> tf.Tensor:
 
 def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Whether TensorFlow decodes what photo programs show, bool []; False for larger images than that."""
-    head = tf.io.decode_raw(contents, tf.uint8, fixed_length=34)
     limit = min(max_pixels, MAX_PIXELS)
+
+    def jpeg():
+        size = tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.int64)
+        return (size[0] * size[1] <= limit) & ~_is_turned(contents)
+
+    return tf.cond(_is_jpeg(contents), jpeg, lambda: _is_plain_beside_jpeg(contents, limit))
+
+
+def _is_jpeg(contents):
+    return tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
+
+
+def _is_turned(contents):
+    return _holds(tf.strings.substr(contents, 0, _SEARCHED), _TAGS)
+
+
+def _is_plain_beside_jpeg(contents, limit):
+    head = tf.io.decode_raw(contents, tf.uint8, fixed_length=34)
 
     def starts(magic, at=0):
         return tf.reduce_all(head[at : at + len(magic)] == np.frombuffer(magic, np.uint8))
@@ -91,11 +117,6 @@ def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     def number(at, size, order=1):
         parts = tf.cast(head[at : at + size][::order], tf.int64)
         return tf.reduce_sum(parts * np.array([256**i for i in range(size)], np.int64))
-
-    def jpeg():
-        size = tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.int64)
-        begin = tf.strings.substr(contents, 0, _SEARCHED)
-        return (tf.reduce_prod(size) <= limit) & ~_holds(begin, _TAGS)
 
     def png():
         half = _SEARCHED // 2
@@ -129,7 +150,6 @@ def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
 
     return tf.case(
         [
-            (starts(b"\xff\xd8\xff"), jpeg),
             (starts(b"\x89PNG\r\n\x1a\n"), png),
             (starts(b"RIFF") & starts(b"WEBP", 8), webp),
             (starts(b"BM"), bmp),
