@@ -32,6 +32,7 @@ def protect() -> None:
     A reader that went away, a full disk behind a redirection or a closed descriptor lose what is printed; a
     console that is not UTF-8 shows what it lacks escaped.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow: what fails raises, too
     for number in (0, 1, 2):  # or the next file opened would become the console
         try:
             os.fstat(number)

@@ -1,6 +1,7 @@
 """What users see of an error: one line of text and an exit code."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,20 @@ def reason_of(error: BaseException, limit: int = 160) -> str:
     return shown(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an exception tells of files, not of our code."""
+    if isinstance(error, OSError):
+        return True
+    if type(error).__module__.startswith("tensorflow."):
+        return True
+    # TensorStore and Orbax wrap what the file system said in ValueErrors of this form.
+    return bool(
+        re.search(
+            r"(?i)error (writing|reading|opening|creating|locking)|\[OS error|No space left", str(error)
+        )
+    )
+
+
 @contextmanager
 def told(leave=None) -> Iterator[None]:
     """Turns what ends a command line into one line and an exit code.
@@ -44,7 +59,14 @@ def told(leave=None) -> Iterator[None]:
     protect()
     try:
         yield
-    except UserError as error:
+    except Exception as raised:
+        if isinstance(raised, UserError):
+            error = raised
+        elif is_of_storage(raised):  # that nobody has thought of closer to it
+            place = f"{raised.filename}: " if getattr(raised, "filename", None) else ""
+            error = RunError(f"{place}{reason_of(raised)}")
+        else:
+            raise
         line = f"error: {' '.join(shown(error).split(chr(10)))}"
         print(line, file=sys.stderr, flush=True)
         if leave:

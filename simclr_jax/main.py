@@ -46,6 +46,7 @@ def main(_) -> None:
 
 def _begin(workdir, config, stack):
     """Takes the workdir for this run; returns the summary of one that is over."""
+    files.check_reachable(workdir)
     workdirs.check_config(workdir, config.to_dict(), command_line.defaults().to_dict())
     if (summary := workdirs.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
         return summary
@@ -57,7 +58,13 @@ def _begin(workdir, config, stack):
 def run(command=main) -> None:
     """The entry point of a command line with a config: user errors are one line and exit code 2."""
     with errors.told(processes.leave), stopping.handled():
-        app.run(command, flags_parser=_parse)
+        try:
+            app.run(command, flags_parser=_parse)
+        except errors.UserError:
+            raise
+        except Exception:
+            processes.wait_for_verdict()
+            raise
 
 
 def _parse(argv):

@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, features, metrics, official, parallel, train, workdirs
+from simclr_jax import checkpoint, features, files, metrics, official, parallel, train, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
@@ -48,6 +48,7 @@ def adopt(config, given: dict[str, Any]) -> None:
     """
     if not config.pretrained:
         return
+    files.check_reachable(config.pretrained)
     if official.find(config.pretrained):
         saved = read(config.pretrained)[1]["config"]
     else:

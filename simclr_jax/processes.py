@@ -88,7 +88,7 @@ def join(
     _put(number, num_processes)
     if (count := _get(number, 0)) != num_processes:
         raise UserError(
-            f"--num_processes={num_processes} here, but {count} on process 0: start every process with the same"
+            f"--num_processes={num_processes} here, but {count} on process 0: start all with the same"
         )
     atexit.register(_ended.set)
     threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()

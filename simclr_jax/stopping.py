@@ -39,6 +39,7 @@ class _State:
     saving = False  # there are steps to save
     saved = False  # and the process is on its way out
     interruptible = False
+    told = threading.Event()  # that a signal came
     wake: socket.socket | None = None
 
 
@@ -50,6 +51,7 @@ def take() -> None:
     """
     _State.received, _State.previous = [], {}
     _State.starting, _State.saving, _State.saved = True, False, False
+    _State.told.clear()
     ours, _State.wake = socket.socketpair()
     _State.wake.setblocking(False)
     signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
@@ -149,6 +151,8 @@ def make_agreement():
 def _receive(number, _frame):
     """The handler, in the main thread."""
     _State.received.append(signal.Signals(number))
+    if not (_State.saving or _State.interruptible):
+        _State.told.wait(0.5)
     if _State.starting:
         _end(exit_code(number))
     if _State.interruptible:
@@ -172,6 +176,7 @@ def _watch(pipe):
                     if number in _SIGNALS:
                         numbers.append(number)
                         _tell(numbers)
+                        _State.told.set()
                 if len(numbers) > 2:
                     _end(130 if numbers[0] == signal.SIGINT else 128 + numbers[0])
             if numbers and deadline is None:

@@ -291,13 +291,13 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     with meter.paused():
                         evaluation = stopping.unless_stopped(functools.partial(task.evaluate, state)) or {}
                     stop = agreed_stop(received)
+                checkpoint.check(manager)
+                workdirs.check()
                 if last or stop or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
                     # What was not measured is never the best.
                     scores = evaluation or (task.best and {task.best: -math.inf})
                     checkpoint.save(manager, step, state, task.meta, scores)
-                checkpoint.check(manager)
-                workdirs.check()
                 if stop:
                     break
     if stop:

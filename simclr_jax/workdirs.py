@@ -20,7 +20,7 @@ from flax.traverse_util import unflatten_dict
 
 from simclr_jax import files
 from simclr_jax.console import say, shown
-from simclr_jax.errors import RunError, UserError, reason_of
+from simclr_jax.errors import RunError, UserError, is_of_storage, reason_of
 
 SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
 BEAT = 5.0  # seconds between two signs of life in lock.json
@@ -38,8 +38,6 @@ def prepare(workdir) -> epath.Path:
       UserError: it is no folder, cannot be made, or cannot be written to.
     """
     workdir = epath.Path(workdir)
-    if not files.is_local(workdir):
-        files.check_reachable(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for folder in (workdir, workdir / "checkpoints"):
@@ -48,7 +46,7 @@ def prepare(workdir) -> epath.Path:
                 trial.write_bytes(b"1")
                 trial.unlink()
     except Exception as error:
-        if not files.is_of_storage(error):
+        if not is_of_storage(error) and "null" not in str(error):
             raise
         place = getattr(error, "filename", None) or workdir
         raise UserError(
@@ -75,13 +73,14 @@ def locked(workdir) -> Iterator[None]:
     with files.storage(path):
         while not _take(path, mine):
             _wait_until_free(workdir, path)
-    stop, _failed[:] = threading.Event(), []
+    stop, _failed[:], _held[:] = threading.Event(), [], [path] if files.is_local(path) else []
     beating = threading.Thread(target=_beat, args=(path, mine, stop), daemon=True)
     beating.start()
     try:
         yield
     finally:
         stop.set()
+        _held.clear()
         beating.join(BEAT)
         with suppress(Exception):
             if files.read_json(path)["id"] == mine["id"]:
@@ -90,12 +89,22 @@ def locked(workdir) -> Iterator[None]:
 
 
 _failed: list[str] = []
+_held: list[epath.Path] = []  # the lock, where looking for it costs nothing
 
 
 def check() -> None:
     """Raises a RunError if the folder of this run has gone, or was taken by another one."""
     if _failed:
         raise RunError(_failed[0])
+    if _held and not files.exists(_held[0]):
+        raise RunError(_gone(_held[0], "No such file or directory"))
+
+
+def _gone(lock, reason):
+    return (
+        f"{shown(lock.parent)}: {reason}, while this run was writing there; what was saved is where the "
+        "folder is now, and the same command goes on once this is mended"
+    )
 
 
 def _take(path, mine) -> bool:
@@ -208,10 +217,7 @@ def _beat(path, mine, stop):
             cause = error.__cause__ or error
             if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # the next save will tell
                 continue
-            _failed.append(
-                f"{shown(path.parent)}: {reason_of(cause)}, while this run was writing there; what was saved "
-                "is where the folder is now, and the same command goes on once this is mended"
-            )
+            _failed.append(_gone(path, reason_of(cause)))
             return
 
 

@@ -56,7 +56,7 @@ def run(path, **options):
     pause = options.pop("pause", 0.0)
     config = config_of(**options.pop("config", {}))
     logging.set_verbosity(logging.FATAL)
-    task = task_of(on_batch=lambda step: time.sleep(pause), **options)
+    task = task_of(on_batch=lambda step: time.sleep(pause if step > 3 else 0), **options)
     with errors.told(processes.leave), stopping.handled():
         workdirs.check_config(path, config.to_dict())
         workdirs.prepare(path)

@@ -83,6 +83,7 @@ def test_imports_run_one_way():
             "data",
             "errors",
             "features",
+            "files",
             "metrics",
             "models",
             "official",
