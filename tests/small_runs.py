@@ -81,7 +81,7 @@ class Small:
 
     def __init__(self, path, log, user=None, **options):
         self.log = log
-        self.process = _context.Process(target=_child, args=(path, log, user, options))
+        self.process = _context.Process(target=_child, args=(path, log, user, options), daemon=True)
         self.process.start()
 
     def output(self):
