@@ -57,6 +57,7 @@ class Examples(NamedTuple):
     name: str
     num_examples: int
     num_classes: int
+    value_range: None = None
 
     @classmethod
     def of(cls, dataset):

@@ -13,7 +13,6 @@ README.md, lies beside it.
 """
 
 import argparse
-import json
 import re
 import tempfile
 from functools import partial
@@ -25,8 +24,9 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax import checkpoint, errors, official, pretrained
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, errors, files, official, pretrained
+from simclr_jax.console import shown
+from simclr_jax.errors import UserError, reason_of
 from simclr_jax.model_card import model_card
 
 TOLERANCE = 1e-4  # relative to an output's largest value
@@ -248,9 +248,11 @@ def main(argv: list[str]) -> None:
         summary=_results(run),
         licence=args.licence,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as unfinished:
-        folder = Path(unfinished, output.name)
+    with files.storage(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, whose name not every library takes.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.plain(output.parent)) as unfinished:
+        folder = Path(unfinished, "export")
         folder.mkdir()
         difference = FORMATS[args.format](model, variables, folder, image_size=size)
         (folder / "README.md").write_text(card)
@@ -258,7 +260,7 @@ def main(argv: list[str]) -> None:
             file.chmod((folder / "README.md").stat().st_mode)
         folder.replace(output)
     told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
-    print(f"{output}: written and read back, {told}")
+    print(f"{shown(output)}: written and read back, {told}")
 
 
 def _results(run) -> dict | None:
@@ -291,10 +293,10 @@ def _results(run) -> dict | None:
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return files.read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is no JSON ({error}): remove it, or finish the run, which writes it"
+            f"{shown(path)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
         ) from None
 
 

@@ -26,7 +26,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, errors, metrics, workdirs
+from simclr_jax import checkpoint, errors, files, metrics, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 from simclr_jax.official_names import encoder_layers, model_keys, other_keys, our_names, tf1_names
@@ -60,7 +60,8 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     if prefix is None:
         raise UserError(f"{path} holds no TensorFlow checkpoint: give its folder or prefix")
     with _damage_told(prefix) as tf:
-        reader = tf.train.load_checkpoint(prefix)
+        place = epath.Path(prefix)
+        reader = tf.train.load_checkpoint(str(files.plain(place.parent) / place.name))
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
         keys, pooled = model_keys(reader, shapes, ema=ema)
     found = {name: shapes[key] for name, key in keys.items()}
@@ -110,7 +111,8 @@ def find(path) -> str | None:
     path = epath.Path(re.sub(r"(\.(index|meta|data-\d+-of-\d+)|/saved_model\.pb)$", "", str(path)))
     if (path.parent / f"{path.name}.index").exists():
         return str(path)
-    prefixes = [str(index).removesuffix(".index") for index in path.glob("*.index")]
+    inside = path.iterdir() if path.is_dir() else ()
+    prefixes = [str(index).removesuffix(".index") for index in inside if index.name.endswith(".index")]
     # The folders of Google's published networks hold one of these, beside a checkpoint or alone.
     for folder in (path,) if prefixes else (path, path / "saved_model", path / "hub"):
         if (folder / "saved_model.pb").exists():

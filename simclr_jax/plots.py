@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -10,7 +9,8 @@ import matplotlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, pretrained
+from simclr_jax import errors, files, metrics, pretrained, workdirs
+from simclr_jax.console import shown
 from simclr_jax.errors import UserError
 from simclr_jax.tasks import pretrain
 
@@ -246,15 +246,15 @@ def _class_name(label, class_names):
 
 def figures_of(run: Path):
     """Yields (name, figure) of everything that a run's files tell."""
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
+    log = metrics.read(run / "metrics.jsonl")
     yield "curves", learning_curves(log, _LOSSES.get(config.task, "cross entropy"))
     if config.task == "pretrain":
         yield "views", views(pretrain.example_views(config, run, count=10))
         if measured := [line for line in log if "features_effective_rank" in line]:
             yield "health", health(measured)
     found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
-    summaries = {path.parent: json.loads(path.read_text()) for path in found}
+    summaries = {path.parent: summary for path in found if (summary := workdirs.read_summary(path.parent))}
     if len(summaries.get(run, {}).get("trained", {})) > 1:
         yield "scores", scores(summaries[run])
     if drawn := [summary for summary in summaries.values() if "labels_per_class" in summary]:
@@ -270,25 +270,25 @@ def _held_out(config, run):
     from simclr_jax.data import datasets
 
     load = functools.partial(datasets.load, config.dataset, seed=config.seed, workdir=run)
-    shown = [datasets.sample(load("eval"), HELD_OUT, seed=config.seed)]
-    if shown[0].num_examples < FEW:
-        beside = datasets.sample(load("train"), FEW - shown[0].num_examples, seed=config.seed)
+    sources = [datasets.sample(load("eval"), HELD_OUT, seed=config.seed)]
+    if sources[0].num_examples < FEW:
+        beside = datasets.sample(load("train"), FEW - sources[0].num_examples, seed=config.seed)
         print(
-            f"{shown[0].num_examples} images are held out: neighbours and map show {beside.num_examples} "
+            f"{sources[0].num_examples} images are held out: neighbours and map show {beside.num_examples} "
             "training images beside them",
             flush=True,
         )
-        shown.append(beside)
-    shown = [source for source in shown if source.num_examples]
+        sources.append(beside)
+    sources = [source for source in sources if source.num_examples]
     config.pretrained = str(run)
     config.batch_size = 32 * jax.device_count()
     extract = pretrained.make_extract(config)
     images, features, labels = (
-        np.concatenate(parts) for parts in zip(*[(_images(config, of), *extract(of)) for of in shown])
+        np.concatenate(parts) for parts in zip(*[(_images(config, of), *extract(of)) for of in sources])
     )
-    if not all(source.num_classes for source in shown):
+    if not all(source.num_classes for source in sources):
         labels = np.full_like(labels, -1)
-    return images, features, labels, shown[0].class_names
+    return images, features, labels, sources[0].class_names
 
 
 def _images(config, source):
@@ -303,13 +303,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="workdir of a run")
     run = parser.parse_args(argv).run
     if not (run / "metrics.jsonl").exists():
-        raise UserError(f"{run} holds no metrics.jsonl: give the workdir of a run that has made some steps")
-    (run / "plots").mkdir(exist_ok=True)
+        raise UserError(
+            f"{shown(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
+        )
+    with files.storage(run):
+        (run / "plots").mkdir(exist_ok=True)
     for name, figure in figures_of(run):
         path = run / "plots" / f"{name}.png"
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
-        print(path, flush=True)
+        print(shown(path), flush=True)
 
 
 if __name__ == "__main__":

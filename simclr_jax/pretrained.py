@@ -50,9 +50,10 @@ def adopt(config, given: dict[str, Any]) -> None:
         return
     files.check_reachable(config.pretrained)
     if official.find(config.pretrained):
-        saved = read(config.pretrained)[1]["config"]
+        meta = read(config.pretrained)[1]
     else:
-        saved = workdirs.complete(checkpoint.load_meta(config.pretrained)["config"])
+        meta = checkpoint.load_meta(config.pretrained)
+    saved = workdirs.complete(meta["config"])
     theirs, ours = workdirs.flatten(saved), workdirs.flatten(config.to_dict())
     model = () if config.task == "distill" else tuple(f"model.{key}" for key in _ARCHITECTURE)
     wrong = [key for key in model if key in given and ours[key] != theirs[key]]
@@ -70,6 +71,8 @@ def adopt(config, given: dict[str, Any]) -> None:
         seed = theirs["seed"] if seed is None else seed
         if "dataset.split_seed" not in given and seed != config.seed:
             taken["dataset.split_seed"] = seed
+        if "dataset.value_range" not in given and meta.get("value_range"):
+            taken["dataset.value_range"] = tuple(meta["value_range"])
     config.update_from_flattened_dict(taken)
     if taken:
         told = ", ".join(f"{key}={value}" for key, value in taken.items())

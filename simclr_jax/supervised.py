@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from simclr_jax import files, losses, parallel, train
+from simclr_jax import files, losses, parallel, processes, train
 from simclr_jax.errors import UserError
 
 
@@ -27,7 +27,11 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
         schedule=schedule,
         batches=partial(batches, config, source),
         num_steps=num_steps,
-        meta={"config": config.to_dict(), "num_classes": model.supervised_head.features},
+        meta={
+            "config": config.to_dict(),
+            "num_classes": model.supervised_head.features,
+            "value_range": source.value_range,
+        },
         evaluate=evaluate,
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
     )
@@ -106,6 +110,7 @@ def make_evaluate(config, model, source):
     def count(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
         hits = {f"top{k}": losses.top_k_correct(logits, batch["label"], k=k) & batch["mask"] for k in (1, 5)}
+        hits["all"] = batch["mask"]
         return jax.lax.psum({name: hit.sum() for name, hit in hits.items()}, parallel.AXIS)
 
     mapped = parallel.pmap(count)
@@ -117,7 +122,9 @@ def make_evaluate(config, model, source):
         )
         hits = [mapped(variables, batch) for batch in train.prefetch_to_devices(held_out)]
         hits = jax.device_get(hits)
-        return {name: int(np.sum([hit[name] for hit in hits])) / source.num_examples for name in hits[0]}
+        sums = {name: int(np.sum([hit[name] for hit in hits])) for name in hits[0]}
+        count = sums.pop("all")  # less than the split has where files were lost
+        return {name: hit / count for name, hit in sums.items()}
 
     return evaluate
 
@@ -153,6 +160,8 @@ def load_labelled(config, workdir, splits=("train", "eval")):
 
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     sources = [load(split) for split in splits]
+    for split, source in zip(splits, sources):
+        processes.agree(f"{split} split", datasets.fingerprint(source))
     for source in sources:
         if not source.num_classes:
             raise UserError(

@@ -232,8 +232,8 @@ def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | Non
     path = epath.Path(workdir) / "config.json"
     if not files.exists(path):
         return
-    ours = flatten(config)
-    saved = flatten(defaults or {}) | flatten(read_config(workdir))
+    ours = flatten(json.loads(json.dumps(config)))  # as it would be saved: lists where it has tuples
+    saved = flatten(json.loads(json.dumps(defaults or {}))) | flatten(read_config(workdir))
     differing = [
         f"{key} is {saved.get(key)!r} there and {ours[key]!r} here"
         for key in sorted(ours)

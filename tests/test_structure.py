@@ -63,7 +63,7 @@ def test_imports_run_one_way():
         "probes.py": ("errors", "parallel"),
         "features.py": ("parallel", "probes"),
         "models/": ("errors", "models", "parallel"),
-        "data/": ("data", "errors"),
+        "data/": ("console", "data", "errors", "files"),
         "train.py": (
             "checkpoint",
             "errors",
@@ -75,8 +75,17 @@ def test_imports_run_one_way():
             "workdirs",
         ),
         "official_names.py": (),
-        "official.py": ("checkpoint", "data", "errors", "metrics", "models", "official_names", "workdirs"),
-        "supervised.py": ("data", "errors", "files", "losses", "parallel", "train"),
+        "official.py": (
+            "checkpoint",
+            "data",
+            "errors",
+            "files",
+            "metrics",
+            "models",
+            "official_names",
+            "workdirs",
+        ),
+        "supervised.py": ("data", "errors", "files", "losses", "parallel", "processes", "train"),
         "pretrained.py": (
             "checkpoint",
             "console",

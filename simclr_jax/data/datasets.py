@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import hashlib
 import operator
 import os
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from simclr_jax.console import shown
 from simclr_jax.data import decode, folder
-from simclr_jax.errors import RunError, UserError, shown
+from simclr_jax.errors import RunError, UserError
 
 FIRST = 64  # labels of a stream that are looked at before it is used
 
@@ -76,7 +78,7 @@ class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode, names, class_names: as in `Source`.
+        name, num_examples, num_classes, decode, names, class_names, value_range: as in `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
     """
@@ -89,6 +91,7 @@ class Stream(NamedTuple):
     shuffle_buffer: int
     names: None = None
     class_names: tuple[str, ...] = ()
+    value_range: None = None
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:
@@ -195,6 +198,17 @@ def lost_rows(source: Source | Stream) -> np.ndarray:
     if not isinstance(source, Source) or source.lost is None:
         return np.zeros(source.num_examples, bool)
     return source.lost.rows(source.names)
+
+
+def fingerprint(source: Source | Stream) -> dict[str, str | int]:
+    """What tells a dataset from another one, so that processes find out whether they read the same."""
+    known = {"size": source.num_examples, "classes": source.num_classes}
+    if isinstance(source, Source):
+        told = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
+        for name in [] if source.names is None else source.names.tolist():
+            told.update(os.fsencode(name) + b"\0")
+        known["names and labels"] = told.hexdigest()[:12]
+    return known
 
 
 def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
@@ -16,10 +15,12 @@ from typing import NamedTuple
 import tensorflow as tf
 from etils import epath
 
+from simclr_jax.console import shown
 from simclr_jax.data import CORES
 from simclr_jax.data import decode as pictures
 from simclr_jax.data.decode import MAX_PIXELS, decode, decode_bytes  # noqa: F401
-from simclr_jax.errors import UserError, shown
+from simclr_jax.errors import UserError
+from simclr_jax.files import StorageError, set_aside, storage, write_json
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 _TRAIN_FOLDERS = ("train", "training")
@@ -122,11 +123,9 @@ def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, 
         notes.append(f"images: {'; '.join(told)}")
     print(f"{shown(path)}: {'; '.join(parts)}", *notes, sep="\n  ", flush=True)
     if listing:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        # Every process writes the same list; a rename leaves no reader half a file.
-        partial = listing.parent / f"{listing.name}.{uuid.uuid4().hex}.tmp"
-        partial.write_text(json.dumps(listed))
-        partial.replace(listing)
+        with storage(listing):
+            listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listing, listed)  # every process the same list
     return listed | {"lost": []}
 
 
@@ -155,14 +154,12 @@ def _read(listing, path):
                 "move the file away, and it is made anew"
             )
         return {"value_range": None} | listed
-    aside = listing.parent / f"{listing.name}.damaged"
-    if aside.exists():
-        aside = listing.parent / f"{listing.name}.damaged-{uuid.uuid4().hex[:8]}"
-    with suppress(FileNotFoundError):  # another process was first
-        listing.replace(aside)
-    print(
-        f"{shown(listing)}: damaged ({shown(fault)[:100]}); moved to {aside.name} and made anew", flush=True
-    )
+    with suppress(StorageError):  # another process was first
+        aside = set_aside(listing)
+        print(
+            f"{shown(listing)}: damaged ({shown(fault)[:100]}); moved to {aside.name} and made anew",
+            flush=True,
+        )
     return None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from simclr_jax import losses, metrics, parallel, pretrained, supervised, train
+from simclr_jax import losses, metrics, parallel, pretrained, processes, supervised, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 
@@ -34,6 +34,7 @@ def run(config, workdir) -> dict:
     taught = meta["config"]
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source, held_out = load("train"), load("eval")
+    processes.agree("train split", datasets.fingerprint(source))
     for split in (source, held_out):
         if split.num_classes not in (0, meta["num_classes"]):
             raise UserError(

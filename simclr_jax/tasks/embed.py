@@ -9,7 +9,7 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import files, metrics, parallel, pretrained, workdirs
+from simclr_jax import files, metrics, parallel, pretrained, processes, workdirs
 
 
 def run(config, workdir) -> dict:
@@ -29,6 +29,8 @@ def run(config, workdir) -> dict:
         split: datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
         for split in config.splits.split("+")
     }
+    for split, source in sources.items():
+        processes.agree(f"{split} split", datasets.fingerprint(source))
     parts = [
         (split, start, min(start + config.examples_per_part, source.num_examples))
         for split, source in sources.items()

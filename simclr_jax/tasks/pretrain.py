@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import features, health, losses, metrics, parallel, pretrained, probes, supervised, train
+from simclr_jax import (
+    features,
+    health,
+    losses,
+    metrics,
+    parallel,
+    pretrained,
+    probes,
+    processes,
+    supervised,
+    train,
+)
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
@@ -32,6 +43,7 @@ def run(config, workdir) -> dict:
     train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     load = partial(datasets.load, seed=config.seed, workdir=workdir)
     source = load(config.dataset, "train")
+    processes.agree("train split", datasets.fingerprint(source))
     model = make_model(config.model, source.num_classes, remat=config.remat)
     task = make_task(config, model, source)
     examine = _make_examine(config, model, source)
@@ -85,7 +97,11 @@ def make_task(config, model, source) -> train.Task:
         schedule=schedule,
         batches=partial(_batches, config, source),
         num_steps=num_steps,
-        meta={"config": config.to_dict(), "num_classes": source.num_classes},
+        meta={
+            "config": config.to_dict(),
+            "num_classes": source.num_classes,
+            "value_range": source.value_range,
+        },
     )
 
 

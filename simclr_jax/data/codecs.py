@@ -21,7 +21,7 @@ class _Functions(ctypes.Structure):
 
 
 @functools.cache
-def hush_codecs() -> None:
+def hush() -> None:
     """Filters C's `stderr`, which these libraries print on; does nothing where the C library is not glibc.
 
     File descriptor 2 stays as it is: Python, TensorFlow's log and crashes write there and are not touched.
