@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,24 @@ def test_empty_and_missing_folders_are_one_line(tmp_path):
     for path in ("empty", "missing"):
         out = run("folder", tmp_path / "run", f"--config.dataset.path={tmp_path / path}", code=2)
         assert out.startswith("error: ") and path in out and out.count("\n") == 1
+
+
+def test_a_run_that_is_over_prints_its_summary_and_ends(straight):
+    before = {path: path.stat().st_mtime_ns for path in straight[0].rglob("*")}
+    begun = os.times()
+    out = run("digits", straight[0], *TINY, "--config.num_steps=20", devices=2)
+    ended = os.times()
+    assert "holds a run that is over" in out and "steps 20" in out and "measuring" not in out
+    assert {path: path.stat().st_mtime_ns for path in straight[0].rglob("*")} == before
+    spent = ended.children_user + ended.children_system - begun.children_user - begun.children_system
+    assert spent < 15  # CPU seconds, most of them imports
+
+
+def test_a_run_that_is_over_but_damaged_goes_on(straight, tmp_path):
+    workdir = shutil.copytree(straight[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "20" / "meta")
+    out = run("digits", workdir, *TINY, "--config.num_steps=20", devices=2, code=2)
+    assert re.search(r"error: every checkpoint in .* is damaged: 20 \(No such file", out)
 
 
 def test_workdir_of_another_config_is_refused(straight):

@@ -1,5 +1,8 @@
 """What a task takes from a checkpoint, and how it refuses one that does not fit."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -89,3 +92,53 @@ def test_no_checkpoint_is_a_user_error(tmp_path):
     config.pretrained = str(tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):
         pretrained.make_init(config, model_of(config))
+
+
+def adopted(run, task="knn", given=(), **overrides):
+    config = tiny_config(task, pretrained=str(run), **overrides)
+    pretrained.adopt(config, dict.fromkeys(given))
+    return config
+
+
+def test_model_and_image_size_come_from_the_checkpoint(pretrained_run, capsys):
+    changed = {"image_size": 96, "model.width": 1.0, "model.depth": 18, "model.projection_layers": 2}
+    config = adopted(pretrained_run, **changed)
+    assert (config.image_size, config.model.width, config.model.depth) == (16, 0.125, 8)
+    assert config.model.projection_layers == 3
+    assert "image_size=16" in capsys.readouterr().out
+    assert adopted(pretrained_run).to_dict() == tiny_config("knn", pretrained=str(pretrained_run)).to_dict()
+    assert capsys.readouterr().out == ""
+
+
+def test_what_the_user_set_stays_and_is_told_of(pretrained_run, capsys):
+    config = adopted(pretrained_run, given=["image_size"], image_size=24)
+    assert config.image_size == 24 and "trained at 16" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"model.depth=18 does not fit .*--config.model.depth=8 as there"):
+        adopted(pretrained_run, given=["model.depth"], **{"model.depth": 18})
+
+
+def test_the_model_of_distillation_is_its_own(pretrained_run):
+    config = adopted(pretrained_run, "distill", **{"model.width": 0.25, "image_size": 24})
+    assert config.model.width == 0.25 and config.image_size == 16
+
+
+def test_folders_keep_the_split_of_their_run(pretrained_run, tmp_path):
+    run = shutil.copytree(pretrained_run, tmp_path / "run")
+    (meta,) = run.glob("checkpoints/*/meta/metadata")
+    saved = json.loads(meta.read_text())
+    saved["config"]["dataset"]["name"], saved["value_range"] = "folder", [0, 4095]
+    meta.write_text(json.dumps(saved))
+    config = adopted(run, **{"dataset.name": "folder"})
+    assert config.dataset.split_seed == 7 and config.dataset.value_range == (0, 4095)
+    config = adopted(run, given=["dataset.split_seed"], **{"dataset.name": "folder", "dataset.split_seed": 3})
+    assert config.dataset.split_seed == 3
+
+
+def test_a_checkpoint_whose_config_lacks_keys_is_read(pretrained_run, tmp_path):
+    run = shutil.copytree(pretrained_run, tmp_path / "run")
+    (meta,) = run.glob("checkpoints/*/meta/metadata")
+    saved = json.loads(meta.read_text())
+    del saved["schema_version"], saved["config"]["model"]["se_ratio"], saved["config"]["dataset"]["classes"]
+    meta.write_text(json.dumps(saved))
+    assert pretrained.load_model(run)[2]["config"]["model"]["se_ratio"] == 0.0
+    assert adopted(run).model.depth == 8

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import optax
 import pytest
 from conftest import log_of, tiny_config
 
+from configs import digits
 from simclr_jax import checkpoint, train, workdirs
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
@@ -142,9 +144,11 @@ def twenty_steps(folder, until):
 
 def main_of_two_processes(workdir):
     """The same run on two processes with two devices each; SIGTERM to the second one after three steps."""
-    config = workdirs.flatten(config_and_task(STEPS)[0].to_dict())
+    config, defaults = (
+        workdirs.flatten(of.to_dict()) for of in (config_and_task(STEPS)[0], digits.get_config())
+    )
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
-    flags += [f"--config.{key}={value}" for key, value in config.items() if value is not None]
+    flags += [f"--config.{key}={value}" for key, value in config.items() if value != defaults[key]]
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "simclr_jax.main", *flags, *joining],
@@ -184,3 +188,73 @@ def test_a_run_survives_a_stop_of_any_process_and_changes_of_their_number(tmp_pa
         jax.tree.leaves_with_path(straight["params"]), jax.tree.leaves(moved["params"])
     ):
         assert np.abs(one - other).max() <= 1e-2 * np.abs(one).max(), jax.tree_util.keystr(path)
+
+
+def start_digits(workdir, changes, *, num_processes=2):
+    """A process of a long run on digits for each of the changes, all joined."""
+    flags = ["--config=configs/digits.py", f"--workdir={workdir}", "--config.model.width=0.125"]
+    flags += ["--config.batch_size=16", "--config.log_every_steps=1", "--config.num_steps=3000"]
+    flags += ["--config.image_size=16", "--config.model.stem=auto", "--config.evaluate.max_examples=64"]
+    flags += ["--config.evaluate.compare=False", "--join_timeout=60"]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "simclr_jax.main", *flags, *joining, *change],
+            cwd=ROOT,
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for joining, change in zip(join(num_processes), changes)
+    ]
+
+
+def ends_of(started, seconds):
+    """Exit code and lines of stderr of each process."""
+    found = []
+    for process in started:
+        _, err = process.communicate(timeout=seconds)
+        found.append((process.returncode, err.strip().splitlines()))
+    return found
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_other_in_one_line(victim, tmp_path):
+    started = start_digits(tmp_path / "run", [[], []])
+    for line in started[0].stdout:
+        if line.startswith("step    3/"):
+            break
+    started[victim].kill()
+    begun = time.monotonic()
+    code, (line,) = ends_of(started, 60)[1 - victim]
+    assert time.monotonic() - begun < 30
+    assert code == 1 and re.match(rf"error: process {victim} .* is gone", line)
+
+
+DIFFERENCES = {
+    "seed": ([[], ["--config.seed=3"]], "process 1 has another config (seed is 3 there and 0 on process 0)"),
+    "workdir": ([[], ["--workdir=elsewhere"]], "workdir is 'elsewhere' there"),
+    "processes": ([[], ["--num_processes=3"]], "--num_processes=3 here, but 2 on process 0"),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_processes_that_are_not_one_run_are_refused(difference, tmp_path):
+    changes, message = DIFFERENCES[difference]
+    for code, (line,) in ends_of(start_digits(tmp_path / "run", changes), 90):
+        assert code == 2 and message in line
+    assert not (tmp_path / "run").exists()
+
+
+ALONE = {
+    "no process 0": (["--process_id=1"], "no process 0 at localhost:"),
+    "no process 1": (["--process_id=0"], "2 processes were to join at localhost:"),
+}
+
+
+@pytest.mark.parametrize("which", ALONE)
+def test_processes_that_do_not_come_are_one_line(which, tmp_path):
+    changes, message = ALONE[which]
+    (started,) = start_digits(tmp_path / "run", [[*changes, "--join_timeout=3"]])
+    ((code, (line,)),) = ends_of([started], 60)
+    assert code == 2 and message in line and "3 s (--join_timeout" in line
