@@ -22,7 +22,7 @@ def pretrain() -> ConfigDict:
             "seed": 0,  # of the initialisation, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
             "num_epochs": 100.0,
-            "num_steps": placeholder(int),  # wins over num_epochs where it is set
+            "num_steps": placeholder(int),  # wins over num_epochs; --config.num_epochs alone unsets it
             "warmup_epochs": 10.0,
             "image_size": 224,  # pixels, after cropping
             "temperature": 0.1,  # of NT-Xent
