@@ -8,9 +8,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it prints a warning, for 
 
 import tensorflow as tf
 
-from simclr_jax.data import codecs
-
 tf.config.set_visible_devices([], "GPU")
-codecs.hush()
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -279,9 +280,24 @@ def _look(path, files, max_pixels):
 
     names = list(files)
     chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
-    with concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:  # twice: some wait for the disk
+    # Twice as many threads: some wait for the disk.
+    with _hushed(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
         looks = pool.map(lambda chunk: [look(name) for name in chunk], chunks)
         return dict(zip(names, (one for chunk in looks for one in chunk)))
+
+
+@contextmanager
+def _hushed():
+    """Leaves out what libjpeg and libpng print of damaged files; what they fail of is raised besides."""
+    sys.stderr.flush()
+    before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
 
 
 def reason(error) -> str:
