@@ -72,7 +72,8 @@ def test_stopped_run_goes_on_behind_its_last_part(pretrained_run, in_one_part, t
     )
     _, arrays = embedded(pretrained_run, tmp_path, examples_per_part=500)
     assert written == [f"{split}-{start:09d}.parquet" for split, start in PARTS]
-    np.testing.assert_array_equal(arrays["features"], in_one_part[2]["features"])
+    # In batches of other neighbours a processor may round one number in fifty thousand otherwise.
+    np.testing.assert_allclose(arrays["features"], in_one_part[2]["features"], rtol=1e-6, atol=1e-7)
     monkeypatch.setattr(embed, "_write_part", None)  # a finished run writes nothing
     assert embedded(pretrained_run, tmp_path, examples_per_part=500)[0]["dimensions"] == 32
 
