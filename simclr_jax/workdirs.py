@@ -96,7 +96,7 @@ def check() -> None:
     """Raises a RunError if the folder of this run has gone, or was taken by another one."""
     if _failed:
         raise RunError(_failed[0])
-    if _held and not files.exists(_held[0]):
+    if _held and not files.exists(_held[0].parent):
         raise RunError(_gone(_held[0], "No such file or directory"))
 
 
@@ -203,7 +203,7 @@ def _beat(path, mine, stop):
     while not stop.wait(BEAT):
         beats += 1
         try:
-            owner = _owner(path) if files.exists(path) else files.read_json(path)
+            owner = _owner(path)  # of nobody where the lock was lost: it is written anew
             if owner and owner.get("id") != mine["id"]:
                 _failed.append(
                     f"{shown(path.parent)} was taken by process {owner.get('pid')} on "
