@@ -1,11 +1,8 @@
 """Runs of a task of one array, in processes of their own that start within a second: for faults and kills."""
 
-import contextlib
-import io
 import multiprocessing
 import os
 import signal
-import sys
 import time
 
 import jax.numpy as jnp
@@ -103,11 +100,3 @@ class Small:
             self.process.join()
         assert not alive, f"did not end in {seconds} s:\n{self.output()}"
         return self.process.exitcode, self.output()
-
-
-def told(function):
-    """What a command prints to stderr, and its exit code."""
-    stderr = io.StringIO()
-    with contextlib.redirect_stderr(stderr), contextlib.suppress(SystemExit), errors.told():
-        function()
-    return stderr.getvalue(), sys.exc_info()
