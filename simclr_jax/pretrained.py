@@ -66,7 +66,7 @@ def adopt(config, given: dict[str, Any]) -> None:
     taken = {
         key: theirs[key] for key in (*model, "image_size") if key not in given and ours[key] != theirs[key]
     }
-    if config.dataset.name == "folder" and saved["dataset"]["name"] == "folder":
+    if config.dataset.name == "folder" and theirs.get("dataset.name") == "folder":
         seed = theirs["dataset.split_seed"]
         seed = theirs["seed"] if seed is None else seed
         if "dataset.split_seed" not in given and seed != config.seed:

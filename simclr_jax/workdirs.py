@@ -268,7 +268,11 @@ def read_config(workdir) -> dict[str, Any]:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved config, with the defaults of keys that its version had not yet."""
+    """A saved config, with the defaults of keys that its version had not yet.
+
+    The config of an official checkpoint has no dataset and tells of the network alone: nothing is added to
+    how it was trained.
+    """
     from configs import base
 
     config = dict(config)
@@ -276,7 +280,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         defaults = base.pretrain()
     else:
         defaults = getattr(base, config["task"])(base.pretrain())
-    flat = flatten(defaults.to_dict()) | flatten(config)
+    defaults = defaults.to_dict() if "dataset" in config else {"model": defaults.model.to_dict()}
+    flat = flatten(defaults) | flatten(config)
     return unflatten_dict({tuple(key.split(".")): value for key, value in flat.items()})
 
 

@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(run, place):
         ("linear_eval", [], None, "pretrained is not set: give --config.pretrained=RUN"),
         ("linear_eval", [], "nothing", "holds no checkpoint"),
         ("knn", ["--config.k=0"], "pretrain", "k=0: set --config.k to a number above 0"),
-        ("linear_eval", ["--config.model.width=0.5"], "pretrain", "does not fit the model"),
+        ("linear_eval", ["--config.model.width=0.5"], "pretrain", "model.width=0.5 does not fit"),
         ("finetune", [*TINY, "--config.labels_per_class=150"], "pretrain", "but labels_per_class=150"),
         ("transfer", [*TINY, "--config.metric=top2"], "pretrain", "set --config.metric to top1"),
     ]

@@ -573,8 +573,8 @@ def test_a_task_tells_what_does_not_fit_in_one_line(official_run, tmp_path):
         "--config=configs/digits.py:knn",
         f"--workdir={tmp_path}/run",
     ]
-    command += ["--config.image_size=16", f"--config.pretrained={official_run}"]
+    command += ["--config.model.stem=imagenet", f"--config.pretrained={official_run}"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=GOLDENS.parent.parent)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "does not fit the model: encoder/" in result.stderr
-    assert "set --config.model.width=0.125 --config.model.stem=cifar" in result.stderr
+    assert "error: model.stem=imagenet does not fit" in result.stderr
+    assert "set --config.model.stem=cifar as there" in result.stderr

@@ -141,8 +141,9 @@ def test_a_tpu_topology_is_compiled_for(libtpu):
 
 
 def test_what_a_tpu_cannot_hold_is_refused(libtpu):
-    out = run(*TINY, "--topology=v5e:1x1", "--config.batch_size=1048576", code=1)
-    assert re.search(r"1048576 a device", out)
+    sizes = ["--config.batch_size=1432", "--config.image_size=640"]
+    out = run(*TINY, "--topology=v5e:1x1", *sizes, code=1)
+    assert re.search(r"1432 a device", out)
     assert re.search(r"does not fit: set --config.microbatches=\d+, set --config.remat=True", out)
 
 

@@ -149,16 +149,17 @@ def main_of_two_processes(workdir):
     )
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value != defaults[key]]
+    errors = [workdir.parent / f"stderr{index}" for index in range(2)]
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "simclr_jax.main", *flags, *joining],
             cwd=ROOT,
             env=environment(2),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=error.open("w"),
             text=True,
         )
-        for joining in join(2)
+        for joining, error in zip(join(2), errors)
     ]
     lines = []
     with started[0].stdout, started[1].stdout:
@@ -167,7 +168,8 @@ def main_of_two_processes(workdir):
             if sum(line.startswith("step") for line in lines) == 3:
                 started[1].send_signal(signal.SIGTERM)
         silent = started[1].stdout.read()
-    assert [process.wait(timeout=60) for process in started] == [0, 0]
+    codes = [process.wait(timeout=60) for process in started]
+    assert codes == [0, 0], [error.read_text()[-2000:] for error in errors] + lines[-3:]
     assert "step" not in silent
     return "".join(lines)
 
