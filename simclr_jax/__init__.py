@@ -1,1 +1,69 @@
-"""SimCLR v1 and v2 in JAX and Flax, from one laptop to a TPU pod."""
+"""SimCLR v1 and v2 in JAX and Flax, from one laptop to a TPU pod.
+
+    config = simclr_jax.get_config("digits", {"num_epochs": 10.0})
+    summary = simclr_jax.run(config, "runs/digits")
+    features = simclr_jax.load("runs/digits")(images)
+
+Importing this brings neither jax nor TensorFlow; calling it does.
+"""
+
+from simclr_jax.errors import UserError
+
+__all__ = ["UserError", "get_config", "load", "run"]
+
+
+def get_config(name: str, overrides: dict | None = None):
+    """The config of one of the shipped datasets and a task, as `--config=configs/NAME.py:TASK` has it.
+
+    Args:
+      name: 'digits', 'folder', 'imagenet', ..., which pretrains, or 'digits:linear_eval' and the like; a path
+        such as 'own.py:knn' is a file of your own.
+      overrides: values of keys by their dotted names, as {'optimizer.learning_rate': 0.1}.
+
+    Returns:
+      An ml_collections.ConfigDict. It is locked: keys can be set, and unknown ones are an AttributeError.
+
+    Raises:
+      UserError: there is no such config, key or value.
+    """
+    from simclr_jax import api
+
+    return api.get_config(name, overrides or {})
+
+
+def run(config, workdir, on_report=None) -> dict | None:
+    """Runs a task, any one, or goes on with it where an earlier call or command was stopped.
+
+    Ctrl-C, or the stop button of a notebook, loses nothing: the run saves, and the same call goes on.
+
+    Args:
+      config: from `get_config`.
+      workdir: local or gs:// folder that keeps everything of this run.
+      on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps.
+
+    Returns:
+      The summary, as in WORKDIR/summary.json; None of a run that was stopped.
+
+    Raises:
+      UserError: something is wrong with config, data or workdir, in one line.
+    """
+    from simclr_jax import api
+
+    return api.run(config, workdir, on_report)
+
+
+def load(path):
+    """The network of a run or checkpoint, ours or google-research/simclr's, as a function of images.
+
+    Args:
+      path: whatever `config.pretrained` takes: a workdir, WORKDIR/checkpoints/STEP, an official checkpoint.
+
+    Returns:
+      A `simclr_jax.encoder.Encoder`: `encoder(images)` are the features.
+
+    Raises:
+      UserError: there is no checkpoint, or it cannot be read.
+    """
+    from simclr_jax import encoder
+
+    return encoder.load(path)

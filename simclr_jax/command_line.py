@@ -3,20 +3,14 @@
 All of it is checked before anything begins; whatever is wrong with it is one line.
 """
 
-import ast
-import inspect
 import os
 import re
-import sys
-import traceback
-import types
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
 
-from simclr_jax import metrics, validation
+from simclr_jax import metrics, settings, validation
 from simclr_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -37,13 +31,6 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-_PARSERS = {
-    int: flags.IntegerParser().parse,
-    float: flags.FloatParser().parse,
-    bool: flags.BooleanParser().parse,
-    str: str,
-    tuple: lambda text: tuple(ast.literal_eval(text)),
-}
 _parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the other flags
 
 
@@ -75,15 +62,7 @@ def given() -> dict[str, object]:
 
 def defaults() -> ConfigDict:
     """The config as its file has it, without what the command line changes; None where it has to."""
-    config = load(_CONFIG.value)
-    for key in validation.flatten(config, strict=False):
-        section, name = validation.section_of(config, key)
-        try:
-            section[name]
-        except RequiredValueError:
-            del section[name]
-            section[name] = None
-    return config
+    return settings.defaults(_CONFIG.value)
 
 
 def read_config() -> ConfigDict:
@@ -111,19 +90,19 @@ def parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
         keys = [f"config.{key}" for key in validation.flatten(validation.reference_of("pretrain"))]
-        raise UserError(_unknown(error.flagname, names + keys)) from None
+        raise UserError(settings.unknown(error.flagname, names + keys)) from None
     except flags.IllegalFlagValueError as error:
         name = re.match(r"flag --(\w+)", str(error)).group(1)
         kinds = {"int": int, "float": float, "bool": bool}
         kind = kinds.get(flags.FLAGS[name].flag_type())
         if kind is None:  # words that absl alone knows, as of --stderrthreshold
-            raise UserError(f"{_one_line(error)}: see --helpfull") from None
+            raise UserError(f"{settings.one_line(error)}: see --helpfull") from None
         expected, example = validation.KINDS[kind]
         raise UserError(
             f"--{name}={dict(pairs)[name]}: expected {expected}, as in --{name}={example}"
         ) from None
     except (flags.Error, ValueError) as error:
-        raise UserError(f"{_one_line(error)}: write --NAME=VALUE, see --help") from None
+        raise UserError(f"{settings.one_line(error)}: write --NAME=VALUE, see --help") from None
     if len(left) > 1:
         raise UserError(f"'{left[1]}' is not a flag: write --config.KEY=VALUE")
     if not _CONFIG.value:
@@ -132,19 +111,12 @@ def parse(argv: list[str]) -> list[str]:
         validation.check_place("workdir", _WORKDIR.value)
     _check_processes()
 
-    config = load(_CONFIG.value)
-    validation.check_keys(config, file=_CONFIG.value)  # what it lacks, overrides could not find
-    reference = validation.reference_of(config.task) or config
-    values = {key: override(config, reference, key, text) for key, text in overrides}
+    config, given, odd = settings.make(_CONFIG.value, overrides, as_text=True)
     notes = [
         f"--{name} is given more than once, as {' and '.join(texts)}: the last counts"
         for name, texts in _repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
     ]
-    notes += _settle_length(config, values)
-    notes += validation.check(config, file=_CONFIG.value, given=values)
-    if config.pretrained:
-        config.pretrained = os.path.expanduser(config.pretrained)
-    _parsed.update(config=config.lock(), given=values, notes=notes)
+    _parsed.update(config=config, given=given, notes=notes + odd)
     return left
 
 
@@ -186,19 +158,6 @@ def _repeated(pairs):
     return [(name, found) for name, found in texts.items() if len(set(found)) > 1]
 
 
-def _settle_length(config, values):
-    """Lets a num_epochs that the user gave win over a num_steps of the file."""
-    if values.get("num_epochs") is None or config.num_steps is None:
-        return []
-    if "num_steps" in values:
-        raise UserError(
-            f"--config.num_epochs={values['num_epochs']} and --config.num_steps={values['num_steps']} both "
-            "say how long to train: give one of them"
-        )
-    steps, config.num_steps = config.num_steps, None
-    return [f"--config.num_epochs={values['num_epochs']} replaces num_steps={steps} of {_CONFIG.value}"]
-
-
 def _check_processes():
     """Raises a UserError unless this process is one of those that there are."""
     told = processes()
@@ -222,115 +181,3 @@ def _check_processes():
         raise UserError(
             f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count} counts from 0"
         )
-
-
-def load(file: str) -> ConfigDict:
-    """What `get_config` of a config file returns; `file` is 'FILE' or 'FILE:TASK'.
-
-    Raises:
-      UserError: it is no config file, or something in it goes wrong: with the line where it does.
-    """
-    path, colon, task = file.partition(":")
-    try:
-        with open(path, "rb") as source:
-            text = source.read()
-    except FileNotFoundError:
-        raise UserError(
-            f"--config={file} does not exist: give a file of configs/, as in --config=configs/digits.py"
-        ) from None
-    except OSError as error:  # a folder, say
-        raise UserError(
-            f"--config={file} cannot be read ({error.strerror}): give a file of configs/, as in "
-            "--config=configs/digits.py"
-        ) from None
-    module = types.ModuleType("config_file")
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # where dataclasses look for their module
-    try:
-        exec(compile(text, path, "exec"), module.__dict__)
-        get_config = getattr(module, "get_config", None)
-        if not callable(get_config):
-            raise UserError(f"{path} has no get_config: define get_config(), as configs/digits.py does")
-        config = get_config(*_arguments(get_config, file, [task] if colon else []))
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        if task and isinstance(error, ValueError) and f"'{task}'" in str(error):  # as base.task_config tells
-            raise UserError(f"--config={file}: {_one_line(error)}") from None
-        raise UserError(f"{_explain(error, path)}; mend the config") from None
-    if not isinstance(config, ConfigDict):
-        found = "None" if config is None else f"a {type(config).__name__}"
-        raise UserError(
-            f"get_config of {path} returned {found}: end it with 'return config', a ConfigDict, as "
-            "configs/digits.py does"
-        )
-    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
-
-
-def _arguments(get_config, file, arguments):
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError:
-        takes = (
-            f"no task: leave ':{arguments[0]}' away" if arguments else f"a task: write --config={file}:TASK"
-        )
-        raise UserError(f"--config={file}: its get_config takes {takes}") from None
-    return arguments
-
-
-def _explain(error, path):
-    """'FILE:LINE: KIND: what it says' of an exception of a config file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    place = f"{path}:{lines[-1]}" if lines else path
-    if isinstance(error, SyntaxError) and error.filename:  # maybe of a file that it imports
-        place, error = f"{error.filename}:{error.lineno}", type(error)(error.msg)
-    said = error  # ConfigDict wraps a KeyError, which shows its message in quotes
-    while isinstance(said, AttributeError | KeyError) and said.args:
-        said = said.args[0]
-    return f"{place}: {type(error).__name__}: {_one_line(said)}"
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:300]
-
-
-def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | None):
-    """Sets a dotted key of a config to what a text says, and returns that.
-
-    Args:
-      config: is changed.
-      reference: has the same keys; tells their kinds, and by a None what 'None' unsets.
-      key: 'a.b'.
-      text: None where the command line has no value, which makes a True of what is True or False.
-
-    Raises:
-      UserError: there is no such key, or the text is none of its kind.
-    """
-    known = [f"config.{known}" for known in validation.flatten(reference, strict=False)]
-    if f"config.{key}" not in known:
-        inner = [name for name in known if name.startswith(f"config.{key}.")]
-        if inner:
-            raise UserError(f"--config.{key} is a section: set its keys one by one, as in --{inner[0]}=VALUE")
-        raise UserError(_unknown(f"config.{key}", known))
-    section, name = validation.section_of(reference, key)
-    default, kind = section[name], section.get_type(name)
-    called, example = validation.KINDS[kind]
-    ours = validation.flatten(config, strict=False)[key]
-    example = f"--config.{key}={example if ours is None else ours}"
-    text = "True" if text is None and kind is bool else text
-    if not text:
-        raise UserError(f"--config.{key} has no value: expected {called}, as in {example}")
-    try:
-        value = None if text == "None" and default is None else _PARSERS[kind](text)
-    except (ValueError, TypeError, SyntaxError):  # the last two of pairs
-        raise UserError(f"--config.{key}={text}: expected {called}, as in {example}") from None
-    section, name = validation.section_of(config, key)
-    with section.ignore_type():  # an own file may have 1 where 0.5 is meant to fit
-        section[name] = value
-    return value
-
-
-def _unknown(flag, known):
-    near = validation.nearest(flag, known)
-    hint = f"did you mean --{near}?" if near else "configs/base.py lists the keys, --help the flags"
-    return f"--{flag} is unknown: {hint}"

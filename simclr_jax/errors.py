@@ -50,6 +50,18 @@ def is_of_storage(error: BaseException) -> bool:
 
 
 @contextmanager
+def of_storage() -> Iterator[None]:
+    """Makes RunErrors of what tells of files and that nobody has thought of closer to it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_of_storage(error):
+            raise
+        place = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        raise RunError(f"{place}{reason_of(error)}") from error
+
+
+@contextmanager
 def told(leave=None) -> Iterator[None]:
     """Turns what ends a command line into one line and an exit code.
 
@@ -58,15 +70,9 @@ def told(leave=None) -> Iterator[None]:
     """
     protect()
     try:
-        yield
-    except Exception as raised:
-        if isinstance(raised, UserError):
-            error = raised
-        elif is_of_storage(raised):  # that nobody has thought of closer to it
-            place = f"{raised.filename}: " if getattr(raised, "filename", None) else ""
-            error = RunError(f"{place}{reason_of(raised)}")
-        else:
-            raise
+        with of_storage():
+            yield
+    except UserError as error:
         line = f"error: {' '.join(shown(error).split(chr(10)))}"
         print(line, file=sys.stderr, flush=True)
         if leave:

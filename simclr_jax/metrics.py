@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
@@ -60,6 +60,19 @@ _SHORT = {"learning_rate": "lr", "contrastive_accuracy": "accuracy", "contrastiv
 _SHORT |= {"features_effective_rank": "rank"}
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
+
+
+_listeners: list[Callable[[int, dict[str, float]], None]] = []
+
+
+@contextmanager
+def listening(on_report: Callable[[int, dict[str, float]], None]) -> Iterator[None]:
+    """Inside, every report of process 0 goes to `on_report(step, metrics)` as well."""
+    _listeners.append(on_report)
+    try:
+        yield
+    finally:
+        _listeners.remove(on_report)
 
 
 class Meter:
@@ -141,6 +154,8 @@ class Meter:
                     self._file.flush()
                     self._tensorboard.write_scalars(step, metrics)
             self._print(step, metrics)
+            for on_report in _listeners:
+                on_report(step, dict(metrics))
 
     def _print(self, step, metrics):
         per_step = (time.monotonic() - self._begun) / (step - self._start_step)

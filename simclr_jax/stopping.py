@@ -3,6 +3,9 @@
 SIGTERM, SIGHUP and Ctrl-C end a run at once where there is nothing to save: while it starts, compiles or
 measures. From its first step on it finishes the step, saves and stops; a second signal changes nothing, a
 third one ends it without waiting. The exit code is 0 after SIGTERM and SIGHUP, 130 after Ctrl-C.
+
+Used as a library a run ends, not its process: Ctrl-C, or a notebook's stop button, is a KeyboardInterrupt
+where there is nothing to save.
 """
 
 import os
@@ -25,6 +28,10 @@ class Interrupted(BaseException):
     """A signal came inside `unless_stopped`."""
 
 
+class Stopped(SystemExit):
+    """A signal ended a run, which has saved."""
+
+
 def exit_code(number: int) -> int:
     """Of a run that a signal ended."""
     return 130 if number == signal.SIGINT else 0
@@ -35,26 +42,30 @@ class _State:
 
     received: list[signal.Signals] = []  # noqa: RUF012
     previous: dict = {}  # noqa: RUF012
+    ends = True  # a signal ends the process, not the run alone
     starting = False  # the modules are still being imported
     saving = False  # there are steps to save
     saved = False  # and the process is on its way out
     interruptible = False
     told = threading.Event()  # that a signal came
     wake: socket.socket | None = None
+    woken = -1  # the descriptor that had this task before
 
 
-def take() -> None:
+def take(*, ends: bool = True) -> None:
     """Takes the signals, of which Python itself would make tracebacks; until `handled` begins they end it.
+
+    Unless `ends`, they end a run and leave its process alone.
 
     Python runs handlers between two lines of its own, for which a compilation lets it wait. What the wakeup
     descriptor gets comes at once, to a thread.
     """
-    _State.received, _State.previous = [], {}
-    _State.starting, _State.saving, _State.saved = True, False, False
+    _State.received, _State.previous, _State.ends = [], {}, ends
+    _State.starting, _State.saving, _State.saved = ends, False, False
     _State.told.clear()
     ours, _State.wake = socket.socketpair()
     _State.wake.setblocking(False)
-    signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
+    _State.woken = signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
     for number in _SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             _State.previous[number] = signal.signal(number, _receive)
@@ -62,13 +73,13 @@ def take() -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Takes the signals for as long as a command runs."""
+def handled(*, ends: bool = True) -> Iterator[None]:
+    """Takes the signals for as long as a command runs; `ends` as of `take`."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python gives signals to the main thread alone: they stay the caller's
         return
     if not _taken():
-        take()
+        take(ends=ends)
     _State.starting = False
     try:
         yield
@@ -76,9 +87,10 @@ def handled() -> Iterator[None]:
         for number, handler in _State.previous.items():
             # None: not set from Python, but as jax.distributed does.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(-1)
-        if not _State.received:  # else the thread sees to it that the process ends
+        signal.set_wakeup_fd(_State.woken)
+        if not _State.received or not _State.ends:  # else the thread sees to it that the process ends
             _State.wake.close()
+            _State.received = []
 
 
 def _taken() -> bool:
@@ -95,7 +107,7 @@ def renew() -> None:
 def saving() -> Iterator[list[signal.Signals]]:
     """Inside, once `begin` was called, signals are collected in the list it yields, for the loop to see."""
     if threading.current_thread() is threading.main_thread() and not _taken():
-        with handled(), saving() as received:  # used without a command line
+        with handled(ends=False), saving() as received:  # used without a command line
             yield received
         return
     try:
@@ -158,7 +170,10 @@ def _receive(number, _frame):
     if _State.interruptible:
         _State.interruptible = False
         raise Interrupted
-    if not _State.saving and len(_State.received) == 1:
+    if not _State.ends:
+        if not _State.saving or len(_State.received) > 2:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    elif not _State.saving and len(_State.received) == 1:
         sys.exit(exit_code(number))
 
 
@@ -177,12 +192,12 @@ def _watch(pipe):
                         numbers.append(number)
                         _tell(numbers)
                         _State.told.set()
-                if len(numbers) > 2:
+                if len(numbers) > 2 and _State.ends:
                     _end(130 if numbers[0] == signal.SIGINT else 128 + numbers[0])
             if numbers and deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if numbers and time.monotonic() >= deadline:
-                if not _State.saving and not _State.saved:
+                if not _State.saving and not _State.saved and _State.ends:
                     # In the middle of a compilation, say.
                     _end(exit_code(numbers[0]))
                 if _State.saving and not told:

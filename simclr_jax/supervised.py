@@ -30,6 +30,7 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
         meta={
             "config": config.to_dict(),
             "num_classes": model.supervised_head.features,
+            "class_names": list(source.class_names),
             "value_range": source.value_range,
         },
         evaluate=evaluate,

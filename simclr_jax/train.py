@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -302,7 +301,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     break
     if stop:
         metrics.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
-        sys.exit(stopping.exit_code(stop))
+        raise stopping.Stopped(stopping.exit_code(stop))
     return state
 
 

@@ -1,7 +1,6 @@
 """Whether a config is one that can be run: its keys, their kinds and ranges, and what they are together."""
 
 import difflib
-import importlib
 import math
 import pkgutil
 import re
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from simclr_jax import tasks
+from simclr_jax import shipped, tasks
 from simclr_jax.errors import UserError
 from simclr_jax.models import resnet
 
@@ -174,7 +173,7 @@ def known_tasks() -> list[str]:
 
 def reference_of(task: str) -> ConfigDict | None:
     """configs/base.py's config of a task; None where it has none of that name."""
-    base = importlib.import_module("configs.base")
+    base = shipped.base()
     make = getattr(base, task, None) if task in known_tasks() else None
     return make and (make() if task == "pretrain" else make(base.pretrain()))
 

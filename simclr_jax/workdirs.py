@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
-from simclr_jax import files
+from simclr_jax import files, shipped
 from simclr_jax.console import say, shown
 from simclr_jax.errors import RunError, UserError, is_of_storage, reason_of
 
@@ -273,9 +273,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     The config of an official checkpoint has no dataset and tells of the network alone: nothing is added to
     how it was trained.
     """
-    from configs import base
-
-    config = dict(config)
+    base, config = shipped.base(), dict(config)
     if config.get("task", "") in ("", "pretrain"):
         defaults = base.pretrain()
     else:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -117,6 +117,12 @@ def eval_batches(
     if isinstance(source, Stream):
         return _checked(source, view(np.arange(start, stop), -(-share // rows)))
     return _surviving_eval(source, view, np.arange(start, stop), -(-share // rows), rows)
+
+
+def eval_views(images: Iterable[np.ndarray], image_size: int) -> Iterator[np.ndarray]:
+    """What `eval_batches` makes of images in memory, uint8 or floats in [0, 1], each [h, w, 3]."""
+    for image in images:
+        yield _to_uint8(augment.eval_view(image, image_size)).numpy()
 
 
 def _rows(batch_size, process_count):

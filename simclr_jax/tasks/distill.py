@@ -56,7 +56,10 @@ def run(config, workdir) -> dict:
     make_task = partial(supervised.make_task, config, model, init=init, evaluate=evaluate)
     teacher_variables = parallel.replicate(teacher_variables)
     task = make_task(source, loss=make_loss(model, config))
-    task = task._replace(on_devices=make_teach(teacher, teacher_variables))
+    names = meta.get("class_names", [])  # older checkpoints have none
+    task = task._replace(
+        on_devices=make_teach(teacher, teacher_variables), meta=task.meta | {"class_names": names}
+    )
     metrics.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 

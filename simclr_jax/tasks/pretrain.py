@@ -100,6 +100,7 @@ def make_task(config, model, source) -> train.Task:
         meta={
             "config": config.to_dict(),
             "num_classes": source.num_classes,
+            "class_names": list(source.class_names),
             "value_range": source.value_range,
         },
     )

@@ -1,0 +1,54 @@
+"""What stands behind `simclr_jax.get_config` and `simclr_jax.run`."""
+
+import functools
+import os
+from contextlib import nullcontext
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import errors, metrics, pretrained, runs, settings, shipped, stopping, validation
+from simclr_jax.errors import UserError
+
+_say_once = functools.cache(metrics.say)  # what is odd about a config that is made here and then run
+
+
+def get_config(name: str, overrides: dict) -> ConfigDict:
+    """See `simclr_jax.get_config`."""
+    stem, colon, task = name.partition(":")
+    known = sorted(path.stem for path in shipped.FOLDER.glob("*.py") if path.stem not in ("base", "__init__"))
+    if stem in known:
+        stem = os.path.join("configs", f"{stem}.py")
+    elif not stem.endswith(".py"):
+        near = validation.nearest(stem, known)
+        hint = f"did you mean {near!r}?" if near else "or a path, as in 'own.py'"
+        raise UserError(f"get_config({name!r}): expected one of {', '.join(known)}; {hint}")
+    config, given, notes = settings.make(stem + colon + task, overrides.items(), as_text=False)
+    for note in notes:
+        _say_once(f"note: {note}")
+    with config.unlocked():
+        pretrained.adopt(config, given)
+    return config
+
+
+def run(config: ConfigDict, workdir, on_report=None) -> dict | None:
+    """See `simclr_jax.run`."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"run() got a config of type {type(config).__name__}: expected that of get_config()")
+    validation.check_place("workdir", os.fspath(workdir))
+    config = config.copy_and_resolve_references()
+    keys = validation.flatten(config)
+    for note in validation.check(config, file="the config"):
+        _say_once(f"note: {note}")
+    listening = metrics.listening(on_report) if on_report else nullcontext()
+    with errors.of_storage(), stopping.handled(ends=False), listening:
+        try:
+            pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})
+            return runs.run(config, epath.Path(os.path.expanduser(workdir)))
+        except stopping.Stopped:
+            return None
+        except KeyboardInterrupt:
+            if jax.process_count() > 1:  # the others would wait
+                raise
+            return None

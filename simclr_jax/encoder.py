@@ -1,0 +1,131 @@
+"""A trained network as a function of images: `simclr_jax.load(RUN)(images)`."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax import pretrained
+from simclr_jax.console import shown
+from simclr_jax.errors import UserError
+
+
+def load(path) -> "Encoder":
+    """See `simclr_jax.load`."""
+    model, variables, meta = pretrained.load_model(path)
+    return Encoder(path, model, variables, meta)
+
+
+class Encoder:
+    """A trained network, applied in eval mode on one device.
+
+    `images` of its methods is uint8 or float [n, h, w, c], floats in [0, 1], c 3 or 1, which is grey; or a
+    sequence of such images [h, w, c] of any sizes. An image of the training size goes in as it is; others go
+    through the view that evaluation takes of images, see `augment.eval_view`, which needs TensorFlow.
+
+    Attributes:
+      config: of the run, a ConfigDict; of an official checkpoint only what it tells.
+      model: the Flax module.
+      variables: {'params', 'batch_stats'}.
+      class_names: of the classes, as far as they are known, in the order of `predict`'s columns.
+    """
+
+    def __init__(self, path, model, variables: dict, meta: dict):
+        self.config = ConfigDict(meta["config"])
+        self.model = model
+        self.variables = jax.device_put(variables)
+        self.class_names = tuple(meta.get("class_names", ()))
+        self._path, self._size = path, self.config.image_size
+        self._apply = jax.jit(model.apply)
+
+    def __call__(self, images, batch_size: int = 256) -> np.ndarray:
+        """The encoder's features, float32 [n, d].
+
+        Raises:
+          UserError: images of another kind.
+        """
+        return self._outputs(images, "features", batch_size)
+
+    def projection(self, images, batch_size: int = 256) -> np.ndarray:
+        """What the whole projection head makes of them, float32 [n, projection_dim].
+
+        Raises:
+          UserError: images of another kind; the head was thrown away.
+        """
+        head = self.model.projection_head
+        if not head.num_layers or head.kept_layers not in (None, head.num_layers):
+            raise UserError(
+                f"{shown(self._path)} has no projection head: give the workdir of the pretraining run"
+            )
+        return self._outputs(images, "projection", batch_size)
+
+    def predict(self, images, batch_size: int = 256) -> np.ndarray:
+        """Probabilities of the classes, float32 [n, classes].
+
+        Raises:
+          UserError: images of another kind; no classifier was trained.
+        """
+        if self.model.supervised_head is None:
+            raise UserError(
+                f"{shown(self._path)} has no classifier: give the workdir of a linear_eval, finetune or "
+                "distill run"
+            )
+        return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size)))
+
+    def _outputs(self, images, name, batch_size):
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: expected at least 1, as in batch_size=256")
+        rows = max(1, min(batch_size, 1 << (len(images) - 1).bit_length()))  # so that few sizes are compiled
+        found = []
+        for start in range(0, max(1, len(images)), rows):
+            batch = self._views(images[start : start + rows], start)
+            padding = [(0, rows - len(batch))] + [(0, 0)] * 3
+            output = self._apply(self.variables, np.pad(batch, padding))[name]
+            found.append(np.asarray(output[: len(batch)], np.float32))
+        return np.concatenate(found)
+
+    def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:
+        """Images as the network takes them, uint8 or float32 [n, size, size, 3]."""
+        checked = [_checked(image, f"images[{start + row}]") for row, image in enumerate(images)]
+        if not checked:
+            return np.zeros((0, self._size, self._size, 3), np.uint8)
+        if any(image.shape[:2] != (self._size, self._size) for image in checked):
+            checked = list(_resized(checked, self._size))
+        if len({image.dtype for image in checked}) > 1:
+            checked = [image / np.float32(255) if image.dtype == np.uint8 else image for image in checked]
+        return np.stack(checked)
+
+
+def _checked(image, name):
+    """An image as uint8 or float32 [h, w, 3]."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
+        raise UserError(
+            f"{name} has the shape {image.shape}: expected [height, width, 3], or 1 channel where it is grey"
+        )
+    if image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):  # nor is NaN
+            raise UserError(
+                f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]: scale it"
+            )
+        image = image.astype(np.float32)
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def _resized(images, size) -> Iterator[np.ndarray]:
+    """The evaluation views of images, those of the size as they are."""
+    try:
+        from simclr_jax.data import pipeline
+    except ImportError:
+        sizes = sorted({image.shape[:2] for image in images} - {(size, size)})
+        raise UserError(
+            f"an image of {sizes[0][0]} x {sizes[0][1]} pixels has to be scaled to {size} x {size}, which "
+            "needs TensorFlow: pip install tensorflow, or give images of that size"
+        ) from None
+    others = pipeline.eval_views((image for image in images if image.shape[:2] != (size, size)), size)
+    for image in images:
+        yield image if image.shape[:2] == (size, size) else next(others)

@@ -1,0 +1,50 @@
+"""One run of any task in its workdir, as the command line and `simclr_jax.run` both start it."""
+
+import importlib
+from contextlib import ExitStack
+
+import jax
+
+from simclr_jax import checkpoint, files, metrics, processes, train, workdirs
+from simclr_jax.console import shown
+
+
+def run(config, workdir, defaults: dict | None = None) -> dict:
+    """Runs `config.task` to its end, or goes on with what is in `workdir`; says what it found.
+
+    Args:
+      config: checked, and complete.
+      workdir: where everything is kept; see docs/faults.md.
+      defaults: of the file that the config is from, for keys that an older run in `workdir` has not saved.
+
+    Returns:
+      The summary of the task, as `WORKDIR/summary.json` holds it too; of a run that is over, without
+      repeating it.
+
+    Raises:
+      UserError: something is wrong with config, data or workdir.
+    """
+    processes.agree("config", workdirs.flatten(config.to_dict()) | {"workdir": str(workdir)})
+    train.check_batch_size(config.batch_size, jax.device_count())
+    with ExitStack() as stack:
+        summary = processes.on_first(lambda: _begin(workdir, config, defaults, stack))
+        if summary:
+            metrics.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
+        else:
+            summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
+            if jax.process_index() == 0:
+                workdirs.save_config(workdir, config.to_dict())
+                files.write_json(workdir / "summary.json", summary, indent=2)
+        metrics.print_summary(summary, workdir)
+    return summary
+
+
+def _begin(workdir, config, defaults, stack):
+    """Takes the workdir for this run; returns the summary of one that is over."""
+    files.check_reachable(workdir)
+    workdirs.check_config(workdir, config.to_dict(), defaults)
+    if (summary := workdirs.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
+        return summary
+    workdirs.prepare(workdir)
+    stack.enter_context(workdirs.locked(workdir))
+    return None

@@ -1,0 +1,250 @@
+"""`import simclr_jax`: configs, runs and encoders from Python, as from the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import log_of
+from PIL import Image
+
+import simclr_jax
+from simclr_jax import settings, stopping, validation
+from simclr_jax.data import augment
+from simclr_jax.encoder import Encoder
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "batch_size": 16,
+    "image_size": 16,
+    "model.width": 0.125,
+    "model.stem": "auto",
+    "dataset.num_examples": 64,
+    "evaluate.compare": False,
+    "log_every_steps": 1,
+    "warmup_epochs": 0.0,
+}
+
+
+def python(code, cwd, **environment):
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, reports):
+    """(workdir, summary) of a run of four steps."""
+    workdir = tmp_path_factory.mktemp("api") / "run"
+    config = simclr_jax.get_config("digits", TINY | {"num_steps": 4})
+    return workdir, simclr_jax.run(config, workdir, on_report=lambda *report: reports.append(report))
+
+
+def test_importing_takes_no_time_and_no_jax(tmp_path):
+    code = "import time; begun = time.monotonic(); import simclr_jax, sys; took = time.monotonic() - begun\n"
+    code += "print(took, [name for name in ('jax', 'tensorflow', 'numpy') if name in sys.modules])"
+    took, rest = python(code, tmp_path).split(" ", 1)
+    assert float(took) < 0.5 and rest == "[]\n"
+
+
+def test_configs_are_those_of_the_command_line():
+    config = simclr_jax.get_config("digits:linear_eval", {"optimizer.learning_rate": 1, "seed": 3})
+    expected = settings.defaults(str(ROOT / "configs" / "digits.py:linear_eval"))
+    with expected.unlocked(), expected.optimizer.ignore_type():
+        expected.seed, expected.optimizer.learning_rate = 3, 1
+    assert config.to_dict() == expected.to_dict() and config.is_locked
+    with pytest.raises(AttributeError, match="temperature"):
+        simclr_jax.get_config("digits").temprature = 0.2
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (ROOT / "configs").glob("*.py")])
+def test_every_shipped_config_is_found_by_its_name(name):
+    if name in ("__init__", "base"):
+        with pytest.raises(simclr_jax.UserError, match="expected one of cifar10, .*digits"):
+            simclr_jax.get_config(name)
+    elif name == "folder":
+        assert simclr_jax.get_config(name, {"dataset.path": "/images"}).dataset.path == "/images"
+    else:
+        assert simclr_jax.get_config(name).task == "pretrain"
+
+
+@pytest.mark.parametrize(
+    "name, overrides, expected",
+    [
+        ("digts", {}, "did you mean 'digits'"),
+        ("digits:knnn", {}, "task 'knnn' is unknown: expected one of pretrain"),
+        ("digits", {"learning_rate": 1.0}, "did you mean --config.optimizer.learning_rate"),
+        ("digits", {"batch_size": "16"}, "batch_size='16': expected a whole number"),
+        ("digits", {"model": {}}, "config.model is a section"),
+        ("digits", {"temperature": -1.0}, "temperature=-1.0: set --config.temperature to a number above 0"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_one_line(name, overrides, expected):
+    with pytest.raises(simclr_jax.UserError, match=expected) as raised:
+        simclr_jax.get_config(name, overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_config_is_checked_again_when_it_runs(tmp_path):
+    config = simclr_jax.get_config("digits", TINY)
+    config.batch_size = 0
+    with pytest.raises(simclr_jax.UserError, match="batch_size=0"):
+        simclr_jax.run(config, tmp_path / "run")
+    with pytest.raises(simclr_jax.UserError, match="expected that of get_config"):
+        simclr_jax.run({"task": "pretrain"}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_files_import_ours_whatever_else_is_called_configs(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("theirs = True")
+    code = "import configs, simclr_jax; print(simclr_jax.get_config('digits').image_size, configs.theirs)\n"
+    code += "import configs as again; print(again is configs)"
+    assert python(code, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") == "24 True\nTrue\n"
+    code = "from simclr_jax import settings; print(settings.load('configs/digits.py:knn').k)"
+    assert python(code, tmp_path) == "20\n"
+
+
+def test_a_run_returns_its_summary_and_reports(finished, reports):
+    workdir, summary = finished
+    assert summary == json.loads((workdir / "summary.json").read_text()) and summary["steps"] == 4
+    assert [step for step, _ in reports] == [1, 2, 3, 4]
+    for (step, metrics), line in zip(reports, log_of(workdir)):
+        assert line == {"step": step, **metrics}
+
+
+def test_a_run_that_is_over_is_not_repeated(finished, reports):
+    workdir, summary = finished
+    config = simclr_jax.get_config("digits", TINY | {"num_steps": 4})
+    assert simclr_jax.run(config, str(workdir)) == summary and len(reports) == 4
+    config.num_steps = 5
+    with pytest.raises(simclr_jax.UserError, match="another config .num_steps is 4 there and 5 here"):
+        simclr_jax.run(config, workdir)
+
+
+def test_a_task_takes_the_network_of_its_checkpoint(finished, tmp_path):
+    workdir, _ = finished
+    config = simclr_jax.get_config("digits:knn", {"pretrained": str(workdir), "k": 5, "batch_size": 16})
+    assert config.model.width == 0.125 and config.image_size == 16
+    assert simclr_jax.run(config, tmp_path / "knn")["examples"] == 360
+    config = simclr_jax.get_config("digits:knn")
+    config.pretrained = str(workdir)
+    with pytest.raises(simclr_jax.UserError, match=r"model.width=0.75, model.* does not fit"):
+        simclr_jax.run(config, tmp_path / "other")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_loses_nothing_and_the_same_call_goes_on(tmp_path, number):
+    config = simclr_jax.get_config("digits", TINY | {"num_steps": 12})
+    before = signal.getsignal(number)
+
+    def stop(step, metrics):
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    assert simclr_jax.run(config, tmp_path / "run", on_report=stop) is None
+    assert signal.getsignal(number) is before and not (tmp_path / "run" / "summary.json").exists()
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 3 <= saved < 12
+    steps = []
+    assert simclr_jax.run(config, tmp_path / "run", on_report=lambda step, _: steps.append(step))
+    assert steps == list(range(saved + 1, 13))
+
+
+def test_a_stop_before_the_first_step_returns_as_well(tmp_path):
+    config = simclr_jax.get_config("digits", TINY | {"num_steps": 12, "seed": 5, "model.depth": 18})
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    assert simclr_jax.run(config, tmp_path / "run") is None
+    assert not (tmp_path / "run" / "checkpoints").exists() or time.monotonic() - begun < 60
+    time.sleep(stopping.PATIENCE + 1)  # by then a command would have ended its process
+    assert validation.flatten(config)["num_steps"] == 12
+
+
+def test_an_encoder_gives_what_embed_writes(finished, tmp_path):
+    workdir, _ = finished
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (size, 20, 3), np.uint8) for size in (16, 20, 31)]
+    for index, image in enumerate(images):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
+    overrides = {"pretrained": str(workdir), "dataset.path": str(tmp_path / "images"), "batch_size": 8}
+    config = simclr_jax.get_config("folder:embed", overrides | {"splits": "train+eval"})
+    simclr_jax.run(config, tmp_path / "embed")
+    rows = np.load(tmp_path / "embed" / "embeddings.npz")
+    order = [int(Path(name).stem) for name in rows["name"].tolist()]
+    features = simclr_jax.load(workdir)(images)
+    np.testing.assert_allclose(features[order], rows["features"], rtol=1e-4, atol=1e-5)
+    grey = rng.random((5, 16, 16, 1))
+    encoder = simclr_jax.load(str(workdir / "checkpoints" / "4"))
+    outputs = encoder.model.apply(encoder.variables, np.repeat(grey, 3, axis=-1).astype(np.float32))
+    np.testing.assert_allclose(encoder(grey, batch_size=2), outputs["features"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(encoder.projection(grey), outputs["projection"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.predict(list(grey)), jax.nn.softmax(outputs["logits"]), rtol=1e-4, atol=1e-5
+    )
+    assert encoder.class_names == tuple("0123456789") and encoder.config.model.width == 0.125
+    assert encoder(images[:0]).shape == (0, 32)
+
+
+def test_an_encoder_takes_eight_bits_and_floats_alike(finished):
+    encoder = simclr_jax.load(finished[0])
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    whole, floats = encoder(images), encoder(images / 255)
+    np.testing.assert_allclose(whole, floats, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole, encoder([images[0], images[1] / 255, images[2]]), rtol=1e-4, atol=1e-5)
+    large = np.random.default_rng(0).integers(0, 256, (1, 40, 30, 3), np.uint8)
+    view = augment.eval_view(large[0], 16).numpy()
+    np.testing.assert_allclose(encoder(large / 255), encoder(view[None]), atol=1e-2)
+    np.testing.assert_allclose(encoder(large / 255), encoder(large), atol=1e-5)
+
+
+def test_an_encoder_of_the_training_size_needs_no_tensorflow(finished, tmp_path):
+    code = "import sys; sys.modules['tensorflow'] = None\nimport numpy as np, simclr_jax\n"
+    code += f"encoder = simclr_jax.load({str(finished[0])!r})\n"
+    code += "print(encoder(np.zeros((2, 16, 16, 3), np.uint8)).shape)\n"
+    code += "try:\n    encoder(np.zeros((2, 9, 9, 3), np.uint8))\n"
+    code += "except simclr_jax.UserError as error:\n    print(error)"
+    shape, line = python(code, tmp_path).splitlines()
+    assert shape == "(2, 32)" and "9 x 9 pixels has to be scaled to 16 x 16, which needs TensorFlow" in line
+
+
+@pytest.mark.parametrize(
+    "images, expected",
+    [
+        (np.zeros((2, 16, 16), np.uint8), r"images\[0\] has the shape \(16, 16\)"),
+        (np.zeros((2, 16, 16, 4), np.uint8), "shape .*1 channel where it is grey"),
+        (np.full((1, 16, 16, 3), 3.0), "values from 3 to 3"),
+        (np.full((1, 16, 16, 3), np.nan), "values from nan to nan"),
+        (np.zeros((1, 16, 16, 3), np.uint16), "is of uint16: expected uint8"),
+    ],
+)
+def test_images_of_another_kind_are_refused(finished, images, expected):
+    with pytest.raises(simclr_jax.UserError, match=expected):
+        simclr_jax.load(finished[0])(images)
+
+
+def test_an_encoder_says_what_was_not_kept(finished, finetuned_run, tmp_path):
+    with pytest.raises(simclr_jax.UserError, match="has no projection head"):
+        simclr_jax.load(finetuned_run).projection(np.zeros((1, 16, 16, 3)))
+    whole = simclr_jax.load(finished[0])
+    model = whole.model.clone(supervised_head=None)
+    meta = {"config": whole.config.to_dict()}
+    with pytest.raises(simclr_jax.UserError, match="RUN has no classifier: give the workdir"):
+        Encoder("RUN", model, whole.variables, meta).predict(np.zeros((1, 16, 16, 3)))
+    with pytest.raises(simclr_jax.UserError, match="holds no checkpoint"):
+        simclr_jax.load(tmp_path)
