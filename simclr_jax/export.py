@@ -13,6 +13,7 @@ README.md, lies beside it.
 """
 
 import argparse
+import importlib.util
 import re
 import tempfile
 from functools import partial
@@ -102,7 +103,7 @@ def onnx(model, variables, folder, *, image_size: int) -> float:
     """Writes `folder`/model.onnx, and its weights beside it where they are large. Returns likewise."""
     import onnx
     import onnxruntime
-    from jax2onnx import to_onnx
+    from jax2onnx import to_onnx  # these three may be missing, which `main` tells before
 
     shape = (1, image_size, image_size, 3)
     every = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -208,6 +209,7 @@ def compare(model, variables, size: int, batch: int, run) -> float:
     return max(differences.values())
 
 
+_NEEDED = {"onnx": ("jax2onnx", "onnx", "onnxruntime")}  # beside requirements.txt
 FORMATS = {"savedmodel": savedmodel, "onnx": onnx, "safetensors": safetensors}
 
 
@@ -222,6 +224,12 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.format not in FORMATS:
         raise UserError(f"--format={args.format} is unknown: choose one of {', '.join(FORMATS)}")
+    missing = [name for name in _NEEDED.get(args.format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format={args.format} needs {', '.join(missing)}: pip install 'simclr-jax[{args.format}]', or in a "
+            f"clone .venv/bin/pip install -r launch/requirements-{args.format}.txt"
+        )
     run = epath.Path(args.run)
     workdir, _ = checkpoint.split(run)
     if not args.output and official.find(run):

@@ -87,13 +87,13 @@ class Meter:
     def __init__(self, workdir, config, *, start_step: int, num_steps: int):
         self._writes = jax.process_index() == 0
         if self._writes:
-            from clu import metric_writers  # imports TensorFlow
+            from simclr_jax.data import tf  # whose event files can be wherever workdirs can
 
             self._path = epath.Path(workdir) / "metrics.jsonl"
             with files.storage(self._path):
                 self._written = _last_step(self._path)
                 self._file = self._path.open("a")
-                self._tensorboard = metric_writers.SummaryWriter(str(files.plain(workdir)))
+                self._tensorboard = tf.summary.create_file_writer(str(files.plain(workdir)))
         self._num_steps, self._log_every, self._batch_size = (
             num_steps,
             config.log_every_steps,
@@ -152,10 +152,17 @@ class Meter:
                 with files.storage(self._path):
                     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
                     self._file.flush()
-                    self._tensorboard.write_scalars(step, metrics)
+                    self._to_tensorboard(step, metrics)
             self._print(step, metrics)
             for on_report in _listeners:
                 on_report(step, dict(metrics))
+
+    def _to_tensorboard(self, step, metrics):
+        from simclr_jax.data import tf
+
+        with self._tensorboard.as_default(step):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
 
     def _print(self, step, metrics):
         per_step = (time.monotonic() - self._begun) / (step - self._start_step)

@@ -14,7 +14,7 @@ from conftest import tiny_config
 from simclr_jax import errors, processes, stopping, train, workdirs
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["small_runs", "clu.metric_writers"])
+_context.set_forkserver_preload(["small_runs", "tensorflow"])
 
 
 def config_of(**changes):
