@@ -80,7 +80,7 @@ def pretrain() -> ConfigDict:
                 "max_examples": 50_000,  # training and held-out images that it uses, each
                 # At the end, linear and few-label accuracy, also of the untrained encoder and of raw pixels:
                 # beside the passes through the network at most 15 minutes of 2 CPU cores and 5 GB, whatever
-                # the number and the size of the images (up to 100 classes; simclr_jax/probes.py).
+                # the number and the size of the images (up to 100 classes; see simclr_jax/evaluation/).
                 "compare": True,
             },
             "log_every_steps": 50,

@@ -34,7 +34,7 @@ instead of 416 (README, "A batch of 8192 on one device"). What a topology would 
 RUN may also be a checkpoint of google-research/simclr, as downloaded: `--config.pretrained=ResNet50_1x`.
 v1's suit these settings. The kernels of v2's are 16.8 times smaller, from another weight decay: fine-tune
 them by LARS, as configs/imagenet_v2.py does, or search SGD's learning rate and weight decay anew
-(simclr_jax/official.py tells more).
+(simclr_jax/official/ tells more).
 
 For other batch sizes the paper scales the learning rate linearly, as here; appendix B.1 finds
 `--config.optimizer.learning_rate=0.075 --config.optimizer.scaling=sqrt` better for small batches and few

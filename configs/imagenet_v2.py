@@ -27,7 +27,7 @@ RUN may also be one of the 65 networks that Google published, as downloaded, `--
 name: `--config.pretrained=r152_3x_sk1`. Where few labels were used, their classifiers read layer 1 of the
 projection head (section 3), which the files do not tell: for distill, convert such a one by `python -m
 simclr_jax.official r152_3x_sk1 --output RUN/finetune_1pct --supervised_layer=1`. LARS, as here, suits v1's
-and v2's networks alike; for SGD mind that v2's kernels are 16.8 times smaller (simclr_jax/official.py).
+and v2's networks alike; for SGD mind that v2's kernels are 16.8 times smaller (simclr_jax/official/).
 
 Its pretraining has a memory of negatives that is not here: 71.1 % instead of 71.7 % in linear evaluation of
 ResNet-50 without it (the authors, in the official repository's issue 77). Smaller networks are trained by

@@ -8,10 +8,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, metrics, pretrained, runs, settings, shipped, stopping, validation
+from simclr_jax import errors, pretrained, report, runs, settings, shipped, stopping, validation
 from simclr_jax.errors import UserError
 
-_say_once = functools.cache(metrics.say)  # what is odd about a config that is made here and then run
+_say_once = functools.cache(report.say)  # what is odd about a config that is made here and then run
 
 
 def get_config(name: str, overrides: dict) -> ConfigDict:
@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir, on_report=None) -> dict | None:
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
         _say_once(f"note: {note}")
-    listening = metrics.listening(on_report) if on_report else nullcontext()
+    listening = report.listening(on_report) if on_report else nullcontext()
     with errors.of_storage(), stopping.handled(ends=False), listening:
         try:
             pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import command_line, cost, losses, main, parallel, train
+from simclr_jax import command_line, losses, main, parallel, train
 from simclr_jax.errors import UserError
+from simclr_jax.plan import cost
 from simclr_jax.tasks import pretrain
 
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)

@@ -10,7 +10,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import metrics, settings, validation
+from simclr_jax import report, settings, validation
 from simclr_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -68,7 +68,7 @@ def defaults() -> ConfigDict:
 def read_config() -> ConfigDict:
     """The config of the command line; says what is odd about it."""
     for note in _parsed["notes"]:
-        metrics.say(f"note: {note}")
+        report.say(f"note: {note}")
     return _parsed["config"]
 
 

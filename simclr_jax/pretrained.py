@@ -6,11 +6,12 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, features, files, metrics, official, parallel, train, workdirs
+from simclr_jax import checkpoint, files, official, parallel, report, train, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation import features
+from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
-from simclr_jax.probes import Features
 
 # The keys that decide which parameters a model has, and their shapes.
 _ARCHITECTURE = ("depth", "width", "sk_ratio", "se_ratio", "stem", "projection_layers", "projection_dim")
@@ -76,9 +77,9 @@ def adopt(config, given: dict[str, Any]) -> None:
     config.update_from_flattened_dict(taken)
     if taken:
         told = ", ".join(f"{key}={value}" for key, value in taken.items())
-        metrics.say(f"as in {shown(config.pretrained)}: {told}")
+        report.say(f"as in {shown(config.pretrained)}: {told}")
     if config.image_size != theirs["image_size"]:
-        metrics.say(
+        report.say(
             f"note: image_size={config.image_size}, but {shown(config.pretrained)} was trained at "
             f"{theirs['image_size']}: features of another size are worse, leave --config.image_size out"
         )
@@ -138,7 +139,7 @@ def make_init(config, model):
         return init
     loaded = load(config, model)
     if config.task == "finetune" and config.optimizer.name == "sgd" and official.find(config.pretrained):
-        metrics.say(f"note: {official.WEIGHTS} (simclr_jax/official.py)")
+        report.say(f"note: {official.WEIGHTS} (simclr_jax/official/)")
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
 
 

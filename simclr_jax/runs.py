@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import jax
 
-from simclr_jax import checkpoint, files, metrics, processes, train, workdirs
+from simclr_jax import checkpoint, files, processes, report, train, workdirs
 from simclr_jax.console import shown
 
 
@@ -29,13 +29,13 @@ def run(config, workdir, defaults: dict | None = None) -> dict:
     with ExitStack() as stack:
         summary = processes.on_first(lambda: _begin(workdir, config, defaults, stack))
         if summary:
-            metrics.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
+            report.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
         else:
             summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
             if jax.process_index() == 0:
                 workdirs.save_config(workdir, config.to_dict())
                 files.write_json(workdir / "summary.json", summary, indent=2)
-        metrics.print_summary(summary, workdir)
+        report.print_summary(summary, workdir)
     return summary
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import checkpoint, metrics, optim, parallel, processes, stopping, workdirs
+from simclr_jax import checkpoint, optim, parallel, processes, report, stopping, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 
@@ -200,7 +200,7 @@ def _check_examples(config, num_examples):
     )
 
 
-_say_once = functools.cache(metrics.say)  # draws of labels share what there is to say
+_say_once = functools.cache(report.say)  # draws of labels share what there is to say
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -270,11 +270,11 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         state = checkpoint.restore(manager, parallel.replicate(init_state(task, config.seed)))
         start = int(state["step"])
         if start:
-            metrics.say(f"resuming after step {start} of {task.num_steps}")
+            report.say(f"resuming after step {start} of {task.num_steps}")
         train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
         with (
             closing(prefetch_to_devices(task.batches(start))) as batches,
-            closing(metrics.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
+            closing(report.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
         ):
             for step in range(start + 1, task.num_steps + 1):
                 with meter.waiting_for_data():
@@ -300,7 +300,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 if stop:
                     break
     if stop:
-        metrics.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
+        report.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
         raise stopping.Stopped(stopping.exit_code(stop))
     return state
 

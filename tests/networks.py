@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax.models import make_model
-from simclr_jax.official_names import tf1_names
+from simclr_jax.official.names import tf1_names
 
 GOLDENS = Path(__file__).parent / "goldens"
 DEFAULTS = {"width": 1.0, "sk_ratio": 0.0, "se_ratio": 0.0, "stem": "auto", "sync_batch_norm": True,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import onnxruntime
 import pytest
 import tensorflow as tf
 import yaml
@@ -24,6 +23,8 @@ from safetensors.numpy import load_file
 
 from simclr_jax import checkpoint, export
 from simclr_jax.errors import UserError
+from simclr_jax.export import __main__ as export_main
+from simclr_jax.export import card, onnx, safetensors
 
 PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 NETWORKS = {
@@ -63,7 +64,7 @@ def save(workdir, size, settings, task="pretrain", classes=10):
 def run(workdir, form, *arguments):
     """Exports as a user does; returns the folder and what was printed."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        export.main([str(workdir), f"--format={form}", *arguments])
+        export_main.main([str(workdir), f"--format={form}", *arguments])
     return workdir / "export" / form, printed.getvalue()
 
 
@@ -109,6 +110,8 @@ def test_onnx(network, tmp_path, capfd):
     run(workdir, "onnx", f"--output={tmp_path}/onnx")
     assert not capfd.readouterr().err  # where ONNX Runtime would warn of wrong shapes
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["README.md", "model.onnx"]
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
     assert [entry.name for entry in session.get_inputs()] == ["inputs"]
     assert session.get_inputs()[0].shape[1:] == [size, size, 3]
@@ -135,7 +138,7 @@ def test_large_onnx_keeps_its_weights_in_a_second_file(tmp_path, monkeypatch):
     workdir, *_ = save(tmp_path, 16, {"depth": 8, "stem": "cifar"})
     run(workdir, "onnx", f"--output={tmp_path}/one")
     assert not (tmp_path / "one" / "model.onnx.data").exists()
-    monkeypatch.setattr(export, "_PROTOBUF_LIMIT", 0)
+    monkeypatch.setattr(onnx, "_PROTOBUF_LIMIT", 0)
     folder, _ = run(workdir, "onnx")
     weights, graph = ((folder / name).stat().st_size for name in ("model.onnx.data", "model.onnx"))
     assert weights > graph
@@ -168,7 +171,7 @@ def test_names_and_shapes_are_those_of_torchvisions_resnet50():
     model = build(1000, depth=50, stem="imagenet")
     shapes = jax.eval_shape(model.init, jax.random.key(0), images_of(1, 64))
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    tensors = export.torch_tensors(model, variables)
+    tensors = safetensors.torch_tensors(model, variables)
     assert len(tensors) == 320
     assert {name: tensor.shape for name, tensor in tensors.items()} == torchvision_names()
 
@@ -283,12 +286,12 @@ def test_model_card(small):
 def card_of(workdir, form="onnx", outputs=()):
     model, variables, meta = export.load(workdir)
     settings = {"image_size": meta["config"]["image_size"], "outputs": dict.fromkeys(outputs, (1, 1))}
-    text = export.model_card(form, model, variables, meta, **settings, summary=None, licence=None)
+    text = card.model_card(form, model, variables, meta, **settings, summary=None, licence=None)
     [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
     return text, code
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", export_main.FORMATS)
 def test_lines_of_a_card_read_the_classifier_where_there_is_one(form, small):
     text, code = card_of(small, form, ["final_avg_pool"])
     assert "features = " in code.replace("[features] =", "features =") and "logits" not in code
@@ -371,7 +374,7 @@ def test_an_export_that_stops_half_way_leaves_nothing(error, small, monkeypatch)
         (folder / "model.onnx").write_text("half")
         raise error
 
-    monkeypatch.setitem(export.FORMATS, "onnx", stop)
+    monkeypatch.setattr(onnx, "write", stop)
     with pytest.raises(error):
         run(small, "onnx")
     assert not list((small / "export").iterdir())
@@ -405,7 +408,7 @@ def test_official_checkpoints_need_an_output_and_say_what_they_do_not_tell(tmp_p
     write_tensors(tmp_path / "model.ckpt-1", by_tf1_name(variables))
     with pytest.raises(UserError, match="is no run of ours: give the --output folder to make"):
         run(tmp_path, "safetensors")
-    export.main([str(tmp_path), "--format=safetensors", f"--output={tmp_path}/out"])
+    export_main.main([str(tmp_path), "--format=safetensors", f"--output={tmp_path}/out"])
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"trained by the code of google-research/simclr, read from {tmp_path}." in text
     assert "trained on layer 0 of the projection head" in text and "Apache License 2.0" in text
@@ -416,7 +419,7 @@ def test_one_checkpoint_is_not_said_to_have_the_results_of_the_run(small):
     (small / "summary.json").write_text('{"top1": 0.5}')
     for path, told in ((small, True), (small / "checkpoints" / "3", False)):
         output = small / "export" / "safetensors"
-        export.main([str(path), "--format=safetensors", "--licence=ask: me"])
+        export_main.main([str(path), "--format=safetensors", "--licence=ask: me"])
         text = (output / "README.md").read_text()
         assert ("| top1 | 0.5 |" in text) == told and ("Nothing was measured." in text) != told
         assert "license: other" in text and "## Licence\n\nask: me" in text

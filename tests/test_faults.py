@@ -18,7 +18,7 @@ import pytest
 from conftest import log_of
 from small_runs import Small, config_of, task_of
 
-from simclr_jax import checkpoint, console, errors, files, metrics, stopping, train, workdirs
+from simclr_jax import checkpoint, console, errors, files, report, stopping, train, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import RunError, UserError
 
@@ -157,7 +157,7 @@ def test_readable_lines_of_a_damaged_log_stay(log, tmp_path, capsys):
     content, last, damaged = LOGS[log]
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    assert metrics._last_step(path) == last
+    assert report._last_step(path) == last
     assert [line["step"] for line in log_of(tmp_path)] == list(range(1, last + 1))
     assert ("is damaged" in capsys.readouterr().out) == damaged
     aside = tmp_path / "metrics.jsonl.damaged"
@@ -166,7 +166,7 @@ def test_readable_lines_of_a_damaged_log_stay(log, tmp_path, capsys):
 
 def test_a_folder_in_the_place_of_the_log_is_set_aside(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    assert metrics._last_step(tmp_path / "metrics.jsonl") == 0
+    assert report._last_step(tmp_path / "metrics.jsonl") == 0
     assert (tmp_path / "metrics.jsonl.damaged").is_dir()
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from simclr_jax import features, train
+from simclr_jax import train
+from simclr_jax.evaluation import features
 from simclr_jax.models import make_model
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simclr_jax import health
+from simclr_jax.evaluation import health
 
 
 def gaussian(rows=512, width=16, seed=0):

@@ -5,8 +5,9 @@ import pytest
 from conftest import run_task, tiny_config
 from sklearn.neighbors import KNeighborsClassifier
 
-from simclr_jax import pretrained, probes, supervised
+from simclr_jax import pretrained, supervised
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation import probes
 
 
 def test_agrees_with_scikit_learn_on_the_same_features(pretrained_run, tmp_path):

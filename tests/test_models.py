@@ -21,7 +21,7 @@ from networks import (
 from simclr_jax import losses, optim, parallel
 from simclr_jax.errors import UserError
 from simclr_jax.models import resnet
-from simclr_jax.official_names import tf1_names
+from simclr_jax.official.names import tf1_names
 
 BN = {k[3:]: v for k, v in np.load(GOLDENS / "misc.npz").items() if k.startswith("bn/")}
 COUNTS = json.loads((GOLDENS / "param_counts.json").read_text())

@@ -25,9 +25,11 @@ from networks import (
     write_tensors,
 )
 
-from simclr_jax import checkpoint, official, official_names, pretrained
+from simclr_jax import checkpoint, official, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
+from simclr_jax.official import __main__ as official_main
+from simclr_jax.official import names
 
 CASES = ["r18_cifar_h2", "r18_imagenet_stem", "r50_1x", "r50_1x_sk"]
 FORMATS = ["tf1", "tf2", "tf2_keys", "saved_model"]
@@ -230,9 +232,9 @@ def test_places_in_the_object_graph_are_the_official_ones(case):
     written = {names[id(variable)]: key for key, variable in object_keys(model).items()}
     assert written == {name: key for name, _, key in rows}
     ours = build(10, depth=flags["resnet_depth"], sk_ratio=flags["sk_ratio"], projection_layers=3)
-    paths = official_names.tf1_names(shapes_of(ours, flags["image_size"])[1])
+    paths = names.tf1_names(shapes_of(ours, flags["image_size"])[1])
     assert {"/".join(path): name for path, name in paths.items()} == {
-        official_names.from_tf2_object(key): name for name, _, key in rows
+        names.from_tf2_object(key): name for name, _, key in rows
     }
 
 
@@ -271,8 +273,8 @@ def test_networks_are_told_from_their_shapes():
         flat = flatten_dict(variables)
         if network["depth"] in (8, 10, 18, 34):  # basic blocks have no selective kernels
             expected["sk_ratio"] = 0.0625 if expected["sk_ratio"] and network["stem"] == "imagenet" else 0.0
-        for names in (official_names.our_names(variables), official_names.tf1_names(variables)):
-            named = {name: flat[path].shape for path, name in names.items()}
+        for called in (names.our_names(variables), names.tf1_names(variables)):
+            named = {name: flat[path].shape for path, name in called.items()}
             config, found = official._infer(named, "", pooled=False)
             assert found == classes, network
             told = {key: config[key] for key in expected}
@@ -490,7 +492,7 @@ def test_every_way_to_name_a_checkpoint(small, tmp_path):
 def test_conversion(small, tmp_path, capsys):
     values, save = small
     prefix = str(save(with_training(values)))
-    official.main([prefix, f"--output={tmp_path}/run", "--supervised_layer=1"])
+    official_main.main([prefix, f"--output={tmp_path}/run", "--supervised_layer=1"])
     printed = capsys.readouterr().out
     assert "ResNet-8 0.25x, cifar stem" in printed and "encoder" in printed and "classes     10" in printed
     variables, meta = checkpoint.load_params(tmp_path / "run")
@@ -501,11 +503,11 @@ def test_conversion(small, tmp_path, capsys):
         with pytest.raises(
             UserError, match=f"{folder} exists already: choose another --output, or remove it"
         ):
-            official.main([prefix, f"--output={folder}"])
+            official_main.main([prefix, f"--output={folder}"])
     with pytest.raises(UserError, match="model.supervised_layer is 3"):
-        official.main([prefix, f"--output={tmp_path}/other", "--supervised_layer=3"])
+        official_main.main([prefix, f"--output={tmp_path}/other", "--supervised_layer=3"])
     assert not (tmp_path / "other").exists()
-    official.main([prefix, f"--output={tmp_path}/average", "--ema"])
+    official_main.main([prefix, f"--output={tmp_path}/average", "--ema"])
     average, _ = checkpoint.load_params(tmp_path / "average")
     kernel = average["params"]["encoder"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, values["base_model/conv2d/kernel"] + 1)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import cost, plan
+from simclr_jax.plan import __main__ as plan_main
+from simclr_jax.plan import cost, forecast
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--config=configs/digits.py", "--config.model.width=0.125"]
@@ -44,8 +45,8 @@ def config_of(batch_size=4096):
 
 
 def test_what_fits_needs_no_remedy():
-    assert plan.remedy(a_plan(arguments=2, temporaries=13), config_of()) is None
-    assert plan.remedy(a_plan("cpu", arguments=2, temporaries=1300), config_of()) is None
+    assert forecast.remedy(a_plan(arguments=2, temporaries=13), config_of()) is None
+    assert forecast.remedy(a_plan("cpu", arguments=2, temporaries=1300), config_of()) is None
 
 
 @pytest.mark.parametrize(
@@ -62,43 +63,43 @@ def test_what_fits_needs_no_remedy():
     ],
 )
 def test_what_does_not_fit_names_the_setting(memory, batch_size, advice):
-    assert advice in plan.remedy(a_plan(**memory), config_of(batch_size))
+    assert advice in forecast.remedy(a_plan(**memory), config_of(batch_size))
 
 
 def test_what_is_set_already_is_not_advised():
     config = config_of()
     config.update(microbatches=4, remat=True)
-    advice = plan.remedy(a_plan(refused=20), config)
+    advice = forecast.remedy(a_plan(refused=20), config)
     assert advice == "set --config.microbatches=8, lower --config.batch_size, or take more devices"
 
 
 def test_comparison_has_the_plain_step_and_both_remedies():
     config = config_of()
-    forms = [(name, form.microbatches, form.remat) for name, form in plan._forms(config)]
+    forms = [(name, form.microbatches, form.remat) for name, form in plan_main._forms(config)]
     assert forms == [("plain", 1, False), ("remat", 1, True), ("8 microbatches", 8, False)]
     config.microbatches = 64
-    assert list(plan._forms(config))[2][1].microbatches == 64 and config.microbatches == 64
+    assert list(plan_main._forms(config))[2][1].microbatches == 64 and config.microbatches == 64
 
 
 def test_parts_do_not_help_where_the_views_alone_are_too_many():
     config = config_of(4 * 32768)
     config.update(image_size=224, microbatches=512, remat=True)
-    advice = plan.remedy(a_plan(refused=26.64), config)
+    advice = forecast.remedy(a_plan(refused=26.64), config)
     assert "views 18.4" in advice and "--config.batch_size" in advice and "microbatches" not in advice
 
 
 def test_too_large_a_network_is_told_so():
-    assert "--config.model.width" in plan.remedy(a_plan(parameters=1.5e9, refused=40), config_of())
+    assert "--config.model.width" in forecast.remedy(a_plan(parameters=1.5e9, refused=40), config_of())
 
 
 def test_description_has_every_figure():
-    lines = plan.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=lambda: 100)
+    lines = forecast.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=lambda: 100)
     assert lines["memory"] == "5.00 of 16 GiB a device: 2.00 arguments, 3.00 temporaries"
     assert lines["collectives"] == "3 psum of 1.00 MB"
     assert lines["step"].startswith("5.08 ms at the chip's peaks (compute 5.08, memory 1.22, links 0.01)")
     assert lines["run"].startswith("100 steps, 0.0 hours")
     assert re.match(r"806,912 images/s a host .*: 8,070 cores", lines["input"])
-    refused = plan.describe(a_plan(refused=416), config_of(), images_per_core=None)
+    refused = forecast.describe(a_plan(refused=416), config_of(), images_per_core=None)
     assert refused["memory"] == "416.00 of 16 GiB a device: 416.00 refused"
 
 

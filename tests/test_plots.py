@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_datasets import write_folder
 
-from simclr_jax import plots
 from simclr_jax.errors import UserError
+from simclr_jax.plots import __main__ as plots_main
+from simclr_jax.plots import figures
 
 LOG = [
     {"step": 10, "loss": 9.0, "contrastive_accuracy": 0.1},
@@ -27,19 +28,21 @@ def close_figures():
 
 
 def test_learning_curves_show_every_point():
-    loss, accuracy = plots.learning_curves(LOG).axes
+    loss, accuracy = figures.learning_curves(LOG).axes
     np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[10, 9], [20, 8]])
     assert [len(line.get_xdata()) for line in accuracy.lines] == [2, 1]
     assert loss.get_xlabel() == "step" and accuracy.get_ylabel() == "accuracy"
 
 
 def test_scores_show_every_score():
-    (axes,) = plots.scores({"trained": SCORES, "untrained": SCORES, "raw_pixels": {"knn_accuracy": 0.5}}).axes
+    (axes,) = figures.scores(
+        {"trained": SCORES, "untrained": SCORES, "raw_pixels": {"knn_accuracy": 0.5}}
+    ).axes
     assert sorted(bar.get_height() for bar in axes.patches) == [0.5, 0.7, 0.7, 0.8, 0.8, 0.9, 0.9]
 
 
 def test_learning_curves_name_the_loss():
-    figure = plots.learning_curves([{"step": 1, "loss": 2.0, "top1": 0.5}], "cross entropy")
+    figure = figures.learning_curves([{"step": 1, "loss": 2.0, "top1": 0.5}], "cross entropy")
     loss, accuracy = figure.axes
     assert loss.get_ylabel() == "cross entropy"
     assert [text.get_text() for text in accuracy.get_legend().texts] == ["top-1 (held out)"]
@@ -48,7 +51,7 @@ def test_learning_curves_name_the_loss():
 def test_health_shows_both_spaces_in_every_panel():
     names = ("effective_rank", "uniformity", "alignment", "collapsed")
     line = {f"{space}_{name}": 0.5 for space in ("features", "projection") for name in names}
-    figure = plots.health([{"step": step, **line} for step in (1, 2, 3)])
+    figure = figures.health([{"step": step, **line} for step in (1, 2, 3)])
     assert len(figure.axes) == 4
     assert all([len(curve.get_xdata()) for curve in cell.lines] == [3, 3] for cell in figure.axes)
 
@@ -57,7 +60,7 @@ def test_few_labels_show_means_of_the_draws_against_the_number_of_labels():
     def summary(labels, *draws):
         return {"labels_per_class": labels, "draws": [{"top1": a, "from_scratch_top1": b} for a, b in draws]}
 
-    (axes,) = plots.few_labels([summary(20, (0.9, 0.8)), summary(5, (0.8, 0.4), (0.6, 0.2))]).axes
+    (axes,) = figures.few_labels([summary(20, (0.9, 0.8)), summary(5, (0.8, 0.4), (0.6, 0.2))]).axes
     pretrained, scratch = (container.lines[0].get_xydata() for container in axes.containers)
     np.testing.assert_allclose(pretrained, [[5, 0.7], [20, 0.9]])
     np.testing.assert_allclose(scratch, [[5, 0.3], [20, 0.8]])
@@ -75,7 +78,7 @@ def examples(labelled=True):
 
 def test_neighbours_are_the_nearest_and_never_the_query_itself():
     images, features, labels = examples()
-    figure = plots.neighbours(images, features, labels, ("dark", "light"), queries=3)
+    figure = figures.neighbours(images, features, labels, ("dark", "light"), queries=3)
     rows = np.array([cell.images[0].get_array()[0, 0, 0] // 6 for cell in figure.axes]).reshape(3, 9)
     assert rows[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # the first of each class, and one more
     assert rows[2].tolist()[0] == 20 and set(rows[2].tolist()[1:3]) == {19, 21}
@@ -85,13 +88,13 @@ def test_neighbours_are_the_nearest_and_never_the_query_itself():
 
 
 def test_neighbours_need_no_labels():
-    figure = plots.neighbours(*examples(labelled=False), queries=2)
+    figure = figures.neighbours(*examples(labelled=False), queries=2)
     assert len(figure.axes) == 18 and not figure.axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_map_shows_images_and_where_there_are_labels_classes(labelled):
-    figure = plots.embedding_map(*examples(labelled), ("dark", "light") if labelled else ())
+    figure = figures.embedding_map(*examples(labelled), ("dark", "light") if labelled else ())
     assert [cell.get_title() for cell in figure.axes] == ["images", "classes"][: 1 + labelled]
     canvas = figure.axes[0].images[0].get_array()
     assert canvas.min() < 60 and canvas.max() == 255 and len(np.unique(canvas)) > 15
@@ -104,8 +107,8 @@ def test_map_shows_images_and_where_there_are_labels_classes(labelled):
 @pytest.mark.parametrize("alike", [True, False])
 def test_pictures_of_a_few_images(count, alike):
     images, features, labels = (part[:1].repeat(count, 0) if alike else part[:count] for part in examples())
-    assert len(plots.neighbours(images, features, labels).axes) == count * count
-    canvas = plots.embedding_map(images, features, labels).axes[0].images[0].get_array()
+    assert len(figures.neighbours(images, features, labels).axes) == count * count
+    canvas = figures.embedding_map(images, features, labels).axes[0].images[0].get_array()
     assert canvas.min() == images.min()
 
 
@@ -115,7 +118,7 @@ def test_few_held_out_images_are_shown_with_training_images(pretrained_run, tmp_
     write_folder(tmp_path / "photos", [f"{number}.png" for number in range(12)])
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     config.dataset.update(name="folder", path=str(tmp_path / "photos"))
-    images, features, labels, _ = plots._held_out(config, run)
+    images, features, labels, _ = plots_main._held_out(config, run)
     assert len(images) == len(features) == len(labels) == 12
     assert len(np.unique(images, axis=0)) == 12 and set(labels) == {-1}
     assert "training images beside them" in capsys.readouterr().out
@@ -128,7 +131,7 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
     (run / "finetune").mkdir()
     labels = {"labels_per_class": 5, "draws": [{"top1": 0.9, "from_scratch_top1": 0.5}]}
     (run / "finetune" / "summary.json").write_text(json.dumps(labels))
-    plots.main([str(run)])
+    plots_main.main([str(run)])
     written = capsys.readouterr().out.split()
     names = ["curves", "views", "health", "scores", "few_labels", "neighbours", "map"]
     assert [path.rsplit("/")[-1] for path in written] == [f"{name}.png" for name in names]
@@ -139,4 +142,4 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
 
 def test_folder_of_no_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl.*workdir"):
-        plots.main([str(tmp_path)])
+        plots_main.main([str(tmp_path)])

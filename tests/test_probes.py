@@ -13,8 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
-from simclr_jax import probes
-from simclr_jax.probes import Features
+from simclr_jax.evaluation import probes
+from simclr_jax.evaluation.probes import Features
 
 
 @pytest.fixture(scope="module")

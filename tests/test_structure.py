@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
 # Where TensorFlow may be imported; the rest runs where only JAX is installed.
-TENSORFLOW = ("data/", "official.py", "official_names.py", "export.py")
+TENSORFLOW = ("data/", "official/", "export/")
 
 
 def name_of(path):
@@ -51,7 +51,6 @@ def test_imports_run_one_way():
         "parallel.py": (),
         "console.py": (),
         "errors.py": ("console",),
-        "health.py": (),
         "losses.py": (),
         "optim.py": ("errors",),
         "files.py": ("console", "errors"),
@@ -59,47 +58,36 @@ def test_imports_run_one_way():
         "settings.py": ("errors", "shipped", "validation"),
         "workdirs.py": ("console", "errors", "files", "shipped"),
         "checkpoint.py": ("console", "errors", "files", "parallel", "workdirs"),
-        "metrics.py": ("console", "data", "errors", "files"),
+        "report.py": ("console", "data", "errors", "files"),
         "stopping.py": ("console", "parallel"),
         "processes.py": ("console", "errors", "stopping"),
-        "probes.py": ("errors", "parallel"),
-        "features.py": ("parallel", "probes"),
+        "evaluation/": ("evaluation", "parallel"),
         "models/": ("errors", "models", "parallel"),
         "data/": ("console", "data", "errors", "files"),
         "train.py": (
             "checkpoint",
             "errors",
-            "metrics",
             "optim",
             "parallel",
             "processes",
+            "report",
             "stopping",
             "workdirs",
         ),
-        "official_names.py": (),
-        "official.py": (
-            "checkpoint",
-            "data",
-            "errors",
-            "files",
-            "metrics",
-            "models",
-            "official_names",
-            "workdirs",
-        ),
+        "official/names.py": (),
+        "official/__init__.py": ("data", "errors", "files", "models", "official"),
         "supervised.py": ("data", "errors", "files", "losses", "parallel", "processes", "train"),
         "pretrained.py": (
             "checkpoint",
             "console",
             "data",
             "errors",
-            "features",
+            "evaluation",
             "files",
-            "metrics",
             "models",
             "official",
             "parallel",
-            "probes",
+            "report",
             "train",
             "workdirs",
         ),
@@ -119,7 +107,7 @@ def test_tasks_never_import_one_another():
 
 def test_only_the_command_lines_read_flags():
     for path in SOURCES:
-        if name_of(path) not in ("command_line.py", "main.py", "plan.py"):
+        if name_of(path) not in ("command_line.py", "main.py", "plan/__main__.py"):
             assert not [m for m, _ in imports(path) if m in ("absl.flags", "ml_collections.config_flags")], (
                 path
             )

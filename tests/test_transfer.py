@@ -5,9 +5,10 @@ import pytest
 from conftest import run_task, tiny_config
 from sklearn.linear_model import LogisticRegression
 
-from simclr_jax import pretrained, probes, supervised
+from simclr_jax import pretrained, supervised
 from simclr_jax.errors import UserError
-from simclr_jax.probes import Features
+from simclr_jax.evaluation import probes
+from simclr_jax.evaluation.probes import Features
 from simclr_jax.tasks import transfer
 
 

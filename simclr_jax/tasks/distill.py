@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from simclr_jax import losses, metrics, parallel, pretrained, processes, supervised, train
+from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 
@@ -60,7 +60,7 @@ def run(config, workdir) -> dict:
     task = task._replace(
         on_devices=make_teach(teacher, teacher_variables), meta=task.meta | {"class_names": names}
     )
-    metrics.print_table(train.describe(task, config, source, workdir))
+    report.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 
     sizes = {"parameters": state["params"], "teacher_parameters": teacher_variables["params"]}
@@ -68,7 +68,7 @@ def run(config, workdir) -> dict:
     if evaluate:
         summary |= evaluate(state) | {"teacher_top1": make_evaluate(model=teacher)(teacher_variables)["top1"]}
     if evaluate and source.num_classes and config.evaluate.compare:
-        metrics.say(f"the same network on the labels alone: {workdir / 'labels_only'}")
+        report.say(f"the same network on the labels alone: {workdir / 'labels_only'}")
         alone = make_task(labelled, loss=supervised.make_loss(model, config, after_block=-1))
         alone = task._replace(loss=alone.loss, batches=alone.batches, on_devices=lambda batch: batch)
         summary["labels_only_top1"] = evaluate(train.fit(alone, config, workdir / "labels_only"))["top1"]

@@ -9,7 +9,7 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import files, metrics, parallel, pretrained, processes, workdirs
+from simclr_jax import files, parallel, pretrained, processes, report, workdirs
 
 
 def run(config, workdir) -> dict:
@@ -41,7 +41,7 @@ def run(config, workdir) -> dict:
     done = len(parts) if finished else sum(path.exists() for path in paths)
     done = int(parallel.gather(np.array([done]))[0])  # what process 0 sees holds for all
     total = sum(source.num_examples for source in sources.values())
-    metrics.print_table(
+    report.print_table(
         {
             "task": "embed",
             "pretrained": config.pretrained,
@@ -61,7 +61,7 @@ def run(config, workdir) -> dict:
         lost = parallel.gather(datasets.lost_rows(part)[None]).any(axis=0)  # to whichever process
         if jax.process_index() == 0:
             _write_part(path, split, start, part.names, rows, np.flatnonzero(~lost))
-        metrics.say(f"{split}: {stop:,} of {sources[split].num_examples:,} images")
+        report.say(f"{split}: {stop:,} of {sources[split].num_examples:,} images")
     summary = {"examples": total}
     if jax.process_index() == 0:
         if not finished:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from etils import epath
 
-from simclr_jax import metrics, pretrained, supervised, train
+from simclr_jax import pretrained, report, supervised, train
 from simclr_jax.models import make_model
 
 
@@ -46,9 +46,9 @@ def run(config, workdir) -> dict:
             shared = shared or task
             task = shared._replace(batches=task.batches, meta=task.meta, trained=trained)
             if place == workdir:
-                metrics.print_table(train.describe(task, config, subset, workdir))
+                report.print_table(train.describe(task, config, subset, workdir))
             else:
-                metrics.say(f"draw {draw + 1}{', from scratch' if prefix else ''}: {place}")
+                report.say(f"draw {draw + 1}{', from scratch' if prefix else ''}: {place}")
             scores = evaluate(train.fit(task, ours, place))
             result |= {prefix + name: score for name, score in scores.items()}
     summary = {name: float(np.mean([result[name] for result in results])) for name in results[0]}

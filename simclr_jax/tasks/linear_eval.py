@@ -2,7 +2,7 @@
 
 import time
 
-from simclr_jax import metrics, pretrained, supervised, train
+from simclr_jax import pretrained, report, supervised, train
 from simclr_jax.models import make_model
 
 
@@ -23,6 +23,6 @@ def run(config, workdir) -> dict:
         loss=supervised.make_loss(model, config, after_block=None),
         evaluate=supervised.make_evaluate(config, model, held_out),
     )._replace(trained=supervised.is_head)
-    metrics.print_table(train.describe(task, config, source, workdir))
+    report.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
     return task.evaluate(state) | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}

@@ -7,19 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import (
-    features,
-    health,
-    losses,
-    metrics,
-    parallel,
-    pretrained,
-    probes,
-    processes,
-    supervised,
-    train,
-)
+from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation import features, health, probes
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
 
@@ -63,14 +53,14 @@ def run(config, workdir) -> dict:
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
         best="knn_accuracy" if measure else None,
     )
-    metrics.print_table(train.describe(task, config, source, workdir))
+    report.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 
     compared = {"trained": state}
     if config.evaluate.compare:
         compared["untrained"] = train.make_init(model, config.image_size)(jax.random.key(config.seed))
         compared |= {"raw_pixels": None} if measure else {}
-    metrics.say(f"measuring: {', '.join(compared).replace('_', ' ')}")
+    report.say(f"measuring: {', '.join(compared).replace('_', ' ')}")
     summary = {"steps": task.num_steps, "health": {}}
     for name, variables in compared.items():
         if variables is not None:
@@ -80,7 +70,7 @@ def run(config, workdir) -> dict:
             summary[name] = measure(variables, only_knn=not config.evaluate.compare)
     images, dimensions = _health_examples(config, source), summary["health"]["features"]["dimensions"]
     if images < dimensions:
-        metrics.say(
+        report.say(
             f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} dimensions: "
             "their effective rank is limited by the images, too"
         )
@@ -233,7 +223,7 @@ def _make_measure(config, model, source, load):
     ]
     if all(isinstance(of, datasets.Source) for of in sources):
         for note in probes.notes(*(of.labels for of in sources), labels_per_class=config.labels_per_class):
-            metrics.say(f"note: {note}")
+            report.say(f"note: {note}")
     extract = features.make_extract(model)
 
     def features_of(variables, of):

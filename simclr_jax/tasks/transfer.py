@@ -5,9 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from simclr_jax import losses, metrics, pretrained, probes, supervised
+from simclr_jax import losses, pretrained, report, supervised
 from simclr_jax.errors import UserError
-from simclr_jax.probes import Features
+from simclr_jax.evaluation import probes
+from simclr_jax.evaluation.probes import Features
 
 L2_WEIGHTS = np.logspace(-6, 5, 45)
 
@@ -23,7 +24,7 @@ def run(config, workdir) -> dict:
         raise UserError(f"metric='{config.metric}': set --config.metric to top1 or mean_per_class")
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
-    metrics.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
+    report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
     extract = pretrained.make_extract(config, transform=partial(_whole_view, size=config.image_size))
     train, test, *validation = (probes.labelled(extract(source)) for source in sources)
     train, validation = (train, *validation) if validation else hold_out(train, seed=config.seed)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simclr_jax import metrics
+from simclr_jax import report
 from simclr_jax.errors import UserError
 
 
 def make_meter(workdir, start_step=0, log_every_steps=2, num_steps=8):
     config = types.SimpleNamespace(log_every_steps=log_every_steps, batch_size=4)
-    return metrics.Meter(workdir, config, start_step=start_step, num_steps=num_steps)
+    return report.Meter(workdir, config, start_step=start_step, num_steps=num_steps)
 
 
 def run(meter, steps, loss=None):
@@ -109,6 +109,6 @@ def test_log_has_plain_lines_and_a_terminal_one_that_moves(tmp_path, capsys, mon
 
 
 def test_summary_is_a_table(capsys, tmp_path):
-    metrics.print_summary({"trained": {"knn_accuracy": 0.75}, "untrained": {}, "steps": 3}, tmp_path)
+    report.print_summary({"trained": {"knn_accuracy": 0.75}, "untrained": {}, "steps": 3}, tmp_path)
     out = capsys.readouterr().out
     assert "knn accuracy" in out and "0.750" in out and "steps 3" in out and "summary.json" in out

@@ -2,15 +2,22 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import parallel
-from simclr_jax.probes import Features
 
 PIXELS = 32  # side of raw pixels as features: 3,072 numbers an image, as many as wide networks have
+
+
+class Features(NamedTuple):
+    """Features float32 [n, w] of n examples and their labels int32 [n]."""
+
+    features: np.ndarray
+    labels: np.ndarray
 
 
 def make_extract(model, *, layer: int = 0):

@@ -11,7 +11,6 @@ that from the features, not from fine-tuning: a gradient step of SGD is that muc
 each wants its own learning rate and weight decay; LARS, whose steps scale with the weights, does not mind.
 """
 
-import argparse
 import re
 from contextlib import contextmanager
 from functools import reduce
@@ -26,10 +25,10 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, errors, files, metrics, workdirs
+from simclr_jax import files
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
-from simclr_jax.official_names import encoder_layers, model_keys, other_keys, our_names, tf1_names
+from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 
 Shape = tuple[int, ...]
 
@@ -230,45 +229,3 @@ def _few(items, count: int = 3) -> str:
     """The first of them, and how many more there are."""
     items = sorted(map(str, items))
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("path", help="folder, prefix or file of a TF1 or TF2 checkpoint, or a SavedModel")
-    parser.add_argument("--output", required=True, help="workdir to make")
-    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    parser.add_argument(
-        "--supervised_layer",
-        type=int,
-        default=0,
-        help="projection layer that the classifier reads: 1 for v2's networks fine-tuned from there",
-    )
-    args = parser.parse_args(argv)
-    output = epath.Path(args.output)
-    checkpoint.check_new(output)
-    variables, meta = read(args.path, ema=args.ema)
-    model = ConfigDict(meta["config"]["model"])
-    model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer
-    make_model(model, meta["num_classes"])  # which refuses layers that are not there
-    with checkpoint.open_manager(output, keep=1) as manager:
-        checkpoint.save(manager, 0, variables, meta)
-    workdirs.save_config(output, meta["config"])
-    params = variables["params"]
-    kernels = [value for path, value in flatten_dict(params["encoder"]).items() if path[-1] == "kernel"]
-    sizes = {part: sum(value.size for value in jax.tree.leaves(tree)) for part, tree in params.items()}
-    norm = np.mean([np.linalg.norm(kernel) for kernel in kernels])
-    metrics.print_table(
-        {
-            "network": f"{describe(model)}, {model.stem} stem",
-            "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
-            "classes": str(meta["num_classes"] or "no classifier"),
-            "kernels": f"norm {norm:.3g} on average; {WEIGHTS}",
-            "written to": str(output),
-        }
-    )
-
-
-if __name__ == "__main__":
-    errors.run(main)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import cost
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
+from simclr_jax.plan import chips, cost
 
 
 def count(function, *shapes, axis=None):
@@ -58,7 +58,7 @@ def test_collectives_are_counted_with_their_bytes():
 
 def test_chips_are_found_by_what_jax_calls_them():
     names = ["TPU v5 lite", "TPU v5", "TPU v4", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "cpu"]
-    memory = [cost.find_chip(name) and cost.find_chip(name).memory for name in names]
+    memory = [chips.find_chip(name) and chips.find_chip(name).memory for name in names]
     assert memory == [16, 95, 32, 80, 80, None]
 
 

@@ -7,7 +7,6 @@ features themselves (2 CPU cores, 2026-11-25). `ITERATIONS` and `PRODUCTS` bound
 
 import functools
 import warnings
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,13 @@ import optax
 from scipy import optimize
 
 from simclr_jax import parallel
+from simclr_jax.evaluation.features import Features
 
 ITERATIONS = 100  # of L-BFGS: held-out accuracy settles long before the loss does
 # Training images x dimensions x classes, what a logistic regression goes through once an iteration: beyond it
 # fewer images are taken, or fewer draws. 50,000 images, 2,048 dimensions and 300 classes are below it.
 PRODUCTS = 2**35
 _CHUNK = 4096  # held-out images that are standardised at a time
-
-
-class Features(NamedTuple):
-    """Features float32 [n, w] of n examples and their labels int32 [n]."""
-
-    features: np.ndarray
-    labels: np.ndarray
 
 
 def labelled(examples: Features) -> Features:

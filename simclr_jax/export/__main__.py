@@ -1,0 +1,132 @@
+"""Trained networks for other frameworks: `python -m simclr_jax.export RUN --format=FORMAT`
+
+RUN is the workdir of any run that trains a network, one checkpoint of it, or a checkpoint of
+google-research/simclr; `--output` says where to write, RUN/export/FORMAT by default. All formats compute in
+float32, in evaluation mode, and take RGB images in [0, 1], without any further normalisation:
+
+    savedmodel   TensorFlow, with the names and outputs of the official hub modules; any batch and image size
+    onnx         ONNX Runtime and others; any batch, the image size of the training
+    safetensors  the weights under the names of torchvision's ResNet, for PyTorch
+
+Each is read back and compared with the original before it appears under its name, and a model card,
+README.md, lies beside it.
+"""
+
+import argparse
+import importlib.util
+import re
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from simclr_jax import checkpoint, errors, export, files, official
+from simclr_jax.console import shown
+from simclr_jax.errors import UserError, reason_of
+from simclr_jax.export import onnx, safetensors, savedmodel
+from simclr_jax.export.card import model_card
+
+FORMATS = {"savedmodel": savedmodel, "onnx": onnx, "safetensors": safetensors}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="workdir of a run, one checkpoint, or an official checkpoint")
+    parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--output", help="local folder to make; default: RUN/export/FORMAT")
+    parser.add_argument("--licence", help="of the weights, for the model card")
+    args = parser.parse_args(argv)
+    if args.format not in FORMATS:
+        raise UserError(f"--format={args.format} is unknown: choose one of {', '.join(FORMATS)}")
+    needed = onnx.NEEDED if args.format == "onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format={args.format} needs {', '.join(missing)}: pip install 'simclr-jax[{args.format}]', or "
+            f"in a clone .venv/bin/pip install -r launch/requirements-{args.format}.txt"
+        )
+    run = epath.Path(args.run)
+    workdir, _ = checkpoint.split(run)
+    if not args.output and official.find(run):
+        raise UserError(f"{run} is no run of ours: give the --output folder to make")
+    output = str(args.output or workdir / "export" / args.format)
+    if "://" in output:
+        raise UserError(f"--output={output} is not on this machine: give a local folder")
+    output = Path(output)
+    checkpoint.check_new(output)
+    model, variables, meta = export.load(args.run)
+    size = meta["config"]["image_size"]
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(partial(export.outputs, model), variables, image)
+    fc = "logits_sup" in shapes and model.supervised_layer == 0
+    given = {"onnx": onnx.OUTPUTS, "safetensors": ("logits_sup" if fc else "final_avg_pool",)}
+    given = [name for name in given.get(args.format, shapes) if name in shapes]
+    card = model_card(
+        args.format,
+        model,
+        variables,
+        meta,
+        image_size=size,
+        outputs={name: shapes[name].shape for name in given},
+        summary=_results(run),
+        licence=args.licence,
+    )
+    with files.storage(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, whose name not every library takes.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.plain(output.parent)) as unfinished:
+        folder = Path(unfinished, "export")
+        folder.mkdir()
+        difference = FORMATS[args.format].write(model, variables, folder, image_size=size)
+        (folder / "README.md").write_text(card)
+        for file in folder.glob("model.*"):  # safetensors and ONNX make theirs for the owner alone
+            file.chmod((folder / "README.md").stat().st_mode)
+        folder.replace(output)
+    told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
+    print(f"{shown(output)}: written and read back, {told}")
+
+
+def _results(run) -> dict | None:
+    """What was measured of the weights in a workdir; None if nothing was, as of one checkpoint of a run.
+
+    Scores of a run with several draws of labels are their means, which no draw has: it lists each one's.
+    """
+    own, of_all = run / "summary.json", run.parent / "summary.json"
+    draw = re.fullmatch(r"(draw|scratch)(\d+)", run.name)
+    if own.exists():
+        summary, scratch, index = _read_json(own), False, 0
+    elif draw and of_all.exists():
+        summary, scratch, index = _read_json(of_all), draw[1] == "scratch", int(draw[2])
+    else:
+        return None
+    draws = summary.pop("draws", [])
+    if not draws:
+        return summary if own.exists() else None
+    if index >= len(draws):
+        return None
+    prefix = "from_scratch_"
+    scores = {
+        name.removeprefix(prefix): value
+        for name, value in draws[index].items()
+        if name.startswith(prefix) == scratch
+    }
+    rest = {name: value for name, value in summary.items() if name not in draws[index]}
+    return scores | rest | {"draw": index}
+
+
+def _read_json(path):
+    try:
+        return files.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{shown(path)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
+        ) from None
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,53 @@
+"""ONNX, for ONNX Runtime and others."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.export import compare, outputs
+
+NEEDED = ("jax2onnx", "onnx", "onnxruntime")  # beside requirements.txt
+OUTPUTS = ("final_avg_pool", "proj_head_output", "logits_sup")  # of `export.outputs`
+_PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights that fit into one file of ONNX, with their graph
+
+
+def write(model, variables, folder, *, image_size: int) -> float:
+    """Writes `folder`/model.onnx, and its weights beside it where they are large. Returns likewise."""
+    import onnx
+    import onnxruntime
+    from jax2onnx import to_onnx  # these three may be missing, which the command tells before
+
+    shape = (1, image_size, image_size, 3)
+    every = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    names = [name for name in OUTPUTS if name in every]
+
+    def call(images):
+        results = outputs(model, variables, images)
+        return tuple(results[name] for name in names)
+
+    path = str(folder / "model.onnx")
+    to_onnx(
+        call,
+        [("batch", *shape[1:])],
+        model_name="simclr",
+        opset=18,  # the oldest that jax2onnx writes
+        return_mode="file",
+        output_path=path,
+        input_names=["inputs"],
+        output_names=names,
+    )
+    fits = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) < _PROTOBUF_LIMIT
+    graph = onnx.load(path, load_external_data=fits)
+    del graph.graph.value_info[:]  # some are wrong, of which ONNX Runtime would warn
+    onnx.save(graph, path)
+    if fits:
+        Path(f"{path}.data").unlink(missing_ok=True)
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images):
+        return dict(zip(names, session.run(names, {"inputs": images})))
+
+    return max(compare(model, variables, image_size, batch, run) for batch in (1, 3))

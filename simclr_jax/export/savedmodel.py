@@ -1,0 +1,36 @@
+"""SavedModel, for TensorFlow."""
+
+from functools import partial
+
+from simclr_jax.export import compare, outputs
+
+
+def write(model, variables, folder, *, image_size: int) -> float:
+    """Writes a SavedModel, called as the official ones; returns how far its outputs are from JAX's."""
+    from simclr_jax.data import tf  # keeps TensorFlow quiet, so it comes first
+
+    # isort: split
+    from orbax.export import JaxModule, constants
+
+    network = JaxModule(
+        variables,
+        partial(outputs, model),
+        trainable=False,
+        input_polymorphic_shape="b, h, w, 3",
+        jax2tf_kwargs={"native_serialization_platforms": ("cpu", "cuda", "tpu")},
+    ).export_module()
+    call = network.methods[constants.DEFAULT_METHOD_KEY]
+    images = tf.TensorSpec([None, None, None, 3], tf.float32, name="inputs")
+    module = tf.Module()
+    module.network = network
+    # Called as the official ones are; traced for `trainable=False` alone, so that True is refused.
+    module.__call__ = tf.function(lambda inputs, trainable=False: call(inputs))
+    module.__call__.get_concrete_function(images, trainable=False)
+    signature = tf.function(lambda inputs: call(inputs), input_signature=[images])
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": signature, "default": signature})
+    loaded = tf.saved_model.load(str(folder))
+    serve = loaded.signatures["default"]
+    return max(
+        compare(model, variables, image_size, 2, lambda images: loaded(images, trainable=False)),
+        compare(model, variables, image_size + 5, 1, lambda images: serve(inputs=images)),
+    )

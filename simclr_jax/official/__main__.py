@@ -1,0 +1,54 @@
+"""Makes a checkpoint of google-research/simclr ours: `python -m simclr_jax.official PATH --output DIR`"""
+
+import argparse
+
+import jax
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from simclr_jax import checkpoint, errors, official, report, workdirs
+from simclr_jax.models import make_model
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=official.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", help="folder, prefix or file of a TF1 or TF2 checkpoint, or a SavedModel")
+    parser.add_argument("--output", required=True, help="workdir to make")
+    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    parser.add_argument(
+        "--supervised_layer",
+        type=int,
+        default=0,
+        help="projection layer that the classifier reads: 1 for v2's networks fine-tuned from there",
+    )
+    args = parser.parse_args(argv)
+    output = epath.Path(args.output)
+    checkpoint.check_new(output)
+    variables, meta = official.read(args.path, ema=args.ema)
+    model = ConfigDict(meta["config"]["model"])
+    model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer
+    make_model(model, meta["num_classes"])  # which refuses layers that are not there
+    with checkpoint.open_manager(output, keep=1) as manager:
+        checkpoint.save(manager, 0, variables, meta)
+    workdirs.save_config(output, meta["config"])
+    params = variables["params"]
+    kernels = [value for path, value in flatten_dict(params["encoder"]).items() if path[-1] == "kernel"]
+    sizes = {part: sum(value.size for value in jax.tree.leaves(tree)) for part, tree in params.items()}
+    norm = np.mean([np.linalg.norm(kernel) for kernel in kernels])
+    report.print_table(
+        {
+            "network": f"{official.describe(model)}, {model.stem} stem",
+            "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
+            "classes": str(meta["num_classes"] or "no classifier"),
+            "kernels": f"norm {norm:.3g} on average; {official.WEIGHTS}",
+            "written to": str(output),
+        }
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,1 @@
+"""Pictures of a run: `python -m simclr_jax.plots RUN`"""
