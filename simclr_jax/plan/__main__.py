@@ -7,21 +7,16 @@ Linux machine, without a TPU, and prints what it needs of each device. Needs the
 """
 
 import functools
-import importlib.util
 import math
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from simclr_jax import benchmark, command_line, main
 from simclr_jax.errors import UserError
+from simclr_jax.plan import cost
 from simclr_jax.plan.chips import find_chip
-from simclr_jax.plan.cost import measure
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -30,31 +25,8 @@ _TOPOLOGY = flags.DEFINE_string(
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, remat and microbatches.")
 
 
-def compile_apart(config, topology: str) -> dict:
-    """`measure` in a process of its own, since the TPU compiler can crash its process."""
-    if (
-        topology != "local"
-        and "TPU_LIBRARY_PATH" not in os.environ
-        and not importlib.util.find_spec("libtpu")
-    ):
-        raise UserError(f"--topology={topology} needs the TPU compiler: pip install 'jax[tpu]'")
-    quiet = _hush if topology != "local" else None
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        try:
-            return pool.submit(measure, config, topology).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the compiler crashed on this step for {topology}: try another topology, or another "
-                "--config.batch_size"
-            ) from None
-
-
-def _hush():
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtpu complains at length that there is no TPU
-
-
 def _plan_one(config, topology, images_per_core) -> bool:
-    plan = compile_apart(config, topology)
+    plan = cost.measure_apart(config, topology)
     lines = describe(plan, config, images_per_core)
     width = max(map(len, lines))
     print("\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items()))
@@ -73,7 +45,7 @@ def _plan_table(cases, images_per_core) -> bool:
     for name, config, topology in cases:
         cells = [name]
         try:
-            plan = compile_apart(config, topology)
+            plan = cost.measure_apart(config, topology)
         except UserError as error:
             print(f"| {name} | {error} |", flush=True)
             fits = False

@@ -1,8 +1,12 @@
 """What a train step costs: counted in its jaxpr, compiled for any topology, set against a chip's peaks."""
 
+import importlib.util
 import math
 import os
 import re
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import jax
@@ -66,6 +70,29 @@ def measure(config, topology: str) -> dict:
         jax.config.update("jax_platforms", "cpu")
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles: no TPU is fought over
     return compile_step(config, _devices(topology))[1]
+
+
+def measure_apart(config, topology: str) -> dict:
+    """`measure` in a process of its own, since the TPU compiler can crash its process."""
+    if (
+        topology != "local"
+        and "TPU_LIBRARY_PATH" not in os.environ
+        and not importlib.util.find_spec("libtpu")
+    ):
+        raise UserError(f"--topology={topology} needs the TPU compiler: pip install 'jax[tpu]'")
+    quiet = _hush if topology != "local" else None
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
+        try:
+            return pool.submit(measure, config, topology).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the compiler crashed on this step for {topology}: try another topology, or another "
+                "--config.batch_size"
+            ) from None
+
+
+def _hush():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtpu complains at length that there is no TPU
 
 
 def compile_step(config, devices):
