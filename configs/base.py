@@ -17,13 +17,13 @@ def pretrain() -> ConfigDict:
     """SimCLR's pretraining (arXiv 2002.05709)."""
     return ConfigDict(
         {
-            "task": "pretrain",
+            "task": "pretrain",  # a module of simclr_jax/tasks/
             "pretrained": placeholder(str),  # workdir or checkpoint to start from instead of random weights
             "seed": 0,  # of the initialisation, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
-            "num_epochs": 100.0,
+            "num_epochs": 100.0,  # passes over the training images
             "num_steps": placeholder(int),  # wins over num_epochs; --config.num_epochs alone unsets it
-            "warmup_epochs": 10.0,
+            "warmup_epochs": 10.0,  # in which the learning rate rises from 0; then it falls as a cosine
             "image_size": 224,  # pixels, after cropping
             "temperature": 0.1,  # of NT-Xent
             # For batches beyond the memory: so many parts go through the network one by one, and once more to
@@ -39,31 +39,31 @@ def pretrain() -> ConfigDict:
                 # Of 16 bits, what becomes black and white, as (0, 4095); None: told from the folder.
                 "value_range": placeholder(tuple),
                 "data_dir": placeholder(str),  # of TensorFlow Datasets; gs:// too
-                "train_split": "train",
-                "eval_split": "test",
+                "train_split": "train",  # as TensorFlow Datasets calls it
+                "eval_split": "test",  # held-out images
                 "probe_split": placeholder(str),  # labelled split to judge features on; None: train_split
                 "validation_split": placeholder(str),  # of transfer; None: a fifth of train_split
                 "num_examples": placeholder(int),  # of train_split, where the dataset does not tell
-                "num_classes": placeholder(int),  # likewise
+                "num_classes": placeholder(int),  # likewise: how many classes
                 "in_memory": True,  # holds undecoded images in memory, or streams them
                 "shuffle_buffer": 16384,  # undecoded images, over all hosts, when streaming
             },
             "augment": {
                 "min_area": 0.08,  # smallest share of the image that a crop may cover
-                "flip": True,
+                "flip": True,  # half of the views, from left to right
                 "color_jitter_strength": 1.0,  # 0.5 for small images in the paper
-                "blur": True,
+                "blur": True,  # half of the views
             },
             "model": {
-                "depth": 50,
+                "depth": 50,  # layers of the ResNet: 8, 10, 18, 34, 50, 101, 152, 200
                 "width": 1.0,  # multiplies every layer's width
                 "sk_ratio": 0.0,  # selective kernels: 0.0625 in SimCLR v2
                 "se_ratio": 0.0,  # squeeze and excitation
                 "stem": "auto",  # 'cifar' up to 32 pixels, else 'imagenet'
                 "projection_layers": 2,  # 0: none, 1: linear; 3 in SimCLR v2
-                "projection_dim": 128,
+                "projection_dim": 128,  # of what NT-Xent compares
                 "supervised_layer": 0,  # projection layer that the linear classifier reads; 0: the features
-                "zero_init_logits": False,
+                "zero_init_logits": False,  # the classifier starts at zero
                 "sync_batch_norm": True,  # statistics of the global batch
                 "dtype": "auto",  # of activations: bfloat16 on TPU and GPU, float32 on CPU
             },
@@ -71,7 +71,7 @@ def pretrain() -> ConfigDict:
                 "name": "lars",
                 "learning_rate": 0.3,  # before scaling with the batch size
                 "scaling": "linear",  # times batch_size / 256; 'sqrt': times its square root
-                "weight_decay": 1e-6,
+                "weight_decay": 1e-6,  # of weights: LARS leaves biases, batch norm and classifier out
                 "momentum": 0.9,
             },
             "labels_per_class": 5,  # in the few-label score
@@ -83,8 +83,8 @@ def pretrain() -> ConfigDict:
                 # the number and the size of the images (up to 100 classes; see simclr_jax/evaluation/).
                 "compare": True,
             },
-            "log_every_steps": 50,
-            "checkpoint_every_steps": 1000,
+            "log_every_steps": 50,  # averages go to the console and to the metric files
+            "checkpoint_every_steps": 1000,  # what a crash costs at most
             "keep_checkpoints": 3,  # newest ones; the best by k-nearest neighbours stays as well
         }
     )
@@ -130,8 +130,8 @@ def distill(config: ConfigDict) -> ConfigDict:
 def knn(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of the k-nearest-neighbour classifier (Wu et al. 2018)."""
     config = _keep(config, "knn", *_MODEL)
-    config.k = 200
-    config.temperature = 0.07
+    config.k = 200  # neighbours that vote
+    config.temperature = 0.07  # a neighbour's vote weighs exp(cosine / temperature)
     return config
 
 
@@ -146,7 +146,7 @@ def embed(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of writing features to files."""
     config = _keep(config, "embed", *_MODEL)
     config.dataset.in_memory = False
-    config.splits = "train+eval"
+    config.splits = "train+eval"  # whose images are embedded
     config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
     return config
 
@@ -160,7 +160,7 @@ def _supervised(config, task, *, learning_rate):
     config.optimizer = ConfigDict(
         {
             "name": "sgd",  # with Nesterov momentum
-            "learning_rate": learning_rate,
+            "learning_rate": learning_rate,  # before scaling with the batch size
             "scaling": "linear",
             "weight_decay": 0.0,
             "momentum": 0.9,

@@ -31,7 +31,7 @@ def get_config(name: str, overrides: dict | None = None):
     return api.get_config(name, overrides or {})
 
 
-def run(config, workdir, on_report=None) -> dict | None:
+def run(config, workdir, on_report=None, *, train=None, held_out=None) -> dict | None:
     """Runs a task, any one, or goes on with it where an earlier call or command was stopped.
 
     Ctrl-C, or the stop button of a notebook, loses nothing: the run saves, and the same call goes on.
@@ -40,6 +40,9 @@ def run(config, workdir, on_report=None) -> dict | None:
       config: from `get_config`.
       workdir: local or gs:// folder that keeps everything of this run.
       on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps.
+      train: instead of the config's dataset, images uint8 [n, h, w, c], c 3 or 1, or (images, labels) with
+        int labels [n], -1 where there is none.
+      held_out: likewise, with labels, to judge features on.
 
     Returns:
       The summary, as in WORKDIR/summary.json; None of a run that was stopped.
@@ -49,7 +52,7 @@ def run(config, workdir, on_report=None) -> dict | None:
     """
     from simclr_jax import api
 
-    return api.run(config, workdir, on_report)
+    return api.run(config, workdir, on_report, train, held_out)
 
 
 def load(path):

@@ -32,12 +32,20 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, workdir, on_report=None) -> dict | None:
+def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) -> dict | None:
     """See `simclr_jax.run`."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"run() got a config of type {type(config).__name__}: expected that of get_config()")
     validation.check_place("workdir", os.fspath(workdir))
     config = config.copy_and_resolve_references()
+    if train is not None:
+        from simclr_jax.data import arrays
+
+        with arrays.given(train, held_out) as digest:
+            config.dataset = _of_arrays(config.task, digest, config.dataset.num_examples)
+            return run(config, workdir, on_report)
+    if held_out is not None:
+        raise UserError("run() got held_out without train: give both, or neither")
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
         _say_once(f"note: {note}")
@@ -52,3 +60,10 @@ def run(config: ConfigDict, workdir, on_report=None) -> dict | None:
             if jax.process_count() > 1:  # the others would wait
                 raise
             return None
+
+
+def _of_arrays(task, digest, num_examples):
+    """`config.dataset` of examples in memory, which it tells from others."""
+    section = validation.reference_of(task).dataset
+    section.update(name="arrays", path=digest, num_examples=num_examples)
+    return section

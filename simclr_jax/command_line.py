@@ -5,12 +5,13 @@ All of it is checked before anything begins; whatever is wrong with it is one li
 
 import os
 import re
+import sys
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import report, settings, validation
+from simclr_jax import manual, report, settings, validation
 from simclr_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -48,6 +49,11 @@ def join_timeout() -> int:
     return _JOIN_TIMEOUT.value
 
 
+def file() -> str:
+    """The config file, without the task."""
+    return _CONFIG.value.partition(":")[0]
+
+
 def workdir(config) -> epath.Path:
     """The folder of the run."""
     variant = _CONFIG.value.partition(":")[2] or config.task
@@ -80,6 +86,8 @@ def parse(argv: list[str]) -> list[str]:
     """
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # which --help shows of every command
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+    wants_help = not {"--help", "-help", "-h"}.isdisjoint(argv[1:])
+    argv = [argv[0]] + [word for word in argv[1:] if word not in ("--help", "-help", "-h")]
     try:
         words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=True)
         overrides, rest = _split(words)
@@ -103,6 +111,10 @@ def parse(argv: list[str]) -> list[str]:
         ) from None
     except (flags.Error, ValueError) as error:
         raise UserError(f"{settings.one_line(error)}: write --NAME=VALUE, see --help") from None
+    if wants_help:
+        ours = [flags.FLAGS[flag.name] for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
+        print(manual.text(ours, _CONFIG.value))
+        sys.exit(0)
     if len(left) > 1:
         raise UserError(f"'{left[1]}' is not a flag: write --config.KEY=VALUE")
     if not _CONFIG.value:

@@ -5,16 +5,30 @@ from simclr_jax import stopping  # jax comes after it: signals are taken before 
 if __name__ == "__main__":
     stopping.take()
 
+import shlex
+
 from absl import app, flags, logging
 
-from simclr_jax import command_line, errors, pretrained, processes, runs
+from simclr_jax import command_line, errors, pretrained, processes, report, runs
+from simclr_jax.console import shown
 
 
 def main(_) -> None:
     processes.join(**command_line.processes(), timeout=command_line.join_timeout())
     config = command_line.read_config()
     pretrained.adopt(config, command_line.given())
-    runs.run(config, command_line.workdir(config), command_line.defaults().to_dict())
+    workdir = command_line.workdir(config)
+    summary = runs.run(config, workdir, command_line.defaults().to_dict())
+    if "health" in summary:  # of pretraining
+        task = "linear_eval" if "trained" in summary else "embed"
+        run = shlex.quote(shown(workdir))
+        report.say(_NEXT.format(run=run, config=f"{command_line.file()}:{task}"))
+
+
+_NEXT = """
+  next:  python -m simclr_jax.plots {run}
+         tensorboard --logdir {run}
+         python -m simclr_jax.main --config={config} --config.pretrained={run}"""
 
 
 def run(command=main) -> None:

@@ -1,6 +1,7 @@
 """What a run reports: metric files, the console, and the check that the loss is still finite."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +57,11 @@ def _print_scores(title, rows):
 
 
 # On the console: the files hold everything, under its full name.
-_SHORT = {"learning_rate": "lr", "contrastive_accuracy": "accuracy", "contrastive_entropy": "entropy"}
+_SHORT = {
+    "learning_rate": "lr",
+    "contrastive_accuracy": "contrastive accuracy",
+    "contrastive_entropy": "entropy",
+}
 _SHORT |= {"features_effective_rank": "rank"}
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
@@ -167,20 +172,20 @@ class Meter:
     def _print(self, step, metrics):
         per_step = (time.monotonic() - self._begun) / (step - self._start_step)
         left = int(per_step * (self._num_steps - step))
-        words = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"]
-        words += [
+        left = f"{left // 60}:{left % 60:02d} left"
+        head = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
+        words = [
             f"{_SHORT.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
             if name not in _UNSHOWN and not name.startswith("projection_")
         ]
         words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
-        words += [f"{left // 60}:{left % 60:02d} left"]
-        line = "  ".join(words)
-        if sys.stdout.isatty():
-            done = 20 * step // self._num_steps
-            print(f"\r\033[K[{'#' * done:<20}] {line}", end="", flush=True)
+        if sys.stdout.isatty():  # one line, as wide as the terminal: what is left comes first
+            done = 10 * step // self._num_steps
+            line = "  ".join([f"[{'#' * done:<10}] {head}", left, *words])
+            print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:
-            print(line, flush=True)
+            print("  ".join([head, *words, left]), flush=True)
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""

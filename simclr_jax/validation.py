@@ -81,6 +81,7 @@ PLACES = ("pretrained", "dataset.path", "dataset.data_dir")
 _SPLITS = ("train_split", "eval_split", "probe_split", "validation_split")
 _OF_FOLDERS = ("path", "classes", "split_seed", "max_pixels", "value_range")
 _UNREAD = {"digits": (*_OF_FOLDERS, "num_classes", *_SPLITS), "folder": _SPLITS}
+_UNREAD["arrays"] = tuple(key for key in _UNREAD["digits"] if key != "path")  # which tells them from others
 _UNREAD_OF_TFDS = _OF_FOLDERS
 _HARMLESS = ("data_dir", "in_memory", "shuffle_buffer")  # ... but for these, of digits and folders
 

@@ -13,7 +13,11 @@ _compiled = tempfile.TemporaryDirectory(prefix="compiled")  # for the processes 
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import signal
+
 import pytest
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the processes of tests would not heed it
 
 
 @pytest.fixture(scope="session")

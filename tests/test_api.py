@@ -17,8 +17,10 @@ from PIL import Image
 
 import simclr_jax
 from simclr_jax import settings, stopping, validation
-from simclr_jax.data import augment
+from simclr_jax.data import augment, datasets
 from simclr_jax.encoder import Encoder
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -41,6 +43,14 @@ def python(code, cwd, **environment):
     return done.stdout
 
 
+def finished_config():
+    return simclr_jax.get_config("digits", TINY | {"num_steps": 4})
+
+
+def log_losses(workdir):
+    return [line["loss"] for line in log_of(workdir)]
+
+
 @pytest.fixture(scope="module")
 def reports():
     return []
@@ -50,8 +60,9 @@ def reports():
 def finished(tmp_path_factory, reports):
     """(workdir, summary) of a run of four steps."""
     workdir = tmp_path_factory.mktemp("api") / "run"
-    config = simclr_jax.get_config("digits", TINY | {"num_steps": 4})
-    return workdir, simclr_jax.run(config, workdir, on_report=lambda *report: reports.append(report))
+    return workdir, simclr_jax.run(
+        finished_config(), workdir, on_report=lambda *report: reports.append(report)
+    )
 
 
 def test_importing_takes_no_time_and_no_jax(tmp_path):
@@ -129,7 +140,7 @@ def test_a_run_returns_its_summary_and_reports(finished, reports):
 
 def test_a_run_that_is_over_is_not_repeated(finished, reports):
     workdir, summary = finished
-    config = simclr_jax.get_config("digits", TINY | {"num_steps": 4})
+    config = finished_config()
     assert simclr_jax.run(config, str(workdir)) == summary and len(reports) == 4
     config.num_steps = 5
     with pytest.raises(simclr_jax.UserError, match="another config .num_steps is 4 there and 5 here"):
@@ -173,6 +184,46 @@ def test_a_stop_before_the_first_step_returns_as_well(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists() or time.monotonic() - begun < 60
     time.sleep(stopping.PATIENCE + 1)  # by then a command would have ended its process
     assert validation.flatten(config)["num_steps"] == 12
+
+
+def test_arrays_are_learnt_from_as_the_same_dataset_is(finished, tmp_path):
+    splits = {name: datasets.load(finished_config().dataset, name, seed=0) for name in ("train", "eval")}
+    train, held_out = ((np.asarray(of.records), of.labels) for of in splits.values())
+    config = finished_config()
+    summary = simclr_jax.run(config, tmp_path / "run", train=train, held_out=held_out)
+    assert log_losses(tmp_path / "run") == log_losses(finished[0])
+    assert summary["trained"] == finished[1]["trained"]
+    grey = (train[0][..., :1], train[1])
+    assert simclr_jax.run(config, tmp_path / "grey", train=grey, held_out=held_out)["steps"] == 4
+    assert log_losses(tmp_path / "grey") == log_losses(finished[0])
+    with pytest.raises(simclr_jax.UserError, match="another config .dataset.path is"):
+        simclr_jax.run(config, tmp_path / "run", train=train[0], held_out=held_out)
+    config.dataset.name = "arrays"
+    with pytest.raises(simclr_jax.UserError, match="are examples in memory: give them, as in simclr_jax.run"):
+        simclr_jax.run(config, tmp_path / "other")
+
+
+def test_arrays_need_no_labels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (32, 20, 24, 3), np.uint8)
+    config = simclr_jax.get_config("folder", TINY | {"num_steps": 1, "dataset.num_examples": None})
+    summary = simclr_jax.run(config, tmp_path / "run", train=images)
+    assert summary["steps"] == 1 and "trained" not in summary and "health" in summary
+
+
+@pytest.mark.parametrize(
+    "train, expected",
+    [
+        (np.zeros((2, 8, 8, 3)), "train images are float64 of shape .2, 8, 8, 3.: expected uint8"),
+        (np.zeros((2, 8, 8), np.uint8), "train images are uint8 of shape .2, 8, 8.: expected"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [0]), "expected 2 whole numbers from 0"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [0, -2]), "expected 2 whole numbers from 0"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [0.0, 1.0]), "expected 2 whole numbers from 0"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path, train, expected):
+    with pytest.raises(simclr_jax.UserError, match=expected):
+        simclr_jax.run(finished_config(), tmp_path / "run", train=train)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_encoder_gives_what_embed_writes(finished, tmp_path):

@@ -223,6 +223,7 @@ def test_eval_view():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["64x64_out32x32", "375x500_out224x224"])
 def test_crop_box_distribution(case):
     height, width, size = map(int, re.fullmatch(r"(\d+)x(\d+)_out(\d+)x\d+", case).groups())
@@ -298,6 +299,7 @@ def test_policy_distribution(policy):
         assert np.abs(np.cumsum(histogram - expected)).max() < 0.015
 
 
+@pytest.mark.slow
 def test_probabilities():
     """Each switch against the same draws without it."""
     image = tf.constant(OPERATIONS["in/img32"])
@@ -354,6 +356,7 @@ def fingerprint(parallel):
     return hashlib.sha256(draw(pair, 24, parallel=parallel).tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_same_pixels_in_every_process_and_at_any_parallelism():
     expected = fingerprint(1)
     assert fingerprint(8) == expected
@@ -392,6 +395,7 @@ def test_both_words_of_a_seed_decide():
         assert all(np.abs(first - other).max() > 0.05 for other in others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [24, 64])
 def test_values_stay_in_range(size):
     """Noise of zeros and ones overshoots most."""

@@ -9,6 +9,8 @@ from conftest import tiny_config
 
 from simclr_jax import benchmark
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

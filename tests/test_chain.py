@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--config.model.width=0.125", "--config.batch_size=64"]
 UNCOMPARED = ["--config.evaluate.compare=False", "--config.evaluate.max_examples=256"]
@@ -105,7 +107,7 @@ def test_mistakes_are_one_line(run, place):
         ("knn", ["--config.k=0"], "pretrain", "k=0: set --config.k to a number above 0"),
         ("linear_eval", ["--config.model.width=0.5"], "pretrain", "model.width=0.5 does not fit"),
         ("finetune", [*TINY, "--config.labels_per_class=150"], "pretrain", "but labels_per_class=150"),
-        ("transfer", [*TINY, "--config.metric=top2"], "pretrain", "set --config.metric to top1"),
+        ("transfer", [*TINY, "--config.metric=top2"], "pretrain", "metric='top2': set it to 'top1' or"),
     ]
     for task, arguments, start, message in mistakes:
         workdir = f"--workdir={place / 'mistake'}"

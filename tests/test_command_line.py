@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from absl import app
 from absl.testing import flagsaver
 from test_structure import CONFIGS, tasks_of
 
-from simclr_jax import command_line, validation
+from simclr_jax import command_line, manual, settings, validation
 from simclr_jax.errors import UserError
 
 DIGITS = "--config=configs/digits.py"
@@ -136,14 +135,46 @@ def test_workdir_is_named_after_dataset_and_task_and_knows_the_home(parse, monke
     assert os.fspath(command_line.workdir(config)) == "/home/somebody/run"
 
 
-def test_help_tells_the_flags_and_stops(parse, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["main", "--help"])
-    app.define_help_flags()
+def help_of(parse, capsys, *words):
     with pytest.raises(SystemExit) as stop:
-        parse("--help")
-    assert stop.value.code == 1  # as absl has it
-    out = capsys.readouterr().out
-    assert "--config:" in out and "--workdir:" in out and "--process_id:" in out
+        parse(*words, "--help")
+    assert stop.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_tells_flags_configs_and_tasks(parse, capsys):
+    out = help_of(parse, capsys)
+    for expected in (
+        "--config File of configs/",
+        "--process_id This process, from 0",
+        "configs/digits.py SimCLR on scikit-learn's handwritten digits",
+        "linear_eval Linear evaluation: a linear classifier on the frozen encoder",
+        "--config.dataset.path=PHOTOS --workdir=RUN learns from a folder",
+    ):
+        assert expected in out
+
+
+def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys):
+    out = help_of(parse, capsys, f"{DIGITS}:finetune")
+    config = settings.defaults("configs/digits.py:finetune")
+    for key, value in validation.flatten(config).items():
+        assert f"{key}={value}" in out
+    for expected in (
+        "batch_size=48 images, over all devices of all hosts",
+        "labels_per_class=5 None: all labels",
+        "model.sk_ratio=0.0 selective kernels: 0.0625 in SimCLR v2",
+        "optimizer.name=sgd with Nesterov momentum",
+        "dataset.value_range=None Of 16 bits, what becomes black and white",
+    ):
+        assert expected in out
+    with pytest.raises(UserError, match="does not exist"):
+        parse("--config=configs/nothing.py", "--help")
+
+
+def test_every_key_has_a_meaning():
+    for task in validation.known_tasks():
+        flat = validation.flatten(validation.reference_of(task))
+        assert {key for key in flat if not manual.meanings_of(task).get(key)} <= {"optimizer.momentum"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,6 +12,8 @@ from PIL import Image
 from simclr_jax.data import datasets, decode, folder
 from simclr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def config(name, **overrides):
     keys = dict(

@@ -15,6 +15,8 @@ from PIL import Image
 from simclr_jax.data import decode, folder
 from simclr_jax.data.folder import decode as decode_path
 
+pytestmark = pytest.mark.slow
+
 H, W = 40, 56
 PICTURE = np.kron(np.random.default_rng(0).integers(0, 256, (5, 7, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 IMAGE = Image.fromarray(PICTURE)

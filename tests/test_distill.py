@@ -11,6 +11,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.tasks import distill
 
+pytestmark = pytest.mark.slow
+
 
 def batch_of(rows=16, seed=0):
     rng = np.random.default_rng(seed)

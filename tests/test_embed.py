@@ -13,6 +13,8 @@ from simclr_jax.data import datasets
 from simclr_jax.errors import UserError
 from simclr_jax.tasks import embed
 
+pytestmark = pytest.mark.slow
+
 
 def embedded(pretrained_run, workdir, **settings):
     summary = run_task("embed", workdir, pretrained=str(pretrained_run), **settings)

@@ -26,6 +26,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.export import __main__ as export_main
 from simclr_jax.export import card, onnx, safetensors
 
+pytestmark = pytest.mark.slow
+
 PATHS = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 NETWORKS = {
     "basic": {"depth": 8, "width": 0.25, "stem": "imagenet"},

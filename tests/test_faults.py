@@ -22,6 +22,8 @@ from simclr_jax import checkpoint, console, errors, files, report, stopping, tra
 from simclr_jax.console import shown
 from simclr_jax.errors import RunError, UserError
 
+pytestmark = pytest.mark.slow
+
 # ----------------------------------------------------------------- damaged checkpoints
 
 
@@ -306,7 +308,8 @@ def test_storage_that_fails_while_running_ends_it_in_one_line(fault, tmp_path):
     if run.exists():
         small = Small(run, tmp_path / "again", num_steps=12)
         code, lines = end_of(small, 60)
-        assert code == 0 and lines[0].startswith("resuming after step")
+        told = [line for line in lines if line.startswith("resuming after step")]
+        assert code == 0 and len(told) == 1  # before it, perhaps, that the last save was cut short
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from test_datasets import config, load_folder, names, write_folder, write_image
 from simclr_jax.data import datasets, folder, pipeline
 from simclr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def pipe(path):
     os.mkfifo(path)

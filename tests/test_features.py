@@ -9,6 +9,8 @@ from simclr_jax import train
 from simclr_jax.evaluation import features
 from simclr_jax.models import make_model
 
+pytestmark = pytest.mark.slow
+
 
 def batches(images, labels, size):
     """Batches of `size` rows, the last one padded."""

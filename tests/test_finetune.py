@@ -10,6 +10,8 @@ from conftest import run_task
 from simclr_jax import checkpoint
 from simclr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def changed(before, after):
     return {

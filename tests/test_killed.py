@@ -6,10 +6,13 @@ import shutil
 import time
 
 import jax
+import pytest
 from conftest import log_of
 from small_runs import Small, config_of, task_of
 
 from simclr_jax import checkpoint, train
+
+pytestmark = pytest.mark.slow
 
 KILLS = 25
 SIZE = 2**20  # 4 MB of parameters, as much of momentum: a save takes a while

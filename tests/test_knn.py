@@ -9,6 +9,8 @@ from simclr_jax import pretrained, supervised
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import probes
 
+pytestmark = pytest.mark.slow
+
 
 def test_agrees_with_scikit_learn_on_the_same_features(pretrained_run, tmp_path):
     settings = {"pretrained": str(pretrained_run), "k": 15, "temperature": 0.1}

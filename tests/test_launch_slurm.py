@@ -9,6 +9,8 @@ import time
 import pytest
 from test_launch import MAKE_VENV, NASTY, StandIns
 
+pytestmark = pytest.mark.slow
+
 SIZE = ("--nodes=2", "--gpus_per_node=8", "--time=24:00:00")
 MAIN = ("--", "--config=configs/digits.py", "--workdir=my run")
 

@@ -9,6 +9,8 @@ import time
 import pytest
 from test_launch import MAKE_VENV, NASTY, StandIns
 
+pytestmark = pytest.mark.slow
+
 MACHINE = ("--name=simclr", "--zone=us-central2-b")
 V4 = ("--accelerator_type=v4-8",)
 MAIN = ("--", "--config=configs/digits.py", "--workdir=gs://bucket/run")

@@ -4,9 +4,12 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from conftest import run_task
 
 from simclr_jax import checkpoint
+
+pytestmark = pytest.mark.slow
 
 
 def test_encoder_stays_as_it_was_to_the_bit(pretrained_run, tmp_path):

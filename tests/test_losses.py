@@ -15,7 +15,7 @@ MISC = np.load(Path(__file__).parent / "goldens/misc.npz")
 CASES = sorted({key.split("/")[0] for key in NTXENT} - {"mr2_4_16"})
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["32", "64"])
+@pytest.fixture(autouse=True, params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["32", "64"])
 def bits(request):
     """Every test runs in JAX's 64-bit mode, too, in which other types come of what has none."""
     with jax.enable_x64(request.param):

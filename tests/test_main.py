@@ -16,6 +16,8 @@ import pytest
 from conftest import log_of
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = [
     "--config.model.width=0.125",

@@ -23,6 +23,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import resnet
 from simclr_jax.official.names import tf1_names
 
+pytestmark = pytest.mark.slow
+
 BN = {k[3:]: v for k, v in np.load(GOLDENS / "misc.npz").items() if k.startswith("bn/")}
 COUNTS = json.loads((GOLDENS / "param_counts.json").read_text())
 del COUNTS["r18_sk"]  # a message: the TF1 code fails to build it

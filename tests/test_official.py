@@ -31,6 +31,8 @@ from simclr_jax.models import make_model, resnet
 from simclr_jax.official import __main__ as official_main
 from simclr_jax.official import names
 
+pytestmark = pytest.mark.slow
+
 CASES = ["r18_cifar_h2", "r18_imagenet_stem", "r50_1x", "r50_1x_sk"]
 FORMATS = ["tf1", "tf2", "tf2_keys", "saved_model"]
 TF2_NAMES = {

@@ -17,7 +17,7 @@ LARS = np.load(GOLDENS / "lars.npz")
 SCHEDULES = json.loads((GOLDENS / "schedule.json").read_text())
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["32", "64"])
+@pytest.fixture(autouse=True, params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["32", "64"])
 def bits(request):
     """Every test runs in JAX's 64-bit mode, too, in which other types come of what has none."""
     with jax.enable_x64(request.param):

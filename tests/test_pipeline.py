@@ -14,6 +14,8 @@ from test_datasets import Shards, config, prepare, write_folder
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 N, BATCH = 103, 8  # 12 whole batches an epoch and 7 examples left over
 STEPS = N // BATCH
 

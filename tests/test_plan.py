@@ -15,6 +15,8 @@ from conftest import tiny_config
 from simclr_jax.plan import __main__ as plan_main
 from simclr_jax.plan import cost, forecast
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--config=configs/digits.py", "--config.model.width=0.125"]
 

@@ -9,6 +9,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.plan import chips, cost
 
+pytestmark = pytest.mark.slow
+
 
 def count(function, *shapes, axis=None):
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]

@@ -14,6 +14,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.plots import __main__ as plots_main
 from simclr_jax.plots import figures
 
+pytestmark = pytest.mark.slow
+
 LOG = [
     {"step": 10, "loss": 9.0, "contrastive_accuracy": 0.1},
     {"step": 20, "loss": 8.0, "contrastive_accuracy": 0.2, "knn_accuracy": 0.9},

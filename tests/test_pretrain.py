@@ -12,6 +12,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
+pytestmark = pytest.mark.slow
+
 
 def config_of():
     config = digits.get_config()

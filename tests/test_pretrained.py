@@ -12,6 +12,8 @@ from simclr_jax import checkpoint, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 
+pytestmark = pytest.mark.slow
+
 
 def model_of(config, classes=10):
     return make_model(config.model, classes, whole_projection=False)

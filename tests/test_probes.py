@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_info
 from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.probes import Features
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits():

@@ -20,6 +20,8 @@ from simclr_jax import checkpoint, train, workdirs
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

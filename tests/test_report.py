@@ -103,9 +103,13 @@ def test_log_has_plain_lines_and_a_terminal_one_that_moves(tmp_path, capsys, mon
     assert "step 2/8" in out and "loss 1.5" in out and "lr 2" in out
     assert "images/s" in out and "data wait" in out and "left" in out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
     run(make_meter(tmp_path / "terminal"), range(1, 5))
     out = capsys.readouterr().out
-    assert out.count("\r") == 2 and "[##########          ]" in out and out.endswith("\n")
+    assert out.count("\r") == 2 and out.endswith("\n")
+    for line in out.strip().split("\r\033[K")[1:]:
+        assert len(line) == 59 and " left  loss " in line
+    assert "[#####     ] step 4/8  0:" in out
 
 
 def test_summary_is_a_table(capsys, tmp_path):

@@ -12,6 +12,8 @@ from simclr_jax.data import datasets, pipeline
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model():

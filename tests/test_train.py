@@ -18,6 +18,8 @@ from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
 from simclr_jax.tasks import pretrain
 
+pytestmark = pytest.mark.slow
+
 ROWS = 16
 
 

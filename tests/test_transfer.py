@@ -11,6 +11,8 @@ from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.tasks import transfer
 
+pytestmark = pytest.mark.slow
+
 
 def test_agrees_with_scikit_learn_at_the_chosen_weight(tmp_path, monkeypatch):
     weights = np.logspace(-2, 3, 6)

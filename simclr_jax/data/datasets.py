@@ -1,4 +1,4 @@
-"""Dataset name -> examples: digits, a folder of images, or anything in TensorFlow Datasets."""
+"""Dataset name -> examples: digits, a folder of images, arrays, or anything in TensorFlow Datasets."""
 
 import difflib
 import functools
@@ -119,13 +119,18 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
             f"dataset.num_examples={wanted}: expected at least 1; "
             "raise or unset --config.dataset.num_examples"
         )
-    if config.name not in ("digits", "folder"):
+    if config.name not in ("digits", "folder", "arrays"):
         return _tfds(config, split, wanted)
     if split == "validation":
         raise UserError(
             f"dataset.validation_split={config.validation_split!r}: {config.name} has no such split; unset it"
         )
-    source = _digits(split) if config.name == "digits" else _folder(config, split, seed, workdir)
+    if config.name == "arrays":
+        from simclr_jax.data import arrays  # which needs `Source`
+
+        source = arrays.load(split)
+    else:
+        source = _digits(split) if config.name == "digits" else _folder(config, split, seed, workdir)
     if wanted is None:
         return source
     _check_size(wanted, source.num_examples, source.name)

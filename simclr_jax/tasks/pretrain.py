@@ -1,5 +1,6 @@
 """Contrastive pretraining: SimCLR (arXiv 2002.05709) and SimCLR v2 (arXiv 2006.10029)."""
 
+import math
 import time
 from functools import partial
 
@@ -53,7 +54,9 @@ def run(config, workdir) -> dict:
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
         best="knn_accuracy" if measure else None,
     )
-    report.print_table(train.describe(task, config, source, workdir))
+    others = 2 * config.batch_size - 1
+    by_chance = {"by chance": f"loss {2 * math.log(others):.4g}, contrastive accuracy {1 / others:.2g}"}
+    report.print_table(train.describe(task, config, source, workdir) | by_chance)
     state = train.fit(task, config, workdir)
 
     compared = {"trained": state}
