@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,12 @@ def test_only_the_command_lines_read_flags():
 def test_configs_import_nothing_of_the_package():
     for path in (ROOT / "configs").glob("*.py"):
         assert not [m for m, _ in imports(path) if m.startswith("simclr_jax")], path
+
+
+def test_every_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in SOURCES} | {ROOT / "simclr_jax" / "configs"}
+    assert set(listed) == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
 
 
 def test_every_config_key_is_read_somewhere():
