@@ -1,13 +1,16 @@
 """The command `simclr-jax`, and `python -m simclr_jax`: the same as `python -m simclr_jax.main`."""
 
+import sys
+
 from simclr_jax import stopping
 
 
 def main() -> None:
     stopping.take()  # before what takes seconds to import
-    from simclr_jax.main import run
+    from simclr_jax import main
 
-    run()
+    sys.modules["__main__"].__doc__ = main.__doc__  # which --help shows
+    main.run()
 
 
 if __name__ == "__main__":
