@@ -31,7 +31,7 @@ def pretrain() -> ConfigDict:
             "microbatches": 1,
             "remat": False,  # keeps no activations inside residual blocks: less memory, a third more FLOPs
             "dataset": {
-                "name": "",  # 'digits', 'folder', or a name of TensorFlow Datasets
+                "name": "",  # 'digits', 'folder', 'arrays' (from Python), or a name of TensorFlow Datasets
                 "path": placeholder(str),  # of a folder of images
                 "classes": True,  # whether sub-folders of that folder are classes, or it has no labels
                 "split_seed": placeholder(int),  # of the images of a folder that are held out; None: seed
@@ -68,7 +68,7 @@ def pretrain() -> ConfigDict:
                 "dtype": "auto",  # of activations: bfloat16 on TPU and GPU, float32 on CPU
             },
             "optimizer": {
-                "name": "lars",
+                "name": "lars",  # or 'sgd', 'adam'
                 "learning_rate": 0.3,  # before scaling with the batch size
                 "scaling": "linear",  # times batch_size / 256; 'sqrt': times its square root
                 "weight_decay": 1e-6,  # of weights: LARS leaves biases, batch norm and classifier out

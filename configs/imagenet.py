@@ -28,7 +28,7 @@ linear_eval takes 90 epochs, in which the encoder only goes forward, finetune 30
 steps, finetune_10pct 939, knn and embed one pass over the images.
 
 One device is enough for batch 8192, at its pace: `--config.microbatches=64 --config.remat=True` takes 10 GiB
-instead of 416 (README, "A batch of 8192 on one device"). What a topology would need, before it is rented:
+instead of 416 (docs/large_batches.md). What a topology would need, before it is rented:
 `python -m simclr_jax.plan --config=configs/imagenet.py --topology=v4:4x4x8`.
 
 RUN may also be a checkpoint of google-research/simclr, as downloaded: `--config.pretrained=ResNet50_1x`.

@@ -16,7 +16,7 @@ _say_once = functools.cache(report.say)  # what is odd about a config that is ma
 
 def get_config(name: str, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
-    stem, colon, task = name.partition(":")
+    stem, colon, task = os.fspath(name).partition(":")
     known = sorted(path.stem for path in shipped.FOLDER.glob("*.py") if path.stem not in ("base", "__init__"))
     if stem in known:
         stem = os.path.join("configs", f"{stem}.py")
@@ -36,6 +36,9 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
     """See `simclr_jax.run`."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"run() got a config of type {type(config).__name__}: expected that of get_config()")
+    validation.check_keys(config, file="the config")
+    if not isinstance(workdir, str | os.PathLike):
+        raise UserError(f"run() got the workdir {workdir!r}: expected a folder, as in 'runs/digits'")
     validation.check_place("workdir", os.fspath(workdir))
     config = config.copy_and_resolve_references()
     if train is not None:
@@ -49,11 +52,14 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
         _say_once(f"note: {note}")
-    listening = report.listening(on_report) if on_report else nullcontext()
+    listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
     with errors.of_storage(), stopping.handled(ends=False), listening:
         try:
             pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})
-            return runs.run(config, epath.Path(os.path.expanduser(workdir)))
+            defaults = validation.reference_of(config.task).to_dict()
+            return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)
+        except _OfCallback as error:
+            raise error.__cause__ from None
         except stopping.Stopped:
             return None
         except KeyboardInterrupt:
@@ -67,3 +73,17 @@ def _of_arrays(task, digest, num_examples):
     section = validation.reference_of(task).dataset
     section.update(name="arrays", path=digest, num_examples=num_examples)
     return section
+
+
+class _OfCallback(Exception):
+    """Holds what `on_report` raised, which is none of ours."""
+
+
+def _told_apart(on_report):
+    def call(step, metrics):
+        try:
+            on_report(step, metrics)
+        except Exception as error:
+            raise _OfCallback from error
+
+    return call

@@ -1,20 +1,23 @@
 """A trained network as a function of images: `simclr_jax.load(RUN)(images)`."""
 
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import pretrained
+from simclr_jax import errors, files, pretrained
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
 
 
 def load(path) -> "Encoder":
     """See `simclr_jax.load`."""
-    model, variables, meta = pretrained.load_model(path)
-    return Encoder(path, model, variables, meta)
+    path = os.path.expanduser(path)
+    with errors.of_storage():
+        files.check_reachable(path)
+        return Encoder(path, *pretrained.load_model(path))
 
 
 class Encoder:

@@ -9,7 +9,7 @@ import shlex
 
 from absl import app, flags, logging
 
-from simclr_jax import command_line, errors, pretrained, processes, report, runs
+from simclr_jax import command_line, errors, files, pretrained, processes, report, runs
 from simclr_jax.console import shown
 
 
@@ -20,15 +20,18 @@ def main(_) -> None:
     workdir = command_line.workdir(config)
     summary = runs.run(config, workdir, command_line.defaults().to_dict())
     if "health" in summary:  # of pretraining
-        task = "linear_eval" if "trained" in summary else "embed"
-        run = shlex.quote(shown(workdir))
-        report.say(_NEXT.format(run=run, config=f"{command_line.file()}:{task}"))
+        report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
 
 
-_NEXT = """
-  next:  python -m simclr_jax.plots {run}
-         tensorboard --logdir {run}
-         python -m simclr_jax.main --config={config} --config.pretrained={run}"""
+def _next(workdir, task):
+    """What to do after pretraining, as commands."""
+    run = shlex.quote(shown(workdir))
+    words = [f"--config={command_line.file()}:{task}", f"--config.pretrained={shown(workdir)}"]
+    dataset = {key: value for key, value in command_line.given().items() if key.startswith("dataset.")}
+    words += [f"--config.{key}={value}" for key, value in dataset.items()]
+    plots = [f"python -m simclr_jax.plots {run}"] if files.is_local(workdir) else []
+    commands = [*plots, f"tensorboard --logdir {run}", f"python -m simclr_jax.main {shlex.join(words)}"]
+    return "\n  next:  " + "\n         ".join(commands)
 
 
 def run(command=main) -> None:

@@ -32,6 +32,7 @@ def text(flags_of_command: list, file: str | None) -> str:
     """
     parts = [(sys.modules["__main__"].__doc__ or "").strip()] + ([] if file else [EXAMPLES.rstrip()])
     if file:
+        validation.check_keys(settings.load(file), file=file)
         parts.append(f"the keys of {file}, as --config.KEY=VALUE:\n" + _table(_keys(settings.defaults(file))))
     else:
         configs = {f"configs/{path.name}": _summary(path) for path in sorted(shipped.FOLDER.glob("[!_]*.py"))}
@@ -66,7 +67,10 @@ def meanings_of(task: str) -> dict[str, str]:
                 for key, line in _places(statement)
                 if (comment := _comment(lines, line))
             }
-    return functions["pretrain"] | functions["_supervised"] | functions.get(task, {})
+    shared = {} if task == "pretrain" else functions["_supervised"]
+    if task == "distill":  # keeps the optimiser of pretraining
+        shared = {key: meaning for key, meaning in shared.items() if not key.startswith("optimizer.")}
+    return functions["pretrain"] | shared | functions.get(task, {})
 
 
 def _places(statement):

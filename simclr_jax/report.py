@@ -72,7 +72,7 @@ _listeners: list[Callable[[int, dict[str, float]], None]] = []
 
 @contextmanager
 def listening(on_report: Callable[[int, dict[str, float]], None]) -> Iterator[None]:
-    """Inside, every report of process 0 goes to `on_report(step, metrics)` as well."""
+    """Inside, what process 0 writes to the metric files goes to `on_report(step, metrics)` as well."""
     _listeners.append(on_report)
     try:
         yield
@@ -158,9 +158,9 @@ class Meter:
                     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
                     self._file.flush()
                     self._to_tensorboard(step, metrics)
+                for on_report in _listeners:
+                    on_report(step, dict(metrics))
             self._print(step, metrics)
-            for on_report in _listeners:
-                on_report(step, dict(metrics))
 
     def _to_tensorboard(self, step, metrics):
         from simclr_jax.data import tf

@@ -17,18 +17,24 @@ def importable() -> Iterator[None]:
 
     Somebody's own package of this name is back afterwards.
     """
-    others = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "configs"}
-    if not _is_ours(others.get("configs")):
-        for name in others:
-            del sys.modules[name]
-        sys.modules["configs"] = _package()
+    if _is_ours(sys.modules.get("configs")):
+        yield
+        return
+    others = _take_out()
+    sys.modules.update(_ours or {"configs": _package()})
     try:
         yield
     finally:
-        if others and not _is_ours(others.get("configs")):
-            for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-                del sys.modules[name]
-            sys.modules.update(others)
+        _ours.update(_take_out())
+        sys.modules.update(others)
+
+
+_ours: dict[str, ModuleType] = {}  # what was imported inside, so that nothing runs twice
+
+
+def _take_out():
+    names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def base() -> ModuleType:

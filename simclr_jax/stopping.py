@@ -5,7 +5,7 @@ measures. From its first step on it finishes the step, saves and stops; a second
 third one ends it without waiting. The exit code is 0 after SIGTERM and SIGHUP, 130 after Ctrl-C.
 
 Used as a library a run ends, not its process: Ctrl-C, or a notebook's stop button, is a KeyboardInterrupt
-where there is nothing to save.
+where there is nothing to save, another signal is `Stopped`.
 """
 
 import os
@@ -29,7 +29,7 @@ class Interrupted(BaseException):
 
 
 class Stopped(SystemExit):
-    """A signal ended a run, which has saved."""
+    """A signal ended a run, which has saved what there was to save."""
 
 
 def exit_code(number: int) -> int:
@@ -171,8 +171,8 @@ def _receive(number, _frame):
         _State.interruptible = False
         raise Interrupted
     if not _State.ends:
-        if not _State.saving or len(_State.received) > 2:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if (not _State.saving and len(_State.received) == 1) or len(_State.received) > 2:
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(128 + number)
     elif not _State.saving and len(_State.received) == 1:
         sys.exit(exit_code(number))
 

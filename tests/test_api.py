@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from conftest import log_of
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import settings, stopping, validation
+from simclr_jax import settings, stopping
 from simclr_jax.data import augment, datasets
 from simclr_jax.encoder import Encoder
 
@@ -115,6 +115,11 @@ def test_a_config_is_checked_again_when_it_runs(tmp_path):
     config.batch_size = 0
     with pytest.raises(simclr_jax.UserError, match="batch_size=0"):
         simclr_jax.run(config, tmp_path / "run")
+    with pytest.raises(simclr_jax.UserError, match="the workdir 5: expected a folder"):
+        simclr_jax.run(finished_config(), 5)
+    config.task = "pretrian"
+    with pytest.raises(simclr_jax.UserError, match="task 'pretrian' is unknown"):
+        simclr_jax.run(config, tmp_path / "run", train=np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(simclr_jax.UserError, match="expected that of get_config"):
         simclr_jax.run({"task": "pretrain"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -126,6 +131,8 @@ def test_config_files_import_ours_whatever_else_is_called_configs(tmp_path):
     code = "import configs, simclr_jax; print(simclr_jax.get_config('digits').image_size, configs.theirs)\n"
     code += "import configs as again; print(again is configs)"
     assert python(code, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") == "24 True\nTrue\n"
+    code = "import simclr_jax; simclr_jax.get_config('digits'); import configs; print(configs.theirs)"
+    assert python(code, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") == "True\n"
     code = "from simclr_jax import settings; print(settings.load('configs/digits.py:knn').k)"
     assert python(code, tmp_path) == "20\n"
 
@@ -176,14 +183,50 @@ def test_a_stop_loses_nothing_and_the_same_call_goes_on(tmp_path, number):
     assert steps == list(range(saved + 1, 13))
 
 
-def test_a_stop_before_the_first_step_returns_as_well(tmp_path):
-    config = simclr_jax.get_config("digits", TINY | {"num_steps": 12, "seed": 5, "model.depth": 18})
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    begun = time.monotonic()
-    assert simclr_jax.run(config, tmp_path / "run") is None
-    assert not (tmp_path / "run" / "checkpoints").exists() or time.monotonic() - begun < 60
-    time.sleep(stopping.PATIENCE + 1)  # by then a command would have ended its process
-    assert validation.flatten(config)["num_steps"] == 12
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_step_returns_as_well(tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+
+    def stop(*arguments, **options):
+        os.kill(os.getpid(), number)
+        time.sleep(stopping.PATIENCE + 1)  # by then a command would have ended its process
+        raise AssertionError("the signal did not stop it")
+
+    monkeypatch.setattr(datasets, "load", stop)
+    assert simclr_jax.run(finished_config(), tmp_path / "run") is None
+    assert not list(tmp_path.rglob("checkpoints")) and not list(tmp_path.rglob("lock.json"))
+    assert signal.getsignal(number) is before
+
+
+def test_an_impatient_second_stop_leaves_no_lock(tmp_path):
+    config = simclr_jax.get_config("digits", TINY | {"num_steps": 12})
+
+    def stop(step, metrics):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert simclr_jax.run(config, tmp_path / "run", on_report=stop) is None
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_what_a_callback_raises_is_the_callers_own(tmp_path):
+    def fail(step, metrics):
+        raise ConnectionError("the logger is away")
+
+    with pytest.raises(ConnectionError, match="the logger is away"):
+        simclr_jax.run(finished_config(), tmp_path / "run", on_report=fail)
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_a_run_of_an_older_version_goes_on(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    saved = json.loads((run / "config.json").read_text())
+    del saved["dataset"]["max_pixels"], saved["schema_version"]
+    (run / "config.json").write_text(json.dumps(saved))
+    assert simclr_jax.run(finished_config(), run) == finished[1]
 
 
 def test_arrays_are_learnt_from_as_the_same_dataset_is(finished, tmp_path):
@@ -215,6 +258,8 @@ def test_arrays_need_no_labels(tmp_path):
     [
         (np.zeros((2, 8, 8, 3)), "train images are float64 of shape .2, 8, 8, 3.: expected uint8"),
         (np.zeros((2, 8, 8), np.uint8), "train images are uint8 of shape .2, 8, 8.: expected"),
+        ([np.zeros((2, 8, 8, 3)), np.zeros((1, 2))] * 2, "train: expected one array of images, or a pair"),
+        ((np.zeros((2, 8, 8, 3), np.uint8), [0, 2**31]), "expected 2 whole numbers from 0"),
         ((np.zeros((2, 8, 8, 3), np.uint8), [0]), "expected 2 whole numbers from 0"),
         ((np.zeros((2, 8, 8, 3), np.uint8), [0, -2]), "expected 2 whole numbers from 0"),
         ((np.zeros((2, 8, 8, 3), np.uint8), [0.0, 1.0]), "expected 2 whole numbers from 0"),

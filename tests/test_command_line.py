@@ -1,13 +1,14 @@
 """What the command line makes of a config: overrides, what was given, notes; the shipped ones pass."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
 from test_structure import CONFIGS, tasks_of
 
-from simclr_jax import command_line, manual, settings, validation
+from simclr_jax import command_line, main, manual, settings, validation
 from simclr_jax.errors import UserError
 
 DIGITS = "--config=configs/digits.py"
@@ -154,7 +155,7 @@ def test_help_tells_flags_configs_and_tasks(parse, capsys):
         assert expected in out
 
 
-def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys):
+def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys, tmp_path):
     out = help_of(parse, capsys, f"{DIGITS}:finetune")
     config = settings.defaults("configs/digits.py:finetune")
     for key, value in validation.flatten(config).items():
@@ -167,8 +168,22 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys)
         "dataset.value_range=None Of 16 bits, what becomes black and white",
     ):
         assert expected in out
+    assert "optimizer.name=lars or 'sgd', 'adam'" in help_of(parse, capsys, DIGITS)
     with pytest.raises(UserError, match="does not exist"):
         parse("--config=configs/nothing.py", "--help")
+    (tmp_path / "own.py").write_text("import ml_collections\nget_config = ml_collections.ConfigDict")
+    with pytest.raises(UserError, match="lacks the key task"):
+        parse(f"--config={tmp_path}/own.py", "--help")
+
+
+def test_what_comes_next_is_a_command_that_is_accepted(parse, tmp_path):
+    folder = tmp_path / "my photos"
+    parse("--config=configs/folder.py", f"--config.dataset.path={folder}", "--config.dataset.classes=False")
+    *_, line = main._next(tmp_path / "a run", "embed").splitlines()
+    parse(*shlex.split(line)[3:])
+    config = command_line.read_config()
+    assert config.task == "embed" and config.dataset.path == str(folder) and not config.dataset.classes
+    assert config.pretrained == str(tmp_path / "a run")
 
 
 def test_every_key_has_a_meaning():

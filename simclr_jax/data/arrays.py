@@ -24,6 +24,8 @@ def given(train, held_out=None) -> Iterator[str]:
     Raises:
         UserError: they are of another kind.
     """
+    if _given:
+        raise UserError("another run has examples in memory: start one after the other")
     splits = {"train": _checked("train", train)}
     if held_out is not None:
         splits["eval"] = _checked("held_out", held_out)
@@ -60,19 +62,19 @@ def load(split: str) -> Source:
 
 
 def _checked(name, examples):
-    images, labels = examples if isinstance(examples, tuple) else (examples, None)
-    images = np.asarray(images)
+    pair = isinstance(examples, tuple | list) and len(examples) == 2
+    try:
+        images, labels = (np.asarray(of) for of in examples) if pair else (np.asarray(examples), None)
+        labels = np.full(len(images), -1) if labels is None else labels
+    except (ValueError, TypeError):
+        raise UserError(f"{name}: expected one array of images, or a pair of images and labels") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise UserError(
             f"{name} images are {images.dtype} of shape {images.shape}: expected uint8 [n, height, width, 3] "
             "or 1 channel where they are grey"
         )
-    labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
-    if (
-        labels.shape != (len(images),)
-        or not np.issubdtype(labels.dtype, np.integer)
-        or labels.min(initial=0) < -1
-    ):
+    whole = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
+    if not whole or labels.min() < -1 or labels.max() >= 2**31:
         raise UserError(
             f"{name} labels are {labels.dtype} of shape {labels.shape}: expected {len(images)} whole numbers "
             "from 0, one for each image, or -1 where there is none"

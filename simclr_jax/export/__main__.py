@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--format={args.format} needs {', '.join(missing)}: pip install 'simclr-jax[{args.format}]', or "
+            f"--format={args.format} needs {', '.join(missing)}: pip install {' '.join(missing)}, or "
             f"in a clone .venv/bin/pip install -r launch/requirements-{args.format}.txt"
         )
     run = epath.Path(args.run)
