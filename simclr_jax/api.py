@@ -53,19 +53,19 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
     for note in validation.check(config, file="the config"):
         _say_once(f"note: {note}")
     listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
-    with errors.of_storage(), stopping.handled(ends=False), listening:
-        try:
+    try:
+        with errors.of_storage(), stopping.handled(ends=False), listening:
             pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})
             defaults = validation.reference_of(config.task).to_dict()
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)
-        except _OfCallback as error:
-            raise error.__cause__ from None
-        except stopping.Stopped:
-            return None
-        except KeyboardInterrupt:
-            if jax.process_count() > 1:  # the others would wait
-                raise
-            return None
+    except _OfCallback as error:
+        raise error.__cause__ from None
+    except stopping.Stopped:
+        return None
+    except KeyboardInterrupt:
+        if jax.process_count() > 1:  # the others would wait
+            raise
+        return None
 
 
 def _of_arrays(task, digest, num_examples):
