@@ -18,7 +18,12 @@ def main(_) -> None:
     config = command_line.read_config()
     pretrained.adopt(config, command_line.given())
     workdir = command_line.workdir(config)
-    summary = runs.run(config, workdir, command_line.defaults().to_dict())
+    try:
+        summary = runs.run(config, workdir, command_line.defaults().to_dict())
+    except stopping.Stopped:  # all of them, after the same step
+        processes.part()
+        raise
+    processes.part()
     if "health" in summary:  # of pretraining
         report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
 

@@ -22,7 +22,9 @@ from simclr_jax.errors import RunError, UserError, reason_of
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 16.0  # without one, a process is taken for dead; jax itself waits for 100 and aborts
+PARTING = 300.0  # ... unless it had said that it is through: others may take longer to get there
 _ended = threading.Event()  # this process is on its way out
+_through = threading.Event()  # the run is over, for all processes
 _numbers = itertools.count()  # of notes, alike in all processes
 
 
@@ -139,6 +141,14 @@ def agree(what: str, ours: dict[str, Any]) -> None:
             )
 
 
+def part() -> None:
+    """Tells the others that this process is through, as they all are about to be: it may be silent now."""
+    if _client() is None or jax.process_count() == 1:
+        return
+    _through.set()
+    _beat({"through": True})
+
+
 def leave(line: str, code: int) -> None:
     """Ends this process, and the others with it; returns where there are none."""
     if _client() is None or jax.process_count() == 1:
@@ -165,7 +175,7 @@ def _watch(address, count):
     while not _ended.wait(BEAT):
         number += 1
         try:
-            _beat({"number": number})
+            _beat({"number": number, "through": _through.is_set()})
             notes = dict(_client().key_value_dir_get("simclr/alive"))
         except Exception as error:
             if not _ended.is_set():
@@ -182,7 +192,7 @@ def _watch(address, count):
             if "left" in told and not _ended.is_set():
                 _leave_at_once(f"process {index} ended: {told['left']}", told["code"])
             silent = now - since[index]
-            if silent > SILENCE and not _ended.is_set():
+            if silent > (PARTING if told.get("through") else SILENCE) and not _ended.is_set():
                 host = f" on {shown(told['host'])}" if "host" in told else ""
                 line = f"error: process {index}{host} is gone, silent for {silent:.0f} s: {_GOES_ON}"
                 _beat({"left": line, "code": 1})

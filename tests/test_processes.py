@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from conftest import log_of, tiny_config
 
 from configs import digits
-from simclr_jax import checkpoint, train, workdirs
+from simclr_jax import checkpoint, processes, train, workdirs
 from simclr_jax.models import make_model
 from simclr_jax.tasks import pretrain
 
@@ -78,13 +79,13 @@ def shapes(tmp_path_factory):
     script = "import sys, pathlib, test_processes; from simclr_jax import processes\n"
     script += "given = [kind(flag.partition('=')[2]) for kind, flag in zip((str, int, int), sys.argv[2:])]\n"
     script += "processes.join(*(given or [None] * 3), timeout=60)\n"
-    script += "test_processes.examine(pathlib.Path(sys.argv[1]))"
-    for name, devices, processes in (("two", 4, join(2)), ("one", 1, [[]])):
+    script += "test_processes.examine(pathlib.Path(sys.argv[1])); processes.part()"
+    for name, devices, joining in (("two", 4, join(2)), ("one", 1, [[]])):
         started = [
             subprocess.Popen(
                 [sys.executable, "-c", script, str(folder / name), *flags], env=environment(devices)
             )
-            for flags in processes
+            for flags in joining
         ]
         assert [process.wait(timeout=300) for process in started] == [0] * len(started)
     examine(folder / "eight")
@@ -145,7 +146,10 @@ def twenty_steps(folder, until):
 
 
 def main_of_two_processes(workdir):
-    """The same run on two processes with two devices each; SIGTERM to the second one after three steps."""
+    """The same run on two processes with two devices each; SIGTERM to the second one after three steps.
+
+    That one then takes longer to end than silence is borne while a run lasts.
+    """
     config, defaults = (
         workdirs.flatten(of.to_dict()) for of in (config_and_task(STEPS)[0], digits.get_config())
     )
@@ -169,6 +173,9 @@ def main_of_two_processes(workdir):
             lines.append(line)
             if sum(line.startswith("step") for line in lines) == 3:
                 started[1].send_signal(signal.SIGTERM)
+            if line.startswith("stopped by"):
+                started[1].send_signal(signal.SIGSTOP)
+                threading.Timer(processes.SILENCE + 4, started[1].send_signal, [signal.SIGCONT]).start()
         silent = started[1].stdout.read()
     codes = [process.wait(timeout=60) for process in started]
     assert codes == [0, 0], [error.read_text()[-2000:] for error in errors] + lines[-3:]
