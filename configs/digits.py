@@ -8,7 +8,7 @@ and so on with finetune, knn, transfer and embed; distill starts from RUN/finetu
 held-out digits, seed 0, on 2 CPU cores (2026-11-24, jax 0.10.2):
 
     pretrain       219 s    by probes: linear 98.9 % (raw pixels 95.3 %), nearest neighbours 97.8 % (96.9 %),
-                            five labels a digit 94.5 % (84.0 %; the same encoder untrained 70.3 %)
+                            five labels a digit 94.6 % (84.0 %; the same encoder untrained 70.4 %)
     linear_eval    56 s     98.3 %
     finetune       112 s    94.0 % with five labels a digit, from scratch 82.1 %, means of five draws
     distill        102 s    94.7 % with 45 % of its teacher's parameters; the teacher 93.3 %, the same small
