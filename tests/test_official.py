@@ -230,8 +230,8 @@ def test_places_in_the_object_graph_are_the_official_ones(case):
     flags = {"r18_cifar_h3": {"resnet_depth": 18, "sk_ratio": 0, "image_size": 32},
              "r50_1x_sk": {"resnet_depth": 50, "sk_ratio": 0.0625, "image_size": 64}}[case]  # fmt: skip
     model, variables = tf2_objects({row[0]: np.float32(0) for row in rows}, flags | {"num_proj_layers": 3})
-    names = {id(variable): name for name, variable in variables.items()}
-    written = {names[id(variable)]: key for key, variable in object_keys(model).items()}
+    called = {id(variable): name for name, variable in variables.items()}
+    written = {called[id(variable)]: key for key, variable in object_keys(model).items()}
     assert written == {name: key for name, _, key in rows}
     ours = build(10, depth=flags["resnet_depth"], sk_ratio=flags["sk_ratio"], projection_layers=3)
     paths = names.tf1_names(shapes_of(ours, flags["image_size"])[1])
