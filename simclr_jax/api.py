@@ -1,6 +1,5 @@
 """What stands behind `simclr_jax.get_config` and `simclr_jax.run`."""
 
-import functools
 import os
 from contextlib import nullcontext
 
@@ -11,13 +10,11 @@ from ml_collections import ConfigDict
 from simclr_jax import errors, pretrained, report, runs, settings, shipped, stopping, validation
 from simclr_jax.errors import UserError
 
-_say_once = functools.cache(report.say)  # what is odd about a config that is made here and then run
-
 
 def get_config(name: str, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
     stem, colon, task = os.fspath(name).partition(":")
-    known = sorted(path.stem for path in shipped.FOLDER.glob("*.py") if path.stem not in ("base", "__init__"))
+    known = shipped.files()
     if stem in known:
         stem = os.path.join("configs", f"{stem}.py")
     elif not stem.endswith(".py"):
@@ -26,7 +23,7 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
         raise UserError(f"get_config({name!r}): expected one of {', '.join(known)}; {hint}")
     config, given, notes = settings.make(stem + colon + task, overrides.items(), as_text=False)
     for note in notes:
-        _say_once(f"note: {note}")
+        report.say_once(f"note: {note}")
     with config.unlocked():
         pretrained.adopt(config, given)
     return config
@@ -51,7 +48,7 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
         raise UserError("run() got held_out without train: give both, or neither")
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
-        _say_once(f"note: {note}")
+        report.say_once(f"note: {note}")
     listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
     try:
         with errors.of_storage(), stopping.handled(ends=False), listening:

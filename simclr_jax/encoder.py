@@ -56,8 +56,7 @@ class Encoder:
         Raises:
           UserError: images of another kind; the head was thrown away.
         """
-        head = self.model.projection_head
-        if not head.num_layers or head.kept_layers not in (None, head.num_layers):
+        if not self.model.projection_head.projects:
             raise UserError(
                 f"{shown(self._path)} has no projection head: give the workdir of the pretraining run"
             )

@@ -32,16 +32,15 @@ def text(flags_of_command: list, file: str | None) -> str:
     """
     parts = [(sys.modules["__main__"].__doc__ or "").strip()] + ([] if file else [EXAMPLES.rstrip()])
     if file:
-        validation.check_keys(settings.load(file), file=file)
-        parts.append(f"the keys of {file}, as --config.KEY=VALUE:\n" + _table(_keys(settings.defaults(file))))
+        config = settings.defaults(file)
+        validation.check_keys(config, file=file)
+        parts.append(f"the keys of {file}, as --config.KEY=VALUE:\n" + _table(_keys(config)))
     else:
-        configs = {f"configs/{path.name}": _summary(path) for path in sorted(shipped.FOLDER.glob("[!_]*.py"))}
-        configs.pop("configs/base.py")
-        modules = sorted(Path(task_modules.__path__[0]).glob("[!_]*.py"))
+        configs = {f"configs/{path.name}": _summary(path) for path in shipped.files().values()}
+        folder = Path(task_modules.__path__[0])
+        tasks = {name: _summary(folder / f"{name}.py") for name in validation.known_tasks()}
         parts.append("configs, of which --config=FILE --help lists the keys:\n" + _table(configs))
-        parts.append(
-            "tasks, as --config=FILE:TASK:\n" + _table({path.stem: _summary(path) for path in modules})
-        )
+        parts.append("tasks, as --config=FILE:TASK:\n" + _table(tasks))
     given = {f"--{flag.name}": " ".join(flag.help.split()) for flag in flags_of_command}
     return "\n\n".join([*parts, "flags (--helpfull lists those of libraries, too):\n" + _table(given)])
 

@@ -1,5 +1,6 @@
 """What a run reports: metric files, the console, and the check that the loss is still finite."""
 
+import functools
 import json
 import shutil
 import sys
@@ -14,6 +15,8 @@ from etils import epath
 from simclr_jax import files
 from simclr_jax.console import say, shown
 from simclr_jax.errors import UserError
+
+say_once = functools.cache(say)  # for what several draws, or a config made and then run, have to say
 
 
 def print_table(rows: dict[str, str]) -> None:

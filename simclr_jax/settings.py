@@ -176,7 +176,7 @@ def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | No
         value = None if text == "None" and default is None else _PARSERS[kind](text)
     except (ValueError, KeyError, TypeError, SyntaxError):  # the last two of pairs
         raise UserError(f"--config.{key}={text}: expected {called}, as in {example}") from None
-    return assign(config, reference, key, value)
+    return _set(config, key, value)
 
 
 def assign(config: ConfigDict, reference: ConfigDict, key: str, value):
@@ -186,6 +186,10 @@ def assign(config: ConfigDict, reference: ConfigDict, key: str, value):
       UserError: there is no such key.
     """
     _check_known(reference, key)
+    return _set(config, key, value)
+
+
+def _set(config, key, value):
     section, name = validation.section_of(config, key)
     with section.ignore_type():  # an own file may have 1 where 0.5 is meant to fit
         section[name] = value

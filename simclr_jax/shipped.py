@@ -11,6 +11,11 @@ _HERE = Path(__file__).parent
 FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 
+def files() -> dict[str, Path]:
+    """{'digits': its path, ...} of those that have a `get_config`, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("[!_]*.py")) if path.stem != "base"}
+
+
 @contextmanager
 def importable() -> Iterator[None]:
     """Inside, `configs` is that folder for whoever imports it; config files import `configs.base`.

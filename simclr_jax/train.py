@@ -169,7 +169,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         )
     warmup = config.warmup_epochs * num_examples // config.batch_size
     if warmup >= num_steps:
-        _say_once(
+        report.say_once(
             f"note: warmup_epochs={config.warmup_epochs:g} are {warmup:,.0f} steps, but training has "
             f"{num_steps:,}: the learning rate never reaches its peak; lower --config.warmup_epochs"
         )
@@ -186,7 +186,7 @@ def _check_examples(config, num_examples):
     if config.batch_size <= num_examples:
         return
     if config.task != "pretrain":
-        _say_once(
+        report.say_once(
             f"note: batch_size={config.batch_size} exceeds the {num_examples:,} training images: a batch "
             "holds some of them more than once"
         )
@@ -198,9 +198,6 @@ def _check_examples(config, num_examples):
         f"batch_size={config.batch_size} exceeds the {num_examples:,} training images, and an image is no "
         f"negative of itself: {remedy}"
     )
-
-
-_say_once = functools.cache(report.say)  # draws of labels share what there is to say
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:

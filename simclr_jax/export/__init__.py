@@ -37,8 +37,7 @@ def outputs(model, variables, images) -> dict[str, jax.Array]:
     results = model.apply(variables, images)
     named = {name: value for name, value in results.items() if name.startswith(("initial_", "block_group"))}
     named |= {"final_avg_pool": results["features"], "proj_head_input": results["features"]}
-    head = model.projection_head
-    if head.num_layers and head.kept_layers in (None, head.num_layers):
+    if model.projection_head.projects:
         named["proj_head_output"] = results["projection"]
     if "logits" in results:
         named["logits_sup"] = results["logits"]

@@ -14,7 +14,11 @@ _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights that fit into one file of ON
 
 
 def write(model, variables, folder, *, image_size: int) -> float:
-    """Writes `folder`/model.onnx, and its weights beside it where they are large. Returns likewise."""
+    """Writes `folder`/model.onnx, and its weights beside it where they are large.
+
+    Returns:
+      How far its outputs are from JAX's, see `export.compare`.
+    """
     import onnx
     import onnxruntime
     from jax2onnx import to_onnx  # these three may be missing, which the command tells before

@@ -29,6 +29,11 @@ class ProjectionHead(nn.Module):
     sync_batch_norm: bool = True
     dtype: Any = jnp.float32
 
+    @property
+    def projects(self) -> bool:
+        """Whether its last layer is there, so that its last output is a projection."""
+        return self.num_layers > 0 and self.kept_layers in (None, self.num_layers)
+
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False) -> list[jax.Array]:
         """Features [b, w] -> features and the output of every (kept) layer, a list of float32 arrays."""
