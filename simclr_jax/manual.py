@@ -66,7 +66,7 @@ def meanings_of(task: str) -> dict[str, str]:
                 for key, line in _places(statement)
                 if (comment := _comment(lines, line))
             }
-    shared = {} if task == "pretrain" else functions["_supervised"]
+    shared = functions["_supervised"]
     if task == "distill":  # keeps the optimiser of pretraining
         shared = {key: meaning for key, meaning in shared.items() if not key.startswith("optimizer.")}
     return functions["pretrain"] | shared | functions.get(task, {})

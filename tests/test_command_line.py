@@ -168,7 +168,8 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys,
         "dataset.value_range=None Of 16 bits, what becomes black and white",
     ):
         assert expected in out
-    assert "optimizer.name=lars or 'sgd', 'adam'" in help_of(parse, capsys, DIGITS)
+    for task in ("pretrain", "distill"):
+        assert "optimizer.name=lars or 'sgd', 'adam'" in help_of(parse, capsys, f"{DIGITS}:{task}")
     with pytest.raises(UserError, match="does not exist"):
         parse("--config=configs/nothing.py", "--help")
     (tmp_path / "own.py").write_text("import ml_collections\nget_config = ml_collections.ConfigDict")
