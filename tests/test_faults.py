@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import log_of
 from small_runs import Small, config_of, task_of
 
@@ -531,6 +532,14 @@ def test_run_whose_workdir_was_taken_ends(tmp_path, monkeypatch):
             workdirs.check()
     workdirs._failed.clear()
     assert (tmp_path / "lock.json").exists()  # theirs
+
+
+def test_lock_lives_on_where_tests_of_others_mock_the_file_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs, "BEAT", 0.05)
+    with workdirs.locked(tmp_path):
+        with tfds.testing.MockFs():  # as tfds.testing.mock_data does for every dataset it opens
+            time.sleep(0.5)
+        workdirs.check()
 
 
 # ----------------------------------------------------------------- what ends a command
