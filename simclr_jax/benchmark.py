@@ -1,7 +1,8 @@
 """How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
 
 input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config
-step   views/s and memory of the train step on this machine's devices, for a config, without an input pipeline
+step   views/s and memory of the train step on this machine's devices, for a config, without an input
+       pipeline, and with --peer=torch those of the same step in PyTorch, on one device
 loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
 
 step and loss need no TensorFlow.
@@ -10,16 +11,21 @@ step and loss need no TensorFlow.
 import io
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
-from simclr_jax import command_line, losses, main, parallel, train
+from simclr_jax import command_line, losses, main, parallel, peers, train
 from simclr_jax.errors import UserError
 from simclr_jax.plan import cost
 from simclr_jax.tasks import pretrain
+
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
 
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -58,8 +64,9 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     """Runs the train step of pretraining on random images.
 
     Returns:
-      'seconds' a step, the median of `steps`; 'views' a second over all devices; peak 'memory' of a device in
-      bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where known.
+      'seconds' a step, the median of `steps`; 'views' a second over all 'devices', in words; peak 'memory' of
+      a device in bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where
+      known.
 
     Raises:
       UserError: it does not fit, or the batch does not divide over the devices.
@@ -84,6 +91,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
         times.append(time.perf_counter() - begun)
     seconds = float(np.median(times[2:]))
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
+    report["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         report["memory"] = stats["peak_bytes_in_use"]
@@ -96,6 +104,8 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
 def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str, float]:
     """Temporary 'bytes' of NT-Xent's value and gradient, and 'seconds' unless they are more than `limit`.
 
+    Nothing where the compiler itself finds no room.
+
     Projections have 128 dimensions; `tile` is that of `losses.nt_xent`.
     """
     rng = np.random.default_rng(0)
@@ -104,7 +114,12 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
     def loss(views):
         return losses.nt_xent(*views, temperature=0.1, tile=tile)
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
+    try:
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
+    except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries out what it compiles
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {}
     report = {"bytes": compiled.memory_analysis().temp_size_in_bytes}
     if report["bytes"] <= limit:
         begun = time.perf_counter()
@@ -121,16 +136,31 @@ def _input(_) -> None:
 
 
 def _step(_) -> None:
-    report = step_rate(_config())
-    line = (
-        f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {jax.device_count()} x "
-    )
-    line += jax.devices()[0].device_kind
+    config = _config()
+    if not _PEER.value:
+        print(_line(step_rate(config)))
+        return
+    peers.check_torch(config)
+    # Each in a process of its own: a framework that is there holds most of a GPU's memory.
+    ours = _apart(step_rate, config)
+    print(_line(ours), flush=True)
+    classes = cost.Examples.of(config.dataset).num_classes
+    theirs = _apart(peers.torch_step_rate, config, classes)
+    print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
+
+
+def _apart(function, *arguments):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _line(report):
+    line = f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {report['devices']}"
     if "memory" in report:
         line += f", {report['memory'] / cost.GIB:.2f} GiB a device"
     if "flops" in report:
         line += f", {report['flops']:.1%} of peak FLOPs, {report['bandwidth']:.1%} of peak bandwidth"
-    print(line)
+    return line
 
 
 def _config():
@@ -149,7 +179,7 @@ def _loss() -> None:
         cells = [f"{pairs:,}"]
         for tile in (0, losses.TILE):
             report = loss_cost(pairs, tile=tile, limit=limit)
-            cells += [f"{report['bytes'] / cost.GIB:.3f}"]
+            cells += [f"{report['bytes'] / cost.GIB:.3f}" if report else ""]
             cells += [f"{report['seconds']:.3f}" if "seconds" in report else "does not fit"]
         print(f"| {' | '.join(cells)} |", flush=True)
 

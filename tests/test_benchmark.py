@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import benchmark
+import simclr_jax
+from simclr_jax import benchmark, peers
+from simclr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,23 @@ def test_tiles_save_memory():
     assert whole["bytes"] > 4 * 4 * 2048**2 and "seconds" not in tiles
     assert whole["bytes"] > 5 * tiles["bytes"]
     assert benchmark.loss_cost(512, tile=0)["seconds"] > 0
+
+
+def test_the_peer_takes_the_same_step():
+    pytest.importorskip("torchvision")
+    small = {"batch_size": 8, "image_size": 40, "model.depth": 18, "microbatches": 2}
+    report = peers.torch_step_rate(simclr_jax.get_config("imagenet", small), 10, steps=1)
+    assert report["views"] == pytest.approx(2 * 8 / report["seconds"])
+
+
+def test_a_peer_without_such_a_network_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    peers.check_torch(simclr_jax.get_config("imagenet", {}))
+    with pytest.raises(UserError, match="ResNet-18, 34, 50, 101, 152 of width 1"):
+        peers.check_torch(simclr_jax.get_config("digits", {}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install torch torchvision"):
+        peers.check_torch(simclr_jax.get_config("imagenet", {}))
 
 
 def test_unknown_benchmarks_are_one_line():
