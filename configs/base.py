@@ -25,7 +25,8 @@ def pretrain() -> ConfigDict:
             "num_steps": placeholder(int),  # wins over num_epochs; --config.num_epochs alone unsets it
             "warmup_epochs": 10.0,  # in which the learning rate rises from 0; then it falls as a cosine
             "image_size": 224,  # pixels, after cropping
-            "temperature": 0.1,  # of NT-Xent
+            "loss": "nt_xent",  # of the projections; see docs/extending.md for one of your own
+            "temperature": 0.1,  # of the loss: NT-Xent's
             # For batches beyond the memory: so many parts go through the network one by one, and once more to
             # backpropagate. The loss is that of the whole batch; batch norm takes its statistics over a part.
             "microbatches": 1,
@@ -55,6 +56,7 @@ def pretrain() -> ConfigDict:
                 "blur": True,  # half of the views
             },
             "model": {
+                "encoder": "resnet",  # see docs/extending.md for one of your own
                 "depth": 50,  # layers of the ResNet: 8, 10, 18, 34, 50, 101, 152, 200
                 "width": 1.0,  # multiplies every layer's width
                 "sk_ratio": 0.0,  # selective kernels: 0.0625 in SimCLR v2

@@ -4,6 +4,7 @@ Every mean is over this device's rows. Average losses and gradients over the dev
 to get those of the global batch: the devices hold equally many rows.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -75,6 +76,11 @@ def nt_xent(
         "contrastive_accuracy": top_k_correct(across_12, positives, k=1).mean(),
         "contrastive_entropy": -(probabilities * jnp.log(probabilities + 1e-8)).sum(axis=1).mean(),
     }
+
+
+# What `config.loss` may be: (view1 [b, d], view2 [b, d], *, temperature, axis_name) -> (loss, metrics), of
+# the projections of one device. Yours goes in before a config names it.
+LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, jax.Array]]]] = {"nt_xent": nt_xent}
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -14,7 +14,16 @@ from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
 
 # The keys that decide which parameters a model has, and their shapes.
-_ARCHITECTURE = ("depth", "width", "sk_ratio", "se_ratio", "stem", "projection_layers", "projection_dim")
+_ARCHITECTURE = (
+    "encoder",
+    "depth",
+    "width",
+    "sk_ratio",
+    "se_ratio",
+    "stem",
+    "projection_layers",
+    "projection_dim",
+)
 
 
 def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,15 +126,19 @@ def load(config, model) -> dict[str, Any]:
     return loaded
 
 
-def load_model(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The whole model of a run or checkpoint as it was trained, classifier included.
+
+    Args:
+      path: of the run or checkpoint.
+      changes: keys of its `config.model` that leave the parameters as they are, such as `dtype`.
 
     Returns:
       model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}.
     """
     variables, meta = read(path)
     whole = meta["config"]["task"] == "pretrain"
-    model_config = ConfigDict(meta["config"]["model"])
+    model_config = ConfigDict(meta["config"]["model"] | changes)
     return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
 
 

@@ -53,7 +53,7 @@ def make_loss(model, config, *, after_block: int | None):
             outputs, updates = model.apply(
                 variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
             )
-            batch_stats = updates["batch_stats"]
+            batch_stats = updates.get("batch_stats", batch_stats)
         value = losses.softmax_cross_entropy(outputs["logits"], batch["label"])
         accuracy = losses.top_k_correct(outputs["logits"], batch["label"], k=1).mean()
         results = {"loss": value, "accuracy": accuracy}

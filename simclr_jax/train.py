@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import checkpoint, optim, parallel, processes, report, stopping, workdirs
+from simclr_jax import checkpoint, models, optim, parallel, processes, report, stopping, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 
@@ -31,7 +31,7 @@ class Task(NamedTuple):
     Attributes:
       init: key -> {'params', 'batch_stats'}, on the host or on one device.
       loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows; a `loss`
-        among the metrics is reported in the place of the loss itself.
+        among the metrics is reported in the place of the loss itself. With `extra`, it gets that as well.
       optimizer: of the parameters.
       schedule: step -> learning rate, for the log.
       batches: start step -> this process's batches from there on, as host arrays [rows, ...].
@@ -42,6 +42,10 @@ class Task(NamedTuple):
       trained: path of a parameter, as 'encoder/conv1/kernel' -> whether the step changes it. The rest has
         neither gradients nor optimiser state.
       on_devices: maps a batch that lies on the devices to what `loss` takes.
+      extra: variables of `init` -> what else the train state holds and checkpoints keep, the same on every
+        device: a moving average of the weights, a queue of earlier projections.
+      after_update: (state after the update, with the `extra` before it; what the loss left as `kept` among
+        its metrics, of this device's rows) -> the new `extra`.
     """
 
     init: Callable[[jax.Array], Tree]
@@ -56,34 +60,44 @@ class Task(NamedTuple):
     best: str | None = None
     trained: Callable[[str], bool] = everything
     on_devices: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
+    extra: Callable[[Tree], Tree] | None = None
+    after_update: Callable[[Tree, Tree], Tree] | None = None
 
 
 def init_state(task: Task, seed: int) -> dict[str, Any]:
-    """The train state before the first step: step, params, batch_stats and opt_state."""
+    """The train state before the first step: step, params, batch_stats, opt_state, and the task's `extra`."""
     variables = task.init(jax.random.key(seed))
+    # Copied: a step consumes its state, and an average that begins as the weights would go twice.
+    extra = {"extra": jax.tree.map(jnp.copy, task.extra(variables))} if task.extra else {}
     opt_state = jax.jit(task.optimizer.init)(_split(variables["params"], task.trained)[0])
-    return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables}
+    return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables, **extra}
 
 
 def make_train_step(
-    loss, optimizer: optax.GradientTransformation, schedule: optax.Schedule, trained=everything
+    loss,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    trained=everything,
+    after_update=None,
 ):
     """Builds `step(state, batch) -> (state, metrics)`, one device's part of a step over `AXIS`.
 
     `loss` is that of `Task`: the mean over this device's rows. Loss, metrics and gradients are averaged over
     the devices, which makes them those of the global batch. Batch statistics are averaged too: that
     changes nothing where batch norm is synchronised, and keeps the devices equal where it is not. What the
-    loss hands back as it came stays as it is, to the bit.
+    loss hands back as it came stays as it is, to the bit. `trained` and `after_update` are those of `Task`.
     """
 
     def step(state, batch):
         chosen, frozen = _split(state["params"], trained)
+        extra = (state["extra"],) if "extra" in state else ()
 
         def loss_of(chosen):
-            return loss(_merge(chosen, frozen), state["batch_stats"], batch)
+            return loss(_merge(chosen, frozen), state["batch_stats"], batch, *extra)
 
         (value, (batch_stats, results)), gradients = jax.value_and_grad(loss_of, has_aux=True)(chosen)
         results = {"loss": value, **results}
+        kept = results.pop("kept", None)
         gradients, results = jax.lax.pmean((gradients, results), AXIS)
         batch_stats = jax.tree.map(
             lambda new, old: old if new is old else jax.lax.pmean(new, AXIS),
@@ -93,24 +107,28 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state["opt_state"], chosen)
         results["gradient_norm"] = optax.tree.norm(gradients)
         results["learning_rate"] = schedule(state["step"])
-        return {
+        state = state | {
             "step": state["step"] + 1,
             "params": _merge(optax.apply_updates(chosen, updates), frozen),
             "batch_stats": batch_stats,
             "opt_state": opt_state,
-        }, results
+        }
+        if after_update:
+            state["extra"] = after_update(state, kept)
+        return state, results
 
     return step
 
 
 def mapped_step(task: Task, devices=None):
     """The train step of a task over all devices, or over these; it consumes the state that it is given."""
-    return _mapped_step(task.loss, task.optimizer, task.schedule, task.trained, devices and tuple(devices))
+    parts = task.loss, task.optimizer, task.schedule, task.trained, task.after_update
+    return _mapped_step(*parts, devices and tuple(devices))
 
 
 @functools.lru_cache(maxsize=2)  # runs that differ in their data alone, as draws of labels, compile once
-def _mapped_step(loss, optimizer, schedule, trained, devices):
-    step = make_train_step(loss, optimizer, schedule, trained)
+def _mapped_step(loss, optimizer, schedule, trained, after_update, devices):
+    step = make_train_step(loss, optimizer, schedule, trained, after_update)
     return parallel.pmap(step, donate_state=True, devices=devices)
 
 
@@ -151,7 +169,11 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
 
 def make_init(model, image_size: int):
     """`Task.init` of a whole model."""
-    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))
+
+    def init(key):
+        return {"batch_stats": {}} | model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+
+    return jax.jit(init)
 
 
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
@@ -227,7 +249,7 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
     return {
         "task": config.task,
         "dataset": f"{source.name}: {source.num_examples:,} images of {config.image_size} pixels, {classes}",
-        "model": f"ResNet-{config.model.depth}, width {config.model.width:g}x",
+        "model": models.describe(config.model),
         "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
         "batch": f"{config.batch_size} images, {config.batch_size // len(devices)} a device",
         "learning rate": f"{peak:.4g} at its peak, {config.optimizer.name}",

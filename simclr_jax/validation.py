@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from simclr_jax import shipped, tasks
+from simclr_jax import losses, models, shipped, tasks
 from simclr_jax.errors import UserError
 from simclr_jax.models import resnet
 
@@ -40,6 +40,7 @@ _ABOVE_0 = (
     "image_size",
     "temperature",
     "microbatches",
+    "model.depth",
     "draws",
     "k",
 )
@@ -68,7 +69,6 @@ RANGES = dict.fromkeys(
     "fine_tune_after_block": _Range(-1, 4),
 }
 CHOICES = {
-    "model.depth": tuple(resnet.RESNETS),
     "model.stem": ("auto", "cifar", "imagenet"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("lars", "sgd", "adam"),
@@ -115,6 +115,7 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
         section, name = section_of(reference, key)
         _check_value(key, value, section[name], section.get_type(name))
     notes = []
+    models.check_encoder(config.model)
     _check_network(values, notes)
     _check_dataset(values, flatten(reference), given, notes)
     return notes
@@ -242,14 +243,27 @@ def _check_network(values, notes):
             f"--config.model.supervised_layer to 0 (the features) to {layers}, or raise "
             "--config.model.projection_layers"
         )
-    groups = len(resnet.RESNETS[values["model.depth"]].args[1])
-    if values.get("fine_tune_after_block", -1) > groups:
-        raise UserError(
-            f"fine_tune_after_block={values['fine_tune_after_block']}, but a ResNet-{values['model.depth']} "
-            f"has {groups} block groups: set --config.fine_tune_after_block to -1 (trains all) to {groups}"
-        )
     if values.get("draws", 1) > 1 and values["labels_per_class"] is None:
         notes.append(f"draws={values['draws']} are of labels_per_class, which is None: there is one run")
+    if values.get("loss", "nt_xent") not in losses.LOSSES:
+        raise UserError(
+            f"loss={values['loss']!r}: known here are {', '.join(map(repr, losses.LOSSES))}; one of your own "
+            "is added to simclr_jax.losses.LOSSES by a module that is imported before"
+        )
+    block, encoder = values.get("fine_tune_after_block", -1), values["model.encoder"]
+    if encoder != "resnet":
+        if block != -1:
+            raise UserError(
+                f"fine_tune_after_block={block} is of ResNets, not of model.encoder={encoder!r}: set "
+                "--config.fine_tune_after_block=-1, which trains all"
+            )
+        return
+    groups = len(resnet.RESNETS[values["model.depth"]].args[1])
+    if block > groups:
+        raise UserError(
+            f"fine_tune_after_block={block}, but a ResNet-{values['model.depth']} "
+            f"has {groups} block groups: set --config.fine_tune_after_block to -1 (trains all) to {groups}"
+        )
 
 
 def _check_dataset(values, defaults, given, notes):

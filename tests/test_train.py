@@ -291,3 +291,87 @@ def test_steps_in():
     config.batch_size = 100
     assert partial(train.steps_in, config=config, num_examples=1000)(1.5) == 15
     assert train.steps_in(0.001, config, 1000) == 1
+
+
+# ----------------------------------------------------------------- state beside the weights
+
+
+def remember(variables):
+    """An average of the weights, and a queue of earlier projections: the state of MoCo (arXiv 1911.05722)."""
+    return {"average": variables["params"], "queue": jnp.zeros((2 * ROWS, 128)), "filled": jnp.zeros((), int)}
+
+
+def note(state, kept):
+    """Moves the average on, and puts the projections of the whole batch into the queue."""
+    extra = state["extra"]
+    new = jax.lax.all_gather(kept, AXIS, tiled=True)
+    return {
+        "average": jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, extra["average"], state["params"]),
+        "queue": jnp.concatenate([new, extra["queue"]])[: 2 * ROWS],
+        "filled": extra["filled"] + len(new),
+    }
+
+
+def with_memory(num_steps=5):
+    """Pretraining whose views also look away from what the averaged network made of earlier ones."""
+    config = config_of()
+    model = make_model(config.model, num_classes=0)
+
+    def loss(params, batch_stats, batch, extra):
+        def project(params, images):
+            variables = {"params": params, "batch_stats": batch_stats}
+            outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return outputs["projection"], updates["batch_stats"]
+
+        view1, batch_stats_ = project(params, batch["view1"])
+        view2, _ = project(jax.lax.stop_gradient(extra["average"]), batch["view2"])
+        value, results = losses.nt_xent(view1, view2, temperature=0.5, axis_name=AXIS)
+        value += 0.1 * (view1 @ extra["queue"].T).mean()
+        return value, (batch_stats_, results | {"kept": view2})
+
+    def batches(start):
+        while True:
+            start += 1
+            yield views_batch(seed=start)
+
+    return config, train.Task(
+        init=train.make_init(model, 16),
+        loss=loss,
+        optimizer=optax.sgd(0.1, momentum=0.9),
+        schedule=lambda step: 0.1,
+        batches=batches,
+        num_steps=num_steps,
+        meta={"config": config.to_dict(), "num_classes": 0},
+        extra=remember,
+        after_update=note,
+    )
+
+
+def test_state_beside_the_weights_is_that_of_the_whole_batch_on_any_devices():
+    _, task = with_memory()
+    states = {}
+    for devices in (1, 4):
+        step = train.mapped_step(task, jax.devices()[:devices])
+        state = jax.device_get(train.init_state(task, 0))
+        for seed in (1, 2, 3):
+            batch = {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in views_batch(seed).items()}
+            state, results = step(state, batch)
+            assert "kept" not in results
+        states[devices] = jax.device_get(state["extra"])
+    assert states[1]["filled"] == 3 * ROWS
+    assert_trees_close(states[4], states[1], tolerance=1e-3)
+    start = task.extra(train.init_state(task, 0))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), states[1]["average"], start["average"])
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_state_beside_the_weights_outlives_a_restart_to_the_bit(tmp_path, monkeypatch):
+    config, task = with_memory()
+    with config.unlocked():
+        config.update(log_every_steps=1, checkpoint_every_steps=2)
+    whole = train.fit(task, config, tmp_path / "whole")
+    train.fit(task._replace(num_steps=3), config, tmp_path / "again")
+    resumed = train.fit(task, config, tmp_path / "again")
+    assert int(resumed["extra"]["filled"]) == 5 * ROWS
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)

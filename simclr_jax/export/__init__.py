@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import pretrained
@@ -18,13 +17,11 @@ def load(path):
     Returns:
       model, variables and meta, as `pretrained.load_model` has them.
     """
-    model, variables, meta = pretrained.load_model(path)
-    stem = model.encoder.stem
-    if stem == "auto":  # depends on the image size, which may be another one now
+    model, variables, meta = pretrained.load_model(path, dtype="float32")
+    if getattr(model.encoder, "stem", None) == "auto":  # depends on the image size, which may change
         stem = "cifar" if meta["config"]["image_size"] <= 32 else "imagenet"
-    encoder = model.encoder.clone(stem=stem, dtype=jnp.float32)
-    head = model.projection_head.clone(dtype=jnp.float32)
-    return model.clone(encoder=encoder, projection_head=head), variables, meta
+        model = model.clone(encoder=model.encoder.clone(stem=stem))
+    return model, variables, meta
 
 
 def outputs(model, variables, images) -> dict[str, jax.Array]:

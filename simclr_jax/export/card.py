@@ -7,7 +7,7 @@ from string import Template
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax.official import describe
+from simclr_jax.models import describe
 from simclr_jax.workdirs import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
@@ -49,7 +49,7 @@ outputs = model(images, trainable=False)
 $results
 ```
 
-It takes any batch and image size, and is for inference: `trainable=True`, which the official modules know, is
+It takes any batch$sizes, and is for inference: `trainable=True`, which the official modules know, is
 refused. `model.signatures` has the same as `serving_default` and `default`, to be called with `inputs=`.""",
     "onnx": f"""```python
 {_LOAD_IMAGE}import onnxruntime
@@ -101,7 +101,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
       licence: of the weights, a name or a sentence; None if nobody has stated it.
     """
     config = meta["config"]
-    network = describe(ConfigDict(config["model"]))
+    network, stem = describe(ConfigDict(config["model"])), getattr(model.encoder, "stem", None)
     params = variables["params"]
     if form == "safetensors":
         held = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
@@ -113,8 +113,9 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         proportion=proportion,
         share=f"{proportion:g} of" if proportion < 1 else "of",
         results=_result_lines(form, outputs),
-        torch=_torch_lines(model, config["model"], meta["num_classes"], image_size),
-        pool=_POOL if model.encoder.stem == "imagenet" else "",
+        sizes=" and image size" if stem else " of images of this size",
+        torch=_torch_lines(model, config["model"], meta["num_classes"], image_size) if stem else "",
+        pool=_POOL if stem == "imagenet" else "",
     )
     load += _CLASSIFIER if "logits_sup" in outputs else ""
     numbers = {
@@ -156,7 +157,7 @@ trained {origin}.
 
 ## Network
 
-{network}, {model.encoder.stem} stem, images of {image_size} pixels.
+{network}{f", {stem} stem" if stem else ""}, images of {image_size} pixels.
 Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in sizes.items())}.
 
 | output | shape |

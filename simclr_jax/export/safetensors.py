@@ -6,6 +6,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from simclr_jax.errors import UserError
+from simclr_jax.models.resnet import ResNet
 
 
 def write(model, variables, folder, *, image_size: int) -> float:
@@ -31,6 +32,10 @@ def torch_tensors(model, variables) -> dict[str, np.ndarray]:
     ('params', 'encoder', 'block_group1_0', 'conv1', 'kernel') [h, w, in, out] -> 'layer1.0.conv1.weight'
     [out, in, h, w], and so on.
     """
+    if not isinstance(model.encoder, ResNet):
+        raise UserError(
+            "this encoder is no ResNet, whose names torchvision knows: choose --format=onnx or savedmodel"
+        )
     if model.encoder.sk_ratio or model.encoder.se_ratio:
         raise UserError(
             "torchvision's ResNet has neither selective kernels, nor ResNet-D's shortcuts, nor squeeze and "

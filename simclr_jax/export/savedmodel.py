@@ -3,6 +3,7 @@
 from functools import partial
 
 from simclr_jax.export import compare, outputs
+from simclr_jax.models.resnet import ResNet
 
 
 def write(model, variables, folder, *, image_size: int) -> float:
@@ -12,15 +13,17 @@ def write(model, variables, folder, *, image_size: int) -> float:
     # isort: split
     from orbax.export import JaxModule, constants
 
+    any_size = isinstance(model.encoder, ResNet)  # others take the size of their training
     network = JaxModule(
         variables,
         partial(outputs, model),
         trainable=False,
-        input_polymorphic_shape="b, h, w, 3",
+        input_polymorphic_shape=f"b, {'h, w' if any_size else f'{image_size}, {image_size}'}, 3",
         jax2tf_kwargs={"native_serialization_platforms": ("cpu", "cuda", "tpu")},
     ).export_module()
     call = network.methods[constants.DEFAULT_METHOD_KEY]
-    images = tf.TensorSpec([None, None, None, 3], tf.float32, name="inputs")
+    sides = [None, None] if any_size else [image_size, image_size]
+    images = tf.TensorSpec([None, *sides, 3], tf.float32, name="inputs")
     module = tf.Module()
     module.network = network
     # Called as the official ones are; traced for `trainable=False` alone, so that True is refused.
@@ -32,5 +35,5 @@ def write(model, variables, folder, *, image_size: int) -> float:
     serve = loaded.signatures["default"]
     return max(
         compare(model, variables, image_size, 2, lambda images: loaded(images, trainable=False)),
-        compare(model, variables, image_size + 5, 1, lambda images: serve(inputs=images)),
+        compare(model, variables, image_size + 5 * any_size, 1, lambda images: serve(inputs=images)),
     )

@@ -1,5 +1,6 @@
 """SimCLR's model: an encoder, a projection head and, where there are classes, a linear classifier."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,11 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import heads, resnet
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What `config.model.encoder` may be. Each is called as (config.model, dtype=..., remat=...) and returns a
+# Flax module: (images [b, h, w, 3] in [0, 1], train) -> features [b, w]. Yours goes in before a config
+# names it.
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet.make}
 
 
 class SimCLR(nn.Module):
@@ -37,16 +43,18 @@ class SimCLR(nn.Module):
           train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
           detach_logits: no gradient flows from the logits into the encoder or the projection head, which
             makes the supervised head a linear probe of a network that is being pretrained.
-          after_block: `train` holds behind this block group only; see `resnet.ResNet`.
+          after_block: `train` holds behind this block group only; see `resnet.ResNet`, which alone knows it.
 
         Returns:
           `features` [b, w], `projection` [b, projection_dim], `projection_hiddens` (list: the features, then
-          each projection layer's output), `logits` [b, classes] if there are classes, all float32; and
-          `initial_conv`, `initial_max_pool`, `block_group1`, ... [b, h', w', c] in the compute dtype.
+          each projection layer's output), `logits` [b, classes] if there are classes, all float32; and of a
+          ResNet `initial_conv`, `initial_max_pool`, `block_group1`, ... [b, h', w', c] in the compute dtype.
         """
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        features, stages = self.encoder(images, train, after_block)
+        encoded = self.encoder(images, train, *(() if after_block < 0 else (after_block,)))
+        features, stages = encoded if isinstance(encoded, tuple) else (encoded, {})
+        features = features.astype(jnp.float32)
         hiddens = self.projection_head(features, train)
         outputs = {"features": features, "projection": hiddens[-1], "projection_hiddens": hiddens, **stages}
         if self.supervised_head is not None:
@@ -60,10 +68,10 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     """Builds the model that `config.model` describes.
 
     Args:
-      config: has the attributes depth, width, sk_ratio, se_ratio, stem, sync_batch_norm (see
-        `resnet.ResNet`), projection_layers, projection_dim (see `heads.ProjectionHead`), supervised_layer
-        (see `SimCLR`), zero_init_logits, and dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
-        TPU and GPU and float32 on CPU. Parameters and statistics are float32 throughout.
+      config: has the attributes encoder, one of `ENCODERS`, depth, width, sk_ratio, se_ratio, stem,
+        sync_batch_norm (see `resnet.ResNet`), projection_layers, projection_dim (see `heads.ProjectionHead`),
+        supervised_layer (see `SimCLR`), zero_init_logits, and dtype: 'float32', 'bfloat16', or 'auto', which
+        is bfloat16 on TPU and GPU and float32 on CPU. Parameters and statistics are float32 throughout.
       num_classes: width of the supervised head; 0 for none.
       whole_projection: whether to build the projection head as pretraining needs it, or only the layers that
         lead to `supervised_layer`: after pretraining the rest is thrown away.
@@ -75,15 +83,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     _validate(config)
     dtype = _compute_dtype(config.dtype)
     return SimCLR(
-        encoder=resnet.RESNETS[config.depth](
-            width=config.width,
-            sk_ratio=config.sk_ratio,
-            se_ratio=config.se_ratio,
-            stem=config.stem,
-            sync_batch_norm=config.sync_batch_norm,
-            dtype=dtype,
-            remat=remat,
-        ),
+        encoder=ENCODERS[config.encoder](config, dtype=dtype, remat=remat),
         projection_head=heads.ProjectionHead(
             config.projection_layers,
             config.projection_dim,
@@ -98,17 +98,41 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     )
 
 
+def describe(config) -> str:
+    """A network in words, as in 'ResNet-50 1x with selective kernels'."""
+    if config.encoder != "resnet":
+        return f"{config.encoder}, depth {config.depth}, width {config.width:g}x"
+    parts = [f"ResNet-{config.depth} {config.width:g}x"]
+    parts += ["selective kernels"] if config.sk_ratio else []
+    parts += ["squeeze and excitation"] if config.se_ratio else []
+    return " with ".join([parts[0], " and ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
 def _compute_dtype(name: str):
     if name == "auto":
         name = "bfloat16" if jax.default_backend() in ("tpu", "gpu") else "float32"
     return _DTYPES[name]
 
 
+def check_encoder(config) -> None:
+    """Raises a UserError unless there is the encoder that `config.model` names, of its depth."""
+    if config.encoder not in ENCODERS:
+        raise UserError(
+            f"model.encoder={config.encoder!r}: known here are {', '.join(map(repr, ENCODERS))}; one of your "
+            "own is added to simclr_jax.models.ENCODERS by a module that is imported before"
+        )
+    if config.encoder == "resnet" and config.depth not in resnet.RESNETS:
+        *others, last = map(str, resnet.RESNETS)
+        raise UserError(
+            f"model.depth={config.depth!r}: set it to {', '.join(others)} or {last}, as in "
+            "--config.model.depth=50"
+        )
+
+
 def _validate(config) -> None:
+    check_encoder(config)
     layers = config.projection_layers
-    depths = ", ".join(map(str, resnet.RESNETS))
     checks = (
-        ("depth", config.depth in resnet.RESNETS, f"one of {depths}", 50),
         ("width", config.width * 64 >= 2, "a multiplier of 64 filters that leaves at least 2", 1),
         ("sk_ratio", 0 <= config.sk_ratio <= 1, "a ratio from 0 (no selective kernels) to 1", 0.0625),
         ("se_ratio", 0 <= config.se_ratio <= 1, "a ratio from 0 (no squeeze and excitation) to 1", 0.0),

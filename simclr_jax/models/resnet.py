@@ -245,6 +245,19 @@ def _stem_layers(stem: str, filters: int, sk_ratio: float) -> list[tuple[int, in
     return [(filters, 7, 2)]
 
 
+def make(config, *, dtype, remat: bool = False) -> ResNet:
+    """The residual network that `config.model` describes."""
+    return RESNETS[config.depth](
+        width=config.width,
+        sk_ratio=config.sk_ratio,
+        se_ratio=config.se_ratio,
+        stem=config.stem,
+        sync_batch_norm=config.sync_batch_norm,
+        dtype=dtype,
+        remat=remat,
+    )
+
+
 # 8 is the smallest CIFAR network of He et al. 2015, section 4.2 (6n + 2 layers, n = 1).
 RESNETS = {
     8: partial(ResNet, BasicBlock, (1, 1, 1)),

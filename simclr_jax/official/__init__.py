@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.errors import UserError
-from simclr_jax.models import make_model, resnet
+from simclr_jax.models import describe, make_model, resnet
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 
 Shape = tuple[int, ...]
@@ -215,14 +215,6 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
 def _ratio(reduced: int, filters: int, least: int) -> float:
     """For which max(int(ratio * filters), least) is `reduced`: that of the official networks, if it does."""
     return 0.0625 if max(int(filters * 0.0625), least) == reduced else min(reduced / filters, 1.0)
-
-
-def describe(config) -> str:
-    """A network in words, as in 'ResNet-50 1x with selective kernels'."""
-    parts = [f"ResNet-{config.depth} {config.width:g}x"]
-    parts += ["selective kernels"] if config.sk_ratio else []
-    parts += ["squeeze and excitation"] if config.se_ratio else []
-    return " with ".join([parts[0], " and ".join(parts[1:])]) if parts[1:] else parts[0]
 
 
 def _few(items, count: int = 3) -> str:

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, errors, official, report, workdirs
-from simclr_jax.models import make_model
+from simclr_jax.models import describe, make_model
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     norm = np.mean([np.linalg.norm(kernel) for kernel in kernels])
     report.print_table(
         {
-            "network": f"{official.describe(model)}, {model.stem} stem",
+            "network": f"{describe(model)}, {model.stem} stem",
             "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
             "classes": str(meta["num_classes"] or "no classifier"),
             "kernels": f"norm {norm:.3g} on average; {official.WEIGHTS}",

@@ -2,6 +2,7 @@
 
 import math
 
+from simclr_jax import models
 from simclr_jax.plan.chips import find_chip
 from simclr_jax.plan.cost import GIB, roofline
 
@@ -54,7 +55,7 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
     parts = ", ".join(f"{size / GIB:.2f} {name}" for name, size in memory.items())
     lines = {
         "task": f"pretraining on {config.dataset.name}, {config.image_size} pixels",
-        "model": f"ResNet-{config.model.depth}, width {config.model.width:g}x",
+        "model": models.describe(config.model),
         "parameters": f"{plan['parameters']:,}",
         "devices": f"{plan['devices']} x {plan['kind']}, {plan['hosts']} host(s)",
         "batch": f"{config.batch_size} images, {rows} a device{forms}{', remat' if config.remat else ''}",

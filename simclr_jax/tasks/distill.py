@@ -96,7 +96,8 @@ def make_loss(model, config):
             results["label_loss"] = known_cross_entropy(logits, batch["label"])
             value = (1 - config.label_weight) * value + config.label_weight * results["label_loss"]
         results["loss"] = value
-        return value + supervised.head_decay(config.optimizer, params), (updates["batch_stats"], results)
+        batch_stats = updates.get("batch_stats", batch_stats)
+        return value + supervised.head_decay(config.optimizer, params), (batch_stats, results)
 
     return loss
 

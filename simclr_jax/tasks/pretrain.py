@@ -54,9 +54,11 @@ def run(config, workdir) -> dict:
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
         best="knn_accuracy" if measure else None,
     )
-    others = 2 * config.batch_size - 1
-    by_chance = {"by chance": f"loss {2 * math.log(others):.4g}, contrastive accuracy {1 / others:.2g}"}
-    report.print_table(train.describe(task, config, source, workdir) | by_chance)
+    rows = train.describe(task, config, source, workdir)
+    if config.loss == "nt_xent":
+        others = 2 * config.batch_size - 1
+        rows["by chance"] = f"loss {2 * math.log(others):.4g}, contrastive accuracy {1 / others:.2g}"
+    report.print_table(rows)
     state = train.fit(task, config, workdir)
 
     compared = {"trained": state}
@@ -100,7 +102,7 @@ def make_task(config, model, source) -> train.Task:
 
 
 def make_loss(model, config):
-    """NT-Xent of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
+    """`config.loss` of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
 
     Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
     its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
@@ -119,10 +121,10 @@ def make_loss(model, config):
                 mutable=["batch_stats"],
             )
             kept = {name: jnp.split(outputs[name], 2) for name in ("projection", "logits") if name in outputs}
-            return updates["batch_stats"], kept
+            return updates.get("batch_stats", batch_stats), kept
 
         batch_stats, outputs = train.in_microbatches(encode, batch_stats, batch, config.microbatches)
-        value, results = losses.nt_xent(
+        value, results = losses.LOSSES[config.loss](
             *outputs["projection"], temperature=config.temperature, axis_name=bound_axis()
         )
         results["loss"] = value  # what is reported; the probe has a loss of its own
