@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
     validation.check_place("workdir", os.fspath(workdir))
     config = config.copy_and_resolve_references()
     if train is not None:
-        from simclr_jax.data import arrays
+        from simclr_jax.data.sources import arrays
 
         with arrays.given(train, held_out) as digest:
             config.dataset = _of_arrays(config.task, digest, config.dataset.num_examples)

@@ -37,7 +37,8 @@ def input_rate(config, seconds: float = 10.0) -> float:
     """
     from PIL import Image
 
-    from simclr_jax.data import CORES, datasets, folder, pipeline
+    from simclr_jax.data import CORES, datasets, pipeline
+    from simclr_jax.data.decode import decode_bytes
 
     rng = np.random.default_rng(0)
     size = (500, 375) if config.image_size > 96 else (config.image_size, config.image_size)
@@ -48,7 +49,7 @@ def input_rate(config, seconds: float = 10.0) -> float:
         coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         records[row] = file.getvalue()
     labels = np.full(len(records), -1, np.int32)
-    source = datasets.Source("JPEG files", len(records), 0, folder.decode_bytes, records, labels)
+    source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
     rows = 64
     batches = pipeline.train_batches(source, partial(pretrain.views, config), batch_size=rows, seed=0)
     for _ in range(4):  # buffers fill, functions are traced

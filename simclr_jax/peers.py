@@ -28,7 +28,7 @@ def check_torch(config) -> None:
     imagenet = model.stem == "imagenet" or (model.stem == "auto" and config.image_size > 32)
     if not (plain and imagenet and model.depth in DEPTHS and model.projection_layers and not config.remat):
         raise UserError(
-            f"--peer=torch has ResNet-{', '.join(map(str, DEPTHS))} of width 1 with the stem for ImageNet and "
+            f"--peer=torch has ResNet-{', '.join(map(str, DEPTHS))} of width 1 with ImageNet's stem and "
             "a projection head, without selective kernels, squeeze and excitation or remat: choose "
             "--config=configs/imagenet.py"
         )

@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from simclr_jax.data import datasets, decode, folder
+from simclr_jax.data import datasets, decode
+from simclr_jax.data.sources import folder
 from simclr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -430,7 +431,7 @@ class TestFolder:
         workdir = tmp_path / "run"
         before = load_folder(root, workdir=workdir)
         write_folder(root, ["00.png", "zz.png"])
-        monkeypatch.setattr(folder, "decode", None)
+        monkeypatch.setattr(folder, "_look", None)
         after = load_folder(root, workdir=workdir)
         np.testing.assert_array_equal(before.records, after.records)
         assert [path.name for path in workdir.iterdir()] == ["images.json"]

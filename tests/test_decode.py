@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.data import decode, folder
+from simclr_jax.data import decode
 from simclr_jax.data.folder import decode as decode_path
+from simclr_jax.data.sources import folder
 
 pytestmark = pytest.mark.slow
 

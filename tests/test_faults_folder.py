@@ -11,7 +11,8 @@ import tensorflow as tf
 from PIL import Image
 from test_datasets import config, load_folder, names, write_folder, write_image
 
-from simclr_jax.data import datasets, folder, pipeline
+from simclr_jax.data import datasets, pipeline
+from simclr_jax.data.sources import folder
 from simclr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
