@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import checkpoint, models, optim, parallel, processes, report, stopping, workdirs
+from simclr_jax import checkpoint, models, optim, parallel, processes, profiling, report, stopping, workdirs
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 
@@ -294,12 +294,15 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         with (
             closing(prefetch_to_devices(task.batches(start))) as batches,
             closing(report.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
+            closing(profiling.Profile(workdir, config.profile_steps, meter.paused)) as profile,
         ):
             for step in range(start + 1, task.num_steps + 1):
-                with meter.waiting_for_data():
-                    batch = task.on_devices(next(batches))
-                state, results = train_step(state, batch)
+                with profile.step(step):
+                    with meter.waiting_for_data():
+                        batch = task.on_devices(next(batches))
+                    state, results = train_step(state, batch)
                 stopping.begin()
+                profile.end_after(step, results)
                 meter.add(step, results)
                 stop = agreed_stop(received)
                 last = step == task.num_steps

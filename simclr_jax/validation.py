@@ -91,7 +91,7 @@ KINDS = {
     float: ("a number", 0.5),
     bool: ("True or False", True),
     str: ("a text", "TEXT"),
-    tuple: ("two numbers", "(0,255)"),
+    tuple: ("two numbers", "(10,12)"),
 }
 
 
@@ -116,6 +116,7 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
         _check_value(key, value, section[name], section.get_type(name))
     notes = []
     models.check_encoder(config.model)
+    _check_profile(values)
     _check_network(values, notes)
     _check_dataset(values, flatten(reference), given, notes)
     return notes
@@ -228,6 +229,16 @@ def _check_value(key, value, default, kind):
         if not (fits and allowed.holds(value)):
             limit = "" if not allowed.holds(value) else " that 32 bits hold"
             raise UserError(f"{key}={value}: set --config.{key} to {allowed}{limit}, as in {example}")
+
+
+def _check_profile(values):
+    steps = values.get("profile_steps")
+    whole = steps is None or all(type(step) is int for step in steps)
+    if steps is not None and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"profile_steps={steps}: expected the first and the last step of a trace, whole numbers from 1 "
+            "on; set --config.profile_steps=10,12, or leave it out"
+        )
 
 
 def _check_network(values, notes):

@@ -57,6 +57,11 @@ MISTAKES = [
         "dataset.value_range=(0, inf): expected two numbers",
     ),
     ("pretrain", "--config.dataset.value_range=wide", "value_range=wide: expected two numbers, as in"),
+    ("pretrain", "--config.profile_steps=12,10", "profile_steps=(12, 10): expected the first and the last"),
+    ("pretrain", "--config.profile_steps=0,3", "profile_steps=(0, 3): expected the first and the last step"),
+    ("finetune", "--config.profile_steps=1,2,3", "set --config.profile_steps=10,12, or leave it out"),
+    ("pretrain", "--config.profile_steps=1.5,3", "profile_steps=(1.5, 3): expected the first and the last"),
+    ("pretrain", "--config.profile_steps=first", "profile_steps=first: expected two numbers, as in"),
     ("pretrain", "--config.dataset.value_range=7", "value_range=7: expected two numbers, as in"),
     # Words that are not among those that are known.
     ("pretrain", "--config.model.depth=51", "model.depth=51: set it to 8, 10, 18, 34, 50, 101, 152 or 200"),

@@ -1,0 +1,88 @@
+"""A trace of some steps of a run, which shows what its time goes into: `--config.profile_steps=10,12`."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from simclr_jax import files
+from simclr_jax.console import say, shown
+from simclr_jax.errors import reason_of
+
+
+class Profile:
+    """Lets jax's profiler trace the steps from `first` to `last` into `WORKDIR/profile`.
+
+    Each process traces its own devices and threads, of several each into a folder of its own there. A trace
+    that cannot be taken or written stops no run.
+    """
+
+    def __init__(
+        self, workdir, steps: tuple[int, int] | None, paused: Callable[[], AbstractContextManager]
+    ) -> None:
+        """`steps` are the first and the last one, or None; `paused()` is entered while no step runs."""
+        self._first, self._last = steps or (0, 0)
+        self._paused = paused
+        self._folder = epath.Path(workdir) / "profile"
+        if jax.process_count() > 1:
+            self._folder /= f"process{jax.process_index()}"
+        self._pending = None  # the results of the newest step of a trace that has begun
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around a step, its wait for data included: the trace begins with it, or names it."""
+        if self._pending is None and self._first <= step <= self._last:
+            self._start()
+        with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+            yield
+
+    def end_after(self, step: int, results) -> None:
+        """Ends the trace after its last step, once its `results` are there."""
+        if self._pending is not None:
+            self._pending = results
+            if step >= self._last:
+                self.close()
+
+    def close(self) -> None:
+        """Ends the trace if it has begun and not ended, and writes it."""
+        if self._pending is None:
+            return
+        pending, self._pending, self._last = self._pending, None, 0
+        try:
+            with suppress(Exception):  # what went wrong in a step is told where it is read
+                jax.block_until_ready(pending)  # or the trace would miss what devices still do
+            with self._paused():
+                jax.profiler.stop_trace()
+                self._copy()
+        except Exception as error:
+            say(f"note: profile_steps: no trace was written: {reason_of(error)}")
+        finally:
+            self._written_to.cleanup()
+
+    def _start(self):
+        self._written_to = tempfile.TemporaryDirectory(prefix="simclr-profile-")
+        try:
+            with self._paused():
+                jax.profiler.start_trace(self._written_to.name, create_perfetto_trace=True)
+            self._pending = ()
+        except Exception as error:  # a notebook may be tracing already
+            self._written_to.cleanup()
+            self._last = 0
+            say(f"note: profile_steps: no trace was taken: {reason_of(error)}")
+
+    def _copy(self):
+        """From here, where alone the profiler can write, to where the run is."""
+        for path in Path(self._written_to.name).rglob("*"):
+            if path.is_file():
+                target = self._folder / path.relative_to(self._written_to.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("rb") as source, files.writing(target) as file:
+                    shutil.copyfileobj(source, file)
+        say(
+            f"profile: {shown(self._folder)} has the trace: tensorboard --logdir {shown(self._folder)} (with "
+            "pip install xprof), or its perfetto_trace.json.gz on https://ui.perfetto.dev"
+        )
