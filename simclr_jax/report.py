@@ -90,7 +90,12 @@ class Meter:
     `log_every_steps` steps, the averages since the last report go to `WORKDIR/metrics.jsonl`, to TensorBoard
     and to the console. A restarted run repeats the steps since its last checkpoint: what
     the file already tells of them is not written twice.
+
+    Attributes:
+      seconds_at_peak: of a step, for the utilisation `mfu`; None where that is not known.
     """
+
+    seconds_at_peak: float | None = None
 
     def __init__(self, workdir, config, *, start_step: int, num_steps: int):
         self._writes = jax.process_index() == 0
@@ -153,6 +158,8 @@ class Meter:
         metrics["learning_rate"] = self._learning_rate
         metrics["images_per_second"] = self._steps * self._batch_size / seconds
         metrics["data_wait"] = self._waited / seconds
+        if self.seconds_at_peak:
+            metrics["mfu"] = self._steps * self.seconds_at_peak / seconds
         metrics |= evaluation
         self._reset()
         if self._writes:

@@ -13,7 +13,19 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import checkpoint, models, optim, parallel, processes, profiling, report, stopping, workdirs
+from simclr_jax import (
+    checkpoint,
+    chips,
+    flops,
+    models,
+    optim,
+    parallel,
+    processes,
+    profiling,
+    report,
+    stopping,
+    workdirs,
+)
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 
@@ -141,6 +153,24 @@ def _split(params, trained):
 
 def _merge(chosen, frozen):
     return unflatten_dict(flatten_dict(chosen, sep="/") | frozen, sep="/")
+
+
+def seconds_at_peak(task: Task, state, batch) -> float | None:
+    """What a step would take if each device did its model FLOPs alone, at its peak; None of unknown devices.
+
+    The peak is that of bfloat16, whatever the step computes in. `batch` lies on the devices; nothing is run.
+    """
+    chip = chips.find_chip(jax.devices()[0].device_kind)
+    if chip is None:
+        return None
+
+    def loss(chosen, frozen, *others):
+        return task.loss(_merge(chosen, frozen), *others)[0]
+
+    rows = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), batch)
+    others = [state["batch_stats"], rows, *([state["extra"]] if "extra" in state else [])]
+    operations = flops.of_training(loss, *_split(state["params"], task.trained), *others)
+    return operations / (chip.flops * 1e12)
 
 
 def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
@@ -300,6 +330,8 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 with profile.step(step):
                     with meter.waiting_for_data():
                         batch = task.on_devices(next(batches))
+                    if step == start + 1:
+                        meter.seconds_at_peak = seconds_at_peak(task, state, batch)
                     state, results = train_step(state, batch)
                 stopping.begin()
                 profile.end_after(step, results)

@@ -50,6 +50,8 @@ def test_only_the_data_package_and_tests_reach_tensorflow_at_import():
 def test_imports_run_one_way():
     below = {
         "parallel.py": (),
+        "chips.py": (),
+        "flops.py": ("parallel",),
         "console.py": (),
         "errors.py": ("console",),
         "losses.py": (),
@@ -68,7 +70,9 @@ def test_imports_run_one_way():
         "data/": ("console", "data", "errors", "files"),
         "train.py": (
             "checkpoint",
+            "chips",
             "errors",
+            "flops",
             "models",
             "optim",
             "parallel",

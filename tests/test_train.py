@@ -12,7 +12,7 @@ from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from simclr_jax import checkpoint, losses, train
+from simclr_jax import checkpoint, chips, losses, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
@@ -270,6 +270,31 @@ def test_ctrl_c_exits_with_130(tmp_path, loop_config):
         train.fit(linear_task(10, on_batch=interrupt), loop_config, tmp_path)
     assert stopped.value.code == 130
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_utilisation_is_that_of_the_chips_peak_where_it_is_known(tmp_path, loop_config, monkeypatch):
+    def batches(start_step):
+        while True:
+            yield {"x": np.ones((8, 5), np.float32)}
+
+    def loss(params, batch_stats, batch):
+        hidden = batch["x"] @ params["frozen"] @ params["w"]
+        return hidden.mean(), (batch_stats, {})
+
+    task = linear_task(4)._replace(
+        init=lambda key: {"params": {"frozen": jnp.ones((5, 3)), "w": jnp.ones((3, 2))}, "batch_stats": {}},
+        loss=loss,
+        batches=batches,
+        trained=lambda path: path == "w",
+    )
+    train.fit(task, loop_config, tmp_path / "unknown")
+    assert not [line for line in log_of(tmp_path / "unknown") if "mfu" in line]
+    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(memory=1, flops=1e-6, bandwidth=1, link=1))
+    train.fit(task, loop_config, tmp_path / "known")
+    # A row a device: the frozen product forwards, the other one forwards and for its gradient.
+    seconds = (2 * 5 * 3 + 2 * 2 * 3 * 2) / 1e6
+    for line in log_of(tmp_path / "known"):
+        assert line["mfu"] == pytest.approx(seconds * line["images_per_second"] / 8)
 
 
 def test_finished_run_starts_no_step(tmp_path, loop_config):

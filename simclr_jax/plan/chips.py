@@ -1,32 +1,5 @@
-"""The peaks of accelerators, by the vendors' data."""
+"""The peaks of accelerators, for plans: those of `simclr_jax.chips`."""
 
-from typing import NamedTuple
+from simclr_jax.chips import CHIPS, Chip, find_chip
 
-
-class Chip(NamedTuple):
-    """A device as jax counts them: a chip, but of v3 one of its two cores. Peaks are the vendor's."""
-
-    memory: float  # GiB
-    flops: float  # bfloat16, dense, 1e12 a second
-    bandwidth: float  # of the memory, GB/s
-    link: float  # GB/s over all links to other devices, in one direction
-
-
-# By a part of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie et al.
-# 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
-CHIPS = {
-    "TPU v3": Chip(16, 61.5, 450, 164),
-    "TPU v4": Chip(32, 275, 1228, 300),
-    "TPU v5 lite": Chip(16, 197, 819, 200),
-    "TPU v5": Chip(95, 459, 2765, 600),
-    "TPU v6 lite": Chip(32, 918, 1638, 400),
-    "A100": Chip(80, 312, 2039, 300),
-    "H100": Chip(80, 989, 3350, 450),
-    "H200": Chip(141, 989, 4800, 450),
-}
-
-
-def find_chip(kind: str) -> Chip | None:
-    """The chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'."""
-    names = sorted((name for name in CHIPS if name in kind), key=len)
-    return CHIPS[names[-1]] if names else None
+__all__ = ["CHIPS", "Chip", "find_chip"]

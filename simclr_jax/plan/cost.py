@@ -16,6 +16,7 @@ from jax.extend.core import jaxprs_in_params
 
 from simclr_jax import parallel, train
 from simclr_jax.errors import UserError
+from simclr_jax.flops import of_product
 from simclr_jax.models import make_model
 from simclr_jax.plan.chips import find_chip
 from simclr_jax.tasks import pretrain
@@ -165,7 +166,7 @@ def _devices(topology):
 def count(jaxpr) -> tuple[float, dict[str, tuple[int, int]]]:
     """Floating point operations of convolutions and matrix products, and collectives, of a jaxpr.
 
-    Loops count as often as they run. A multiplication and an addition are two operations.
+    Loops count as often as they run, and what is computed again as often as it is.
 
     Returns:
       flops, {'psum': (how often, bytes that go in), 'all_gather': ..., ...}
@@ -173,18 +174,8 @@ def count(jaxpr) -> tuple[float, dict[str, tuple[int, int]]]:
     flops, collectives = 0.0, {}
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            dimensions = parameters["dimension_numbers"].rhs_spec
-            products = math.prod(kernel.shape[axis] for axis in dimensions[1:])
-            # Zeros that dilation puts between inputs, as gradients of strided convolutions do, cost nothing.
-            products /= math.prod(parameters["lhs_dilation"])
-            flops += 2 * products * equation.outvars[0].aval.size
-        elif name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            left = equation.invars[0].aval
-            flops += 2 * math.prod(left.shape[axis] for axis in contracted) * equation.outvars[0].aval.size
-        elif name in _COLLECTIVES:
+        flops += of_product(equation)
+        if name in _COLLECTIVES:
             times, size = collectives.get(name, (0, 0))
             operands = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
             collectives[name] = times + len(equation.invars), size + operands
