@@ -160,8 +160,17 @@ class Meter:
         metrics["data_wait"] = self._waited / seconds
         if self.seconds_at_peak:
             metrics["mfu"] = self._steps * self.seconds_at_peak / seconds
-        metrics |= evaluation
         self._reset()
+        self._write(step, metrics | evaluation)
+
+    def report_start(self, evaluation: dict[str, float] | None) -> None:
+        """Reports what was measured before the first step, if it was: step 0, without what steps have."""
+        if evaluation:
+            self._write(0, evaluation)
+        self._begun = time.monotonic()
+        self._reset()
+
+    def _write(self, step, metrics):
         if self._writes:
             if step > self._written:
                 with files.storage(self._path):
@@ -180,22 +189,24 @@ class Meter:
                 tf.summary.scalar(name, value)
 
     def _print(self, step, metrics):
-        per_step = (time.monotonic() - self._begun) / (step - self._start_step)
-        left = int(per_step * (self._num_steps - step))
-        left = f"{left // 60}:{left % 60:02d} left"
         head = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
         words = [
             f"{_SHORT.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
             if name not in _UNSHOWN and not name.startswith("projection_")
         ]
-        words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
+        left = []
+        if step > self._start_step:
+            words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
+            per_step = (time.monotonic() - self._begun) / (step - self._start_step)
+            seconds = int(per_step * (self._num_steps - step))
+            left = [f"{seconds // 60}:{seconds % 60:02d} left"]
         if sys.stdout.isatty():  # one line, as wide as the terminal: what is left comes first
             done = 10 * step // self._num_steps
-            line = "  ".join([f"[{'#' * done:<10}] {head}", left, *words])
+            line = "  ".join([f"[{'#' * done:<10}] {head}", *left, *words])
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:
-            print("  ".join([head, *words, left]), flush=True)
+            print("  ".join([head, *words, *left]), flush=True)
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
@@ -228,13 +239,13 @@ def _readable(contents: bytes) -> tuple[list[bytes], list[int]]:
 
 
 def _last_step(path: epath.Path) -> int:
-    """The last step that a metrics file tells of, 0 for none.
+    """The last step that a metrics file tells of, -1 for none.
 
     A last line that a crash left unfinished is cut off. A file that is damaged otherwise is set aside, and
     its readable lines are written anew.
     """
     if not files.exists(path):
-        return 0
+        return -1
     contents = b"" if path.is_dir() else path.read_bytes()
     good, wrong = _readable(contents)
     if path.is_dir() or wrong or contents[-1:] not in (b"", b"\n"):
@@ -243,7 +254,7 @@ def _last_step(path: epath.Path) -> int:
             lines = f", lines {wrong[0]} to {wrong[-1]} among them" if wrong else ""
             say(f"note: {shown(path)} is damaged{lines}: now {shown(aside.name)}, {len(good)} lines are kept")
         files.write_text(path, b"".join(line + b"\n" for line in good).decode())
-    return json.loads(good[-1])["step"] if good else 0
+    return json.loads(good[-1])["step"] if good else -1
 
 
 def _check_finite(step, metrics):

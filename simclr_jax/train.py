@@ -50,6 +50,7 @@ class Task(NamedTuple):
       num_steps: when to stop.
       meta: saved with every checkpoint.
       evaluate: train state -> metrics, every `evaluate_every_steps`.
+      evaluate_first: whether before the first step of a fresh run, too, as step 0.
       best: which of those metrics marks the best checkpoint.
       trained: path of a parameter, as 'encoder/conv1/kernel' -> whether the step changes it. The rest has
         neither gradients nor optimiser state.
@@ -69,6 +70,7 @@ class Task(NamedTuple):
     meta: dict[str, Any]
     evaluate: Callable[[Tree], dict[str, float]] | None = None
     evaluate_every_steps: int = 0
+    evaluate_first: bool = False
     best: str | None = None
     trained: Callable[[str], bool] = everything
     on_devices: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
@@ -326,6 +328,8 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
             closing(report.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
             closing(profiling.Profile(workdir, config.profile_steps, meter.paused)) as profile,
         ):
+            if task.evaluate_first and not start:
+                meter.report_start(stopping.unless_stopped(functools.partial(task.evaluate, state)))
             for step in range(start + 1, task.num_steps + 1):
                 with profile.step(step):
                     with meter.waiting_for_data():

@@ -144,11 +144,11 @@ def test_damaged_summary_is_no_end_of_a_run(content, tmp_path, capsys):
 LINES = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
 LOGS = {
     "whole": (LINES, 2, False),
-    "empty": (b"", 0, False),
+    "empty": (b"", -1, False),
     "last line cut": (LINES + b'{"step": 3, "lo', 2, False),
     "last line without its end": (LINES[:-1], 2, False),
     "a line in the middle": (b'{"step": 1}\n{"st\n{"step": 2}\n', 2, True),
-    "zeros that a crash left": (bytes(40), 0, False),
+    "zeros that a crash left": (bytes(40), -1, False),
     "zeros behind": (LINES + bytes(40) + b"\n", 2, True),
     "no text": (b"\xff\xfe\n" + LINES, 2, True),
     "wrong types": (LINES + b'[3]\n{"step": "4"}\nnull\n', 2, True),
@@ -169,7 +169,7 @@ def test_readable_lines_of_a_damaged_log_stay(log, tmp_path, capsys):
 
 def test_a_folder_in_the_place_of_the_log_is_set_aside(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    assert report._last_step(tmp_path / "metrics.jsonl") == 0
+    assert report._last_step(tmp_path / "metrics.jsonl") == -1
     assert (tmp_path / "metrics.jsonl.damaged").is_dir()
 
 

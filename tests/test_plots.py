@@ -17,6 +17,7 @@ from simclr_jax.plots import figures
 pytestmark = pytest.mark.slow
 
 LOG = [
+    {"step": 0, "knn_accuracy": 0.6},
     {"step": 10, "loss": 9.0, "contrastive_accuracy": 0.1},
     {"step": 20, "loss": 8.0, "contrastive_accuracy": 0.2, "knn_accuracy": 0.9},
 ]
@@ -32,7 +33,7 @@ def close_figures():
 def test_learning_curves_show_every_point():
     loss, accuracy = figures.learning_curves(LOG).axes
     np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[10, 9], [20, 8]])
-    assert [len(line.get_xdata()) for line in accuracy.lines] == [2, 1]
+    assert [len(line.get_xdata()) for line in accuracy.lines] == [2, 2]
     assert loss.get_xlabel() == "step" and accuracy.get_ylabel() == "accuracy"
 
 

@@ -76,6 +76,17 @@ def test_evaluation_joins_the_line_of_its_step(tmp_path):
     assert line["step"] == 1 and line["loss"] == 1 and line["knn_accuracy"] == 0.5
 
 
+def test_what_is_measured_before_the_first_step_is_step_0(tmp_path, capsys):
+    for _ in range(2):  # a run that was stopped before its first save begins afresh
+        meter = make_meter(tmp_path)
+        meter.report_start({"knn_accuracy": 0.5})
+        meter.close()
+    assert lines(tmp_path) == [{"step": 0, "knn_accuracy": 0.5}]
+    assert capsys.readouterr().out == 2 * "step 0/8  knn_accuracy 0.5\n"
+    run(make_meter(tmp_path), range(1, 5))
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2, 4]
+
+
 def test_tensorboard_holds_the_same_numbers(tmp_path):
     run(make_meter(tmp_path), range(1, 5))
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})

@@ -12,7 +12,7 @@ from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from simclr_jax import checkpoint, chips, losses, train
+from simclr_jax import checkpoint, chips, losses, stopping, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
@@ -237,6 +237,35 @@ def test_loop_keeps_the_best_checkpoint_as_well(tmp_path, loop_config):
     train.fit(linear_task(16, evaluate=evaluate), loop_config, tmp_path)
     assert saved_steps(tmp_path) == [4, 15, 16]
     assert [line["step"] for line in log_of(tmp_path) if "score" in line] == [4, 8, 12, 16]
+
+
+def test_evaluation_before_the_first_step_is_of_a_fresh_run(tmp_path, loop_config):
+    seen = []
+
+    def evaluate(state):
+        seen.append(int(state["step"]))
+        return {"score": float(state["params"]["w"])}
+
+    task = linear_task(4, evaluate=evaluate)._replace(evaluate_first=True)
+    train.fit(task, loop_config, tmp_path)
+    assert log_of(tmp_path)[0] == {"step": 0, "score": 1.0}
+    assert [line["step"] for line in log_of(tmp_path)] == [0, 2, 4] and saved_steps(tmp_path) == [3, 4]
+    train.fit(task._replace(num_steps=6), loop_config, tmp_path)
+    assert seen == [0, 4, 6]
+
+
+def test_a_signal_in_the_evaluation_before_the_first_step_stops_after_it(tmp_path, loop_config):
+    def evaluate(state):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal did not stop it")
+
+    task = linear_task(4, evaluate=evaluate)._replace(evaluate_first=True)
+    with pytest.raises(stopping.Stopped) as stopped:
+        train.fit(task, loop_config, tmp_path)
+    assert stopped.value.code == 0 and saved_steps(tmp_path) == [1]
+    assert [line["step"] for line in log_of(tmp_path)] == []
+    train.fit(task._replace(evaluate=lambda state: {"score": 1.0}), loop_config, tmp_path)
+    assert [line["step"] for line in log_of(tmp_path)] == [2, 4]
 
 
 def test_stopped_and_restarted_equals_straight(tmp_path, loop_config, capsys):

@@ -36,7 +36,8 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
       loss_name: label of the loss.
     """
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot([line["step"] for line in log], [line["loss"] for line in log], color=BLUE)
+    steps = [line for line in log if "loss" in line]  # before the first one there is none
+    left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=BLUE)
     left.set(xlabel="step", ylabel=loss_name, title="Loss")
     for name, (label, color) in _ACCURACIES.items():
         points = [(line["step"], line[name]) for line in log if name in line]

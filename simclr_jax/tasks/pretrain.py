@@ -52,6 +52,7 @@ def run(config, workdir) -> dict:
     task = task._replace(
         evaluate=evaluate,
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
+        evaluate_first=True,
         best="knn_accuracy" if measure else None,
     )
     rows = train.describe(task, config, source, workdir)
