@@ -83,6 +83,27 @@ def listening(on_report: Callable[[int, dict[str, float]], None]) -> Iterator[No
         _listeners.remove(on_report)
 
 
+_boards = {}  # TensorBoard's files that meters have open, by workdir
+
+
+def show(workdir, step: int, *, pictures: dict[str, np.ndarray] | None = None, texts=None) -> None:
+    """Adds pictures, uint8 [h, w, 3], and texts, in Markdown, to TensorBoard's files of a run.
+
+    While a meter is open they go into its file: TensorBoard leaves a file for good once there is a newer one.
+    """
+    from simclr_jax.data import tf
+
+    with files.storage(workdir):
+        board = _boards.get(str(workdir))
+        writer = board or tf.summary.create_file_writer(str(files.plain(workdir)))
+        with writer.as_default(step):
+            for name, picture in (pictures or {}).items():
+                tf.summary.image(name, picture[None])
+            for name, text in (texts or {}).items():
+                tf.summary.text(name, text)
+        writer.flush() if board else writer.close()
+
+
 class Meter:
     """Averages the metrics of a run's steps and reports them, without ever holding a step up.
 
@@ -107,6 +128,8 @@ class Meter:
                 self._written = _last_step(self._path)
                 self._file = self._path.open("a")
                 self._tensorboard = tf.summary.create_file_writer(str(files.plain(workdir)))
+            self._workdir = str(workdir)
+            _boards[self._workdir] = self._tensorboard
         self._num_steps, self._log_every, self._batch_size = (
             num_steps,
             config.log_every_steps,
@@ -211,6 +234,7 @@ class Meter:
     def close(self) -> None:
         """Ends the progress line and closes the files."""
         if self._writes:
+            del _boards[self._workdir]
             if sys.stdout.isatty():
                 print()
             with files.storage(self._path):

@@ -7,6 +7,7 @@ import jax
 
 from simclr_jax import checkpoint, files, processes, report, train, workdirs
 from simclr_jax.console import shown
+from simclr_jax.plots import board
 
 
 def run(config, workdir, defaults: dict | None = None) -> dict:
@@ -28,14 +29,19 @@ def run(config, workdir, defaults: dict | None = None) -> dict:
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:
         summary = processes.on_first(lambda: _begin(workdir, config, defaults, stack))
+        begun = not summary
         if summary:
             report.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
         else:
-            summary = importlib.import_module(f"simclr_jax.tasks.{config.task}").run(config, workdir)
+            task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
+            with report.listening(lambda step, _: step or board.begin(config, workdir)):
+                summary = task.run(config, workdir)
             if jax.process_index() == 0:
                 workdirs.save_config(workdir, config.to_dict())
                 files.write_json(workdir / "summary.json", summary, indent=2)
         report.print_summary(summary, workdir)
+        if begun and config.task == "pretrain" and jax.process_index() == 0:
+            board.end(config, workdir, summary["steps"])
     return summary
 
 

@@ -5,14 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from ml_collections import ConfigDict
 from PIL import Image
 from test_datasets import write_folder
 
 from simclr_jax.errors import UserError
 from simclr_jax.plots import __main__ as plots_main
-from simclr_jax.plots import figures
+from simclr_jax.plots import board, figures
 
 pytestmark = pytest.mark.slow
 
@@ -22,12 +21,6 @@ LOG = [
     {"step": 20, "loss": 8.0, "contrastive_accuracy": 0.2, "knn_accuracy": 0.9},
 ]
 SCORES = {"few_label_accuracy": 0.8, "knn_accuracy": 0.7, "linear_accuracy": 0.9}
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    pyplot.close("all")
 
 
 def test_learning_curves_show_every_point():
@@ -121,7 +114,7 @@ def test_few_held_out_images_are_shown_with_training_images(pretrained_run, tmp_
     write_folder(tmp_path / "photos", [f"{number}.png" for number in range(12)])
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     config.dataset.update(name="folder", path=str(tmp_path / "photos"))
-    images, features, labels, _ = plots_main._held_out(config, run)
+    images, features, labels, _ = board.held_out(config, run)
     assert len(images) == len(features) == len(labels) == 12
     assert len(np.unique(images, axis=0)) == 12 and set(labels) == {-1}
     assert "training images beside them" in capsys.readouterr().out

@@ -100,6 +100,21 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     assert found == {2: 1.5, 4: 3.5}
 
 
+def test_pictures_go_into_the_file_of_an_open_meter(tmp_path):
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    with closing(make_meter(tmp_path)):
+        report.show(tmp_path, 0, pictures={"red": picture}, texts={"words": "some"})
+        assert len(list(tmp_path.glob("events.*"))) == 1
+    report.show(tmp_path, 8, pictures={"late": picture})
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    assert {name: events.Tensors(name)[0].step for name in ("red", "words", "late")} == {
+        "red": 0,
+        "words": 0,
+        "late": 8,
+    }
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_non_finite_loss_names_step_and_causes(tmp_path, value):
     with pytest.raises(UserError, match=f"loss is {value} at step 3: .*learning_rate.*warmup.*checkpoints"):

@@ -1,22 +1,15 @@
 """Pictures of a run: `python -m simclr_jax.plots RUN` reads its files and writes `RUN/plots/*.png`."""
 
 import argparse
-import functools
 from pathlib import Path
 
-import jax
-import numpy as np
-from matplotlib import pyplot
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, files, pretrained, report, workdirs
+from simclr_jax import errors, files, report, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
-from simclr_jax.plots import figures
+from simclr_jax.plots import board, figures
 from simclr_jax.tasks import pretrain
-
-HELD_OUT = 2000  # images at most that the map and the neighbours show
-FEW = 40  # with fewer held-out images, training images are shown beside them
 
 _LOSSES = {"pretrain": "NT-Xent", "distill": "cross entropy against the teacher"}
 
@@ -42,43 +35,9 @@ def figures_of(run: Path):
         yield "few_labels", figures.few_labels(drawn)
     if not there:
         return
-    held_out = _held_out(config, run)
+    held_out = board.held_out(config, run)
     yield "neighbours", figures.neighbours(*held_out)
     yield "map", figures.embedding_map(*held_out)
-
-
-def _held_out(config, run):
-    """Images, features, labels and class names of held-out images: of some if there are many, and of training
-    images too if there are few."""
-    from simclr_jax.data import datasets
-
-    load = functools.partial(datasets.load, config.dataset, seed=config.seed, workdir=run)
-    sources = [datasets.sample(load("eval"), HELD_OUT, seed=config.seed)]
-    if sources[0].num_examples < FEW:
-        beside = datasets.sample(load("train"), FEW - sources[0].num_examples, seed=config.seed)
-        print(
-            f"{sources[0].num_examples} images are held out: neighbours and map show {beside.num_examples} "
-            "training images beside them",
-            flush=True,
-        )
-        sources.append(beside)
-    sources = [source for source in sources if source.num_examples]
-    config.pretrained = str(run)
-    config.batch_size = 32 * jax.device_count()
-    extract = pretrained.make_extract(config)
-    images, features, labels = (
-        np.concatenate(parts) for parts in zip(*[(_images(config, of), *extract(of)) for of in sources])
-    )
-    if not all(source.num_classes for source in sources):
-        labels = np.full_like(labels, -1)
-    return images, features, labels, sources[0].class_names
-
-
-def _images(config, source):
-    from simclr_jax.data import pipeline
-
-    batches = pipeline.eval_batches(source, image_size=config.image_size, batch_size=config.batch_size)
-    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
 
 
 def main(argv: list[str]) -> None:
@@ -94,7 +53,6 @@ def main(argv: list[str]) -> None:
     for name, figure in figures_of(run):
         path = run / "plots" / f"{name}.png"
         figure.savefig(path, dpi=150)
-        pyplot.close(figure)
         print(shown(path), flush=True)
 
 

@@ -1,10 +1,6 @@
 """The pictures of a run: each function takes what it shows and returns a matplotlib figure."""
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind tell apart; Petroff's ten for classes.
@@ -28,6 +24,12 @@ _HEALTH = {
 }
 
 
+def _subplots(rows=1, columns=1, *, figsize, **options):
+    """A figure and its axes, of which no window and no notebook of the caller's knows."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> Figure:
     """Loss, and whatever accuracies the run measured, against the step.
 
@@ -35,7 +37,7 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
       log: the lines of `metrics.jsonl`.
       loss_name: label of the loss.
     """
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (left, right) = _subplots(1, 2, figsize=(9, 3.2))
     steps = [line for line in log if "loss" in line]  # before the first one there is none
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=BLUE)
     left.set(xlabel="step", ylabel=loss_name, title="Loss")
@@ -55,7 +57,7 @@ def health(log: list[dict[str, float]]) -> Figure:
     Args:
       log: those lines of `metrics.jsonl` that tell of it.
     """
-    figure, axes = pyplot.subplots(1, len(_HEALTH), figsize=(11, 3), layout="constrained")
+    figure, axes = _subplots(1, len(_HEALTH), figsize=(11, 3))
     for cell, (name, label) in zip(axes, _HEALTH.items()):
         for space, color, marker in (("features", BLUE, "o"), ("projection", ORANGE, "s")):
             points = [(line["step"], line[f"{space}_{name}"]) for line in log]
@@ -76,7 +78,7 @@ def scores(summary: dict) -> Figure:
     }
     rows = {"untrained": ("untrained encoder", GREY), "raw_pixels": ("raw pixels", ORANGE)}
     rows["trained"] = ("SimCLR", BLUE)
-    figure, axes = pyplot.subplots(figsize=(6.5, 3.2), layout="constrained")
+    figure, axes = _subplots(figsize=(6.5, 3.2))
     for offset, (row, (label, color)) in enumerate(rows.items()):
         present = [name for name in probes if name in summary.get(row, {})]
         positions = [list(probes).index(name) + (offset - 1) * 0.27 for name in present]
@@ -95,7 +97,7 @@ def few_labels(summaries: list[dict]) -> Figure:
     Args:
       summaries: of fine-tuning runs, with `labels_per_class` and `draws`.
     """
-    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axes = _subplots(figsize=(6, 3.6))
     summaries = sorted(summaries, key=lambda summary: summary["labels_per_class"])
     curves = {"top1": ("pretrained, then fine-tuned", BLUE, "o")}
     curves["from_scratch_top1"] = ("from scratch", ORANGE, "s")
@@ -130,7 +132,7 @@ def views(batch: dict[str, np.ndarray]) -> Figure:
     """
     names = {"image": "image", "view1": "view 1", "view2": "view 2"}
     columns = len(batch["image"])
-    figure, axes = pyplot.subplots(3, columns, figsize=(columns, 3.2), layout="constrained", squeeze=False)
+    figure, axes = _subplots(3, columns, figsize=(columns, 3.2), squeeze=False)
     for row, (key, name) in zip(axes, names.items()):
         for cell, picture in zip(row, batch[key]):
             cell.imshow(picture)
@@ -159,9 +161,7 @@ def neighbours(
     chosen = sorted([*firsts, *rest][:queries])
     near = np.argsort(-features[chosen] @ features.T, axis=1, kind="stable")
     columns = min(9, len(images))
-    figure, axes = pyplot.subplots(
-        len(chosen), columns, figsize=(columns, 1.15 * len(chosen) + 0.3), layout="constrained", squeeze=False
-    )
+    figure, axes = _subplots(len(chosen), columns, figsize=(columns, 1.15 * len(chosen) + 0.3), squeeze=False)
     for query, order, row in zip(chosen, near, axes):
         shown = [query, *order[order != query]][:columns]
         for cell, member in zip(row, shown):
@@ -193,9 +193,7 @@ def embedding_map(images: np.ndarray, features: np.ndarray, labels: np.ndarray, 
         places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)
     places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-12)
     labelled = labels.max() >= 0
-    figure, axes = pyplot.subplots(
-        1, 1 + labelled, figsize=(6.2 * (1 + labelled), 6), layout="constrained", squeeze=False
-    )
+    figure, axes = _subplots(1, 1 + labelled, figsize=(6.2 * (1 + labelled), 6), squeeze=False)
     axes[0, 0].imshow(_thumbnails(images, places), extent=(0, 1, 0, 1))
     axes[0, 0].set_title("images")
     if labelled:

@@ -1,0 +1,69 @@
+"""TensorBoard's pictures of a run, read back from its files."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simclr_jax import runs
+from simclr_jax.plots import board, figures
+from simclr_jax.tasks import pretrain
+
+pytestmark = pytest.mark.slow
+
+
+def shown(workdir):
+    """(step, strings) of everything that is no number."""
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+    events.Reload()
+    found = {
+        name: events.Tensors(name) for name in ("config", "views", "map") if name in events.Tags()["tensors"]
+    }
+    assert all(len(entries) == 1 for entries in found.values())
+    return {name: (entry.step, entry.tensor_proto.string_val) for name, (entry,) in found.items()}
+
+
+def pixels(strings):
+    width, height, *pictures = strings
+    (picture,) = (np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures)
+    assert picture.shape == (int(height), int(width), 3)
+    return picture
+
+
+def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
+    config = tiny_config("pretrain", num_steps=2)
+    runs.run(config, tmp_path)
+    found = shown(tmp_path)
+    assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0, "map": 2}
+    (text,) = found["config"][1]
+    assert all(line.startswith(b"    ") for line in text.splitlines())
+    assert json.loads(text) == json.loads(json.dumps(config.to_dict()))
+    for name in ("views", "map"):
+        picture = pixels(found[name][1])
+        assert picture.size > 100_000 and picture.std() > 5
+    runs.run(config, tmp_path)  # which is over
+    assert shown(tmp_path).keys() == found.keys()
+
+
+def test_no_picture_stops_a_run(tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("no colours left")
+
+    monkeypatch.setattr(pretrain, "example_views", fail)
+    monkeypatch.setattr(figures, "embedding_map", fail)
+    summary = runs.run(tiny_config("pretrain", num_steps=1), tmp_path)
+    assert summary["steps"] == 1 and shown(tmp_path).keys() == {"config"}
+    out = capsys.readouterr().out
+    assert "note: TensorBoard has no views: no colours left" in out
+    assert "note: TensorBoard has no map: no colours left" in out
+
+
+def test_held_out_images_have_their_features_and_labels(pretrained_run):
+    config = tiny_config("pretrain")
+    images, features, labels, names = board.held_out(config, pretrained_run)
+    assert len(images) == len(features) == len(labels) == 360 and names == tuple("0123456789")
+    assert features.std(axis=0).max() > 0 and set(labels) == set(range(10))
