@@ -10,7 +10,7 @@ from ml_collections.config_dict import placeholder
 # What other tasks keep of a pretraining config.
 _MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model")
 _TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
-_TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps")
+_TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps", "tracker")
 
 
 def pretrain() -> ConfigDict:
@@ -89,6 +89,7 @@ def pretrain() -> ConfigDict:
             "checkpoint_every_steps": 1000,  # what a crash costs at most
             "keep_checkpoints": 3,  # newest ones; the best by k-nearest neighbours stays as well
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
+            "tracker": "",  # 'wandb' or 'mlflow' get config, metrics and summary, too
         }
     )
 

@@ -77,7 +77,7 @@ class _OfCallback(Exception):
 
 
 def _told_apart(on_report):
-    def call(step, metrics):
+    def call(_, step, metrics):
         try:
             on_report(step, metrics)
         except Exception as error:

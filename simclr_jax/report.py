@@ -70,12 +70,12 @@ _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
 
-_listeners: list[Callable[[int, dict[str, float]], None]] = []
+_listeners: list[Callable[..., None]] = []
 
 
 @contextmanager
-def listening(on_report: Callable[[int, dict[str, float]], None]) -> Iterator[None]:
-    """Inside, what process 0 writes to the metric files goes to `on_report(step, metrics)` as well."""
+def listening(on_report: Callable[..., None]) -> Iterator[None]:
+    """Inside, what process 0 writes to metric files goes to `on_report(folder, step, metrics)` as well."""
     _listeners.append(on_report)
     try:
         yield
@@ -201,7 +201,7 @@ class Meter:
                     self._file.flush()
                     self._to_tensorboard(step, metrics)
                 for on_report in _listeners:
-                    on_report(step, dict(metrics))
+                    on_report(self._path.parent, step, dict(metrics))
             self._print(step, metrics)
 
     def _to_tensorboard(self, step, metrics):

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import jax
 
-from simclr_jax import checkpoint, files, processes, report, train, workdirs
+from simclr_jax import checkpoint, files, processes, report, trackers, train, workdirs
 from simclr_jax.console import shown
 from simclr_jax.plots import board
 
@@ -51,6 +51,11 @@ def _begin(workdir, config, defaults, stack):
     workdirs.check_config(workdir, config.to_dict(), defaults)
     if (summary := workdirs.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
         return summary
+    tracker = config.tracker if "tracker" in config else ""  # tasks that report no lines have none
+    if tracker:
+        trackers.check(tracker)
     workdirs.prepare(workdir)
     stack.enter_context(workdirs.locked(workdir))
+    if tracker:
+        stack.enter_context(trackers.following(tracker, workdir, config.to_dict()))
     return None

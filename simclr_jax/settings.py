@@ -170,7 +170,7 @@ def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | No
     ours = validation.flatten(config, strict=False)[key]
     example = f"--config.{key}={example if ours is None else ours}"
     text = "True" if text is None and kind is bool else text
-    if not text:
+    if text is None or (text == "" and "" not in validation.CHOICES.get(key, ())):
         raise UserError(f"--config.{key} has no value: expected {called}, as in {example}")
     try:
         value = None if text == "None" and default is None else _PARSERS[kind](text)

@@ -74,6 +74,7 @@ CHOICES = {
     "optimizer.name": ("lars", "sgd", "adam"),
     "optimizer.scaling": ("linear", "sqrt"),
     "metric": ("top1", "mean_per_class"),
+    "tracker": ("", "wandb", "mlflow"),
 }
 PLACES = ("pretrained", "dataset.path", "dataset.data_dir")
 
@@ -219,8 +220,9 @@ def _check_value(key, value, default, kind):
         check_place(f"config.{key}", value)
     elif key in CHOICES and value not in CHOICES[key]:
         *others, last = map(repr, CHOICES[key])
+        example = f"--config.{key}={default or CHOICES[key][-1]}"
         raise UserError(f"{key}={value!r}: set it to {', '.join(others)} or {last}, as in {example}")
-    elif isinstance(value, str) and not value.strip():
+    elif isinstance(value, str) and not value.strip() and key not in CHOICES:
         raise UserError(f"{key} is empty: expected {called}, as in {example}")
     elif kind in (int, float) and key in RANGES:
         allowed = RANGES[key]

@@ -109,6 +109,8 @@ MISTAKES = [
     ("pretrain", "--config.dataset.path", "--config.dataset.path has no value: expected a text"),
     ("pretrain", "--config.pretrained --workdir=x", "--config.pretrained has no value"),
     ("pretrain", "--config.pretrained=", "--config.pretrained has no value"),
+    ("pretrain", "--config.tracker", "--config.tracker has no value"),
+    ("pretrain", "--config.tracker=clu", "set it to '', 'wandb' or 'mlflow', as in --config.tracker=mlflow"),
     ("pretrain", "--config.depth=18", "--config.depth is unknown: did you mean --config.model.depth?"),
     ("pretrain", "--config.modle.depth=18", "did you mean --config.model.depth?"),
     # Flags.

@@ -62,6 +62,7 @@ def test_imports_run_one_way():
         "workdirs.py": ("console", "errors", "files", "shipped"),
         "checkpoint.py": ("console", "errors", "files", "parallel", "workdirs"),
         "report.py": ("console", "data", "errors", "files"),
+        "trackers.py": ("console", "errors", "files", "report", "workdirs"),
         "stopping.py": ("console", "parallel"),
         "processes.py": ("console", "errors", "stopping"),
         "profiling.py": ("console", "errors", "files"),
