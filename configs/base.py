@@ -84,6 +84,7 @@ def pretrain() -> ConfigDict:
                 # beside the passes through the network at most 15 minutes of 2 CPU cores and 5 GB, whatever
                 # the number and the size of the images (up to 100 classes; see simclr_jax/evaluation/).
                 "compare": True,
+                "pictures": True,  # TensorBoard gets some views, and a map of held-out images at the end
             },
             "log_every_steps": 50,  # averages go to the console and to the metric files
             "checkpoint_every_steps": 1000,  # what a crash costs at most

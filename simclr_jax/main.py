@@ -46,6 +46,10 @@ def run(command=main) -> None:
             app.run(command, flags_parser=_parse)
         except errors.UserError:
             raise
+        except SystemExit as end:
+            if processes.alone():
+                stopping.leave(end.code)
+            raise
         except Exception:
             processes.wait_for_verdict()
             raise

@@ -82,7 +82,7 @@ def join(
     finally:
         joined.set()
         stopping.renew()
-    if _client() is None or jax.process_count() == 1:
+    if alone():
         return
     if jax.process_index():
         console.be_silent()
@@ -143,15 +143,20 @@ def agree(what: str, ours: dict[str, Any]) -> None:
 
 def part() -> None:
     """Tells the others that this process is through, as they all are about to be: it may be silent now."""
-    if _client() is None or jax.process_count() == 1:
+    if alone():
         return
     _through.set()
     _beat({"through": True})
 
 
+def alone() -> bool:
+    """Whether this is the only process of the run; brings no devices up to know it."""
+    return _client() is None or jax.process_count() == 1
+
+
 def leave(line: str, code: int) -> None:
     """Ends this process, and the others with it; returns where there are none."""
-    if _client() is None or jax.process_count() == 1:
+    if alone():
         return
     _ended.set()
     _beat({"left": line, "code": code})
@@ -164,7 +169,7 @@ def wait_for_verdict() -> None:
 
     Then this process ends in one line. Returns where all others live.
     """
-    if _client() is not None and jax.process_count() > 1:
+    if not alone():
         time.sleep(SILENCE + 3 * BEAT)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from contextlib import ExitStack
+from functools import partial
 
 import jax
 
@@ -34,15 +35,25 @@ def run(config, workdir, defaults: dict | None = None) -> dict:
             report.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
         else:
             task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
-            with report.listening(lambda step, _: step or board.begin(config, workdir)):
+            with report.listening(partial(_at_start, config)):
                 summary = task.run(config, workdir)
             if jax.process_index() == 0:
                 workdirs.save_config(workdir, config.to_dict())
                 files.write_json(workdir / "summary.json", summary, indent=2)
         report.print_summary(summary, workdir)
-        if begun and config.task == "pretrain" and jax.process_index() == 0:
+        if begun and _draws(config) and jax.process_index() == 0:
             board.end(config, workdir, summary["steps"])
     return summary
+
+
+def _at_start(config, workdir, step, _):
+    """Pictures of what is seen, with what is measured before the first step."""
+    if step == 0 and _draws(config):
+        board.begin(config, workdir)
+
+
+def _draws(config):
+    return config.task == "pretrain" and config.evaluate.pictures
 
 
 def _begin(workdir, config, defaults, stack):

@@ -216,6 +216,15 @@ def _tell(numbers):
         say("still saving: a third signal ends this at once, and loses the steps since the last save")
 
 
+def leave(code) -> None:
+    """Ends the process that a signal has stopped; returns where none came.
+
+    The interpreter's own end would crash where compilations or input pipelines are still at work.
+    """
+    if _State.received and _State.ends:
+        _end(code or 0)
+
+
 def _end(code):
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

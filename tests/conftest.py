@@ -55,7 +55,7 @@ def tiny_config(task, **overrides):
         }
     )
     if task == "pretrain":
-        config.evaluate.update(compare=False, max_examples=256)
+        config.evaluate.update(compare=False, pictures=False, max_examples=256)
     config.update_from_flattened_dict(overrides)
     return config
 

@@ -30,6 +30,7 @@ TINY = {
     "model.stem": "auto",
     "dataset.num_examples": 64,
     "evaluate.compare": False,
+    "evaluate.pictures": False,
     "log_every_steps": 1,
     "warmup_epochs": 0.0,
 }

@@ -35,7 +35,7 @@ def pixels(strings):
 
 
 def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
-    config = tiny_config("pretrain", num_steps=2)
+    config = tiny_config("pretrain", num_steps=2, **{"evaluate.pictures": True})
     runs.run(config, tmp_path)
     found = shown(tmp_path)
     assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0, "map": 2}
@@ -55,7 +55,7 @@ def test_no_picture_stops_a_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(pretrain, "example_views", fail)
     monkeypatch.setattr(figures, "embedding_map", fail)
-    summary = runs.run(tiny_config("pretrain", num_steps=1), tmp_path)
+    summary = runs.run(tiny_config("pretrain", num_steps=1, **{"evaluate.pictures": True}), tmp_path)
     assert summary["steps"] == 1 and shown(tmp_path).keys() == {"config"}
     out = capsys.readouterr().out
     assert "note: TensorBoard has no views: no colours left" in out

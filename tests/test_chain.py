@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--config.model.width=0.125", "--config.batch_size=64"]
-UNCOMPARED = ["--config.evaluate.compare=False", "--config.evaluate.max_examples=256"]
+UNCOMPARED = ["--config.evaluate.compare=False", "--config.evaluate.pictures=False"]
+UNCOMPARED += ["--config.evaluate.max_examples=256"]
 TRAINED = [*TINY, "--config.num_steps=6", "--config.log_every_steps=3"]
 
 

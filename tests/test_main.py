@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ TINY = [
     "--config.batch_size=16",
     "--config.log_every_steps=5",
     "--config.evaluate.compare=False",
+    "--config.evaluate.pictures=False",
     "--config.evaluate.max_examples=128",
 ]
 
@@ -148,6 +150,19 @@ def test_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     assert step >= 3 and step % 3 == 0
     assert_same_bits(state_at(tmp_path, 20), state_at(straight[0], 20))
     assert [line["step"] for line in log_of(tmp_path)] == list(range(21))
+
+
+def test_a_signal_while_the_first_step_compiles_ends_it_in_order(tmp_path):
+    afresh = environment() | {"JAX_COMPILATION_CACHE_DIR": ""}
+    with subprocess.Popen(
+        command("digits", tmp_path), cwd=ROOT, env=afresh, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if "by chance" in line:
+                time.sleep(3)
+                process.send_signal(signal.SIGTERM)
+                begun = time.monotonic()
+    assert process.returncode == 0 and time.monotonic() - begun < 8
 
 
 def test_number_of_devices_does_not_change_the_result(straight, tmp_path):

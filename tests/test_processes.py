@@ -206,7 +206,7 @@ def start_digits(workdir, changes, *, num_processes=2):
     flags = ["--config=configs/digits.py", f"--workdir={workdir}", "--config.model.width=0.125"]
     flags += ["--config.batch_size=16", "--config.log_every_steps=1", "--config.num_steps=3000"]
     flags += ["--config.image_size=16", "--config.model.stem=auto", "--config.evaluate.max_examples=64"]
-    flags += ["--config.evaluate.compare=False", "--join_timeout=60"]
+    flags += ["--config.evaluate.compare=False", "--config.evaluate.pictures=False", "--join_timeout=60"]
     return [
         subprocess.Popen(
             [sys.executable, "-m", "simclr_jax.main", *flags, *joining, *change],
