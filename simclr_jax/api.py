@@ -53,10 +53,11 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
     try:
         with errors.of_storage(), stopping.handled(ends=False), listening:
             pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})
-            defaults = validation.reference_of(config.task).to_dict()
+            reference = validation.reference_of(config.task)  # None of a task of one's own
+            defaults = reference.to_dict() if reference else None
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)
     except _OfCallback as error:
-        raise error.__cause__ from None
+        raise error.raised from None
     except stopping.Stopped:
         return None
     except KeyboardInterrupt:
@@ -75,12 +76,15 @@ def _of_arrays(task, digest, num_examples):
 class _OfCallback(Exception):
     """Holds what `on_report` raised, which is none of ours."""
 
+    def __init__(self, raised: Exception):
+        self.raised = raised
+
 
 def _told_apart(on_report):
     def call(_, step, metrics):
         try:
             on_report(step, metrics)
         except Exception as error:
-            raise _OfCallback from error
+            raise _OfCallback(error) from error
 
     return call
