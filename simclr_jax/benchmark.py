@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from simclr_jax import command_line, losses, main, parallel, peers, train
+from simclr_jax import command_line, losses, parallel, peers, train
 from simclr_jax.errors import UserError
 from simclr_jax.plan import cost
 from simclr_jax.tasks import pretrain
@@ -193,7 +193,7 @@ if __name__ == "__main__":
         print(f"error: '{sys.argv[1]}' is unknown: loss takes nothing more", file=sys.stderr)
         sys.exit(2)
     elif verb in ("input", "step"):
-        main.run({"input": _input, "step": _step}[verb])
+        command_line.run({"input": _input, "step": _step}[verb])
     else:
         print(f"error: '{verb}' is unknown: give input, step or loss", file=sys.stderr)
         sys.exit(2)

@@ -7,11 +7,11 @@ import os
 import re
 import sys
 
-from absl import flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import manual, report, settings, validation
+from simclr_jax import errors, manual, processes, report, settings, stopping, validation
 from simclr_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -35,7 +35,7 @@ _WORKDIR = flags.DEFINE_string(
 _parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the other flags
 
 
-def processes() -> dict[str, str | int | None]:
+def this_process() -> dict[str, str | int | None]:
     """Which process this is and of how many, as `processes.join` takes it."""
     return {
         "coordinator_address": _COORDINATOR.value,
@@ -76,6 +76,33 @@ def read_config() -> ConfigDict:
     for note in _parsed["notes"]:
         report.say(f"note: {note}")
     return _parsed["config"]
+
+
+def run(command) -> None:
+    """The entry point of a command line with a config: user errors are one line and exit code 2.
+
+    Args:
+      command: called once all is checked, with what `absl.app.run` gives.
+    """
+    with errors.told(processes.leave), stopping.handled():
+        try:
+            app.run(command, flags_parser=_parse_quietly)
+        except errors.UserError:
+            raise
+        except SystemExit as end:
+            if processes.alone():
+                stopping.leave(end.code)
+            raise
+        except Exception:
+            processes.wait_for_verdict()
+            raise
+
+
+def _parse_quietly(argv):
+    arguments = parse(argv)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)  # what libraries tell at ERROR becomes a line here
+    return arguments
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -172,7 +199,7 @@ def _repeated(pairs):
 
 def _check_processes():
     """Raises a UserError unless this process is one of those that there are."""
-    told = processes()
+    told = this_process()
     missing = [name for name, value in told.items() if value is None]
     if len(missing) == len(told):
         return

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # TPUs multiply float32 in one bfloat16 pass otherwise.
-_WHOLE = 2**24  # similarities between two sets of views that are held at once: 64 MiB
-TILE = 1024
+_TILES_BEYOND = 2**24  # similarities between two sets of views that are held at once: 64 MiB
+TILE = 1024  # rows and columns of those that are held otherwise: 4 MiB
 _LOWEST = -1e30  # no similarity: exp of it is 0, and of a difference of two of them 1
 
 
@@ -57,7 +57,7 @@ def nt_xent(
         all1, all2 = (jax.lax.all_gather(v, axis_name, tiled=True) for v in (view1, view2))
         positives += jax.lax.axis_index(axis_name) * rows
     if tile is None:
-        tile = TILE if rows * all1.shape[0] > _WHOLE else 0
+        tile = TILE if rows * all1.shape[0] > _TILES_BEYOND else 0
     if tile:
         return _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile)
     itself = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)

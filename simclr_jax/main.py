@@ -7,14 +7,12 @@ if __name__ == "__main__":
 
 import shlex
 
-from absl import app, flags, logging
-
-from simclr_jax import command_line, errors, files, pretrained, processes, report, runs
+from simclr_jax import command_line, files, pretrained, processes, report, runs
 from simclr_jax.console import shown
 
 
 def main(_) -> None:
-    processes.join(**command_line.processes(), timeout=command_line.join_timeout())
+    processes.join(**command_line.this_process(), timeout=command_line.join_timeout())
     config = command_line.read_config()
     pretrained.adopt(config, command_line.given())
     workdir = command_line.workdir(config)
@@ -39,27 +37,9 @@ def _next(workdir, task):
     return "\n  next:  " + "\n         ".join(commands)
 
 
-def run(command=main) -> None:
-    """The entry point of a command line with a config: user errors are one line and exit code 2."""
-    with errors.told(processes.leave), stopping.handled():
-        try:
-            app.run(command, flags_parser=_parse)
-        except errors.UserError:
-            raise
-        except SystemExit as end:
-            if processes.alone():
-                stopping.leave(end.code)
-            raise
-        except Exception:
-            processes.wait_for_verdict()
-            raise
-
-
-def _parse(argv):
-    arguments = command_line.parse(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # what libraries tell at ERROR becomes a line here
-    return arguments
+def run() -> None:
+    """The entry point of this command."""
+    command_line.run(main)
 
 
 if __name__ == "__main__":

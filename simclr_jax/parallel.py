@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = "batch"
 
 
-def processes() -> dict[str, int]:
+def this_process() -> dict[str, int]:
     """This process and how many there are, as the pipeline takes them."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

@@ -143,16 +143,8 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 
 def make_init(config, model):
-    """`Task.init` that starts from `config.pretrained`, which only pretraining can do without.
-
-    The classifier starts afresh.
-    """
-    init = train.make_init(model, config.image_size)
-    if not config.pretrained and config.task == "pretrain":
-        return init
-    loaded = load(config, model)
-    if config.task == "finetune" and config.optimizer.name == "sgd" and official.find(config.pretrained):
-        report.say(f"note: {official.WEIGHTS} (simclr_jax/official/)")
+    """`Task.init` that starts from `config.pretrained`; the classifier starts afresh."""
+    init, loaded = train.make_init(model, config.image_size), load(config, model)
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
 
 
@@ -174,7 +166,7 @@ def make_extract(config, transform=None):
             image_size=config.image_size,
             batch_size=config.batch_size,
             transform=transform,
-            **parallel.processes(),
+            **parallel.this_process(),
         )
         return extract(variables, batches)
 

@@ -53,7 +53,8 @@ def _at_start(config, workdir, step, _):
 
 
 def _draws(config):
-    return config.task == "pretrain" and config.evaluate.pictures
+    """Whether TensorBoard gets pictures; tasks without views and a map lack the key."""
+    return "evaluate" in config and "pictures" in config.evaluate and config.evaluate.pictures
 
 
 def _begin(workdir, config, defaults, stack):

@@ -97,7 +97,7 @@ def batches(config, source, start_step):
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        **parallel.processes(),
+        **parallel.this_process(),
     )
 
 
@@ -119,7 +119,7 @@ def make_evaluate(config, model, source):
     def evaluate(variables) -> dict[str, float]:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         held_out = pipeline.eval_batches(
-            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.processes()
+            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
         )
         hits = [mapped(variables, batch) for batch in train.prefetch_to_devices(held_out)]
         hits = jax.device_get(hits)

@@ -212,9 +212,13 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
     """The learning rate that the config describes, and the number of steps; says where they are odd.
 
     Raises:
-      UserError: pretraining would have an image twice in a batch, or training has no end.
+      UserError: training has no end.
     """
-    _check_examples(config, num_examples)
+    if config.batch_size > num_examples:
+        report.say_once(
+            f"note: batch_size={config.batch_size} exceeds the {num_examples:,} training images: a batch "
+            "holds some of them more than once"
+        )
     sizes = {"batch_size": config.batch_size, "num_examples": num_examples, "epochs": config.num_epochs}
     num_steps = config.num_steps or optim.total_steps(**sizes)
     if num_steps >= 2**31:  # as the state counts them
@@ -234,24 +238,6 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         num_steps=num_steps,
         **sizes,
     ), num_steps
-
-
-def _check_examples(config, num_examples):
-    if config.batch_size <= num_examples:
-        return
-    if config.task != "pretrain":
-        report.say_once(
-            f"note: batch_size={config.batch_size} exceeds the {num_examples:,} training images: a batch "
-            "holds some of them more than once"
-        )
-        return
-    parts = jax.device_count() * config.microbatches
-    largest = num_examples // parts * parts
-    remedy = f"set --config.batch_size={largest}" if largest > 1 else "add images, or use fewer devices"
-    raise UserError(
-        f"batch_size={config.batch_size} exceeds the {num_examples:,} training images, and an image is no "
-        f"negative of itself: {remedy}"
-    )
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -30,6 +30,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 from simclr_jax.official import __main__ as official_main
 from simclr_jax.official import names
+from simclr_jax.tasks import finetune
 
 pytestmark = pytest.mark.slow
 
@@ -547,7 +548,7 @@ def test_fine_tuning_by_sgd_is_warned_of_the_weights(pretrained_run, official_ru
     told = []
     for path, optimizer in ((official_run, "sgd"), (official_run, "lars"), (pretrained_run, "sgd")):
         config = tiny_config("finetune", pretrained=str(path), **{"optimizer.name": optimizer})
-        pretrained.make_init(config, make_model(config.model, 10, whole_projection=False))
+        finetune.warn_of_weights(config)
         told.append("note: kernels of v1's networks are 16.8 times" in capsys.readouterr().out)
     assert told == [True, False, False]
 

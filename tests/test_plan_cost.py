@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import tiny_config
 
+from simclr_jax import chips
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
-from simclr_jax.plan import chips, cost
+from simclr_jax.plan import cost
 
 pytestmark = pytest.mark.slow
 

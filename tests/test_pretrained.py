@@ -11,6 +11,8 @@ from conftest import tiny_config
 from simclr_jax import checkpoint, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
+from simclr_jax.plan import cost
+from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +49,10 @@ def test_projection_head_is_kept_up_to_the_layer_that_is_read(pretrained_run):
 def test_pretraining_starts_from_a_checkpoint_too_or_from_nothing(pretrained_run):
     config = tiny_config("pretrain")
     model = make_model(config.model, 10)
-    afresh = pretrained.make_init(config, model)(jax.random.key(0))
+    source = cost.Examples.of(config.dataset)
+    afresh = pretrain.make_task(config, model, source).init(jax.random.key(0))
     config.pretrained = str(pretrained_run)
-    started = pretrained.make_init(config, model)(jax.random.key(0))
+    started = pretrain.make_task(config, model, source).init(jax.random.key(0))
     saved, _ = checkpoint.load_params(pretrained_run)
     assert_same_bits(started["params"]["projection_head"], saved["params"]["projection_head"])
     kernels = [tree["params"]["encoder"]["conv1"]["kernel"] for tree in (afresh, started)]

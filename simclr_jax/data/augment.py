@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 _EVAL_PROPORTION = 0.875  # Of the image's side, as in the official code: 256 -> 224.
+_SIGMA = (0.1, 2.0)  # of the blur, in pixels (arXiv 2002.05709, appendix A)
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
@@ -174,11 +175,13 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
 @tf.function(jit_compile=True)
 def _distort(crop: tf.Tensor, draws: tf.Tensor, strength: float, kernel_size: int | None) -> tf.Tensor:
     """Colours and blurs a crop [h, w, 3] by nine draws of U(0, 1); compiled once for each shape."""
+    jitters, greys, blurs, sigma = tf.unstack(draws[:4])
     x = _to_planes(crop)
-    x = tf.cond(draws[0] < 0.8, lambda: _jitter(x, draws[4:], strength), lambda: x)
-    x = _clip(tf.cond(draws[1] < 0.2, lambda: _grayscale(x), lambda: x))
+    x = tf.cond(jitters < 0.8, lambda: _jitter(x, draws[4:], strength), lambda: x)
+    x = _clip(tf.cond(greys < 0.2, lambda: _grayscale(x), lambda: x))
     if kernel_size is not None:
-        x = _clip(tf.cond(draws[2] < 0.5, lambda: _blur(x, kernel_size, 0.1 + 1.9 * draws[3]), lambda: x))
+        sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * sigma
+        x = _clip(tf.cond(blurs < 0.5, lambda: _blur(x, kernel_size, sigma), lambda: x))
     return _to_image(x)
 
 

@@ -13,10 +13,10 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import benchmark, command_line, main
+from simclr_jax import benchmark, command_line
+from simclr_jax.chips import find_chip
 from simclr_jax.errors import UserError
 from simclr_jax.plan import cost
-from simclr_jax.plan.chips import find_chip
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -96,4 +96,4 @@ def plan(_) -> None:
 
 
 if __name__ == "__main__":
-    main.run(plan)
+    command_line.run(plan)

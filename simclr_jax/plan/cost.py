@@ -15,10 +15,10 @@ from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
 from simclr_jax import parallel, train
+from simclr_jax.chips import find_chip
 from simclr_jax.errors import UserError
 from simclr_jax.flops import of_product
 from simclr_jax.models import make_model
-from simclr_jax.plan.chips import find_chip
 from simclr_jax.tasks import pretrain
 
 GIB = 2**30

@@ -3,7 +3,7 @@
 import math
 
 from simclr_jax import models
-from simclr_jax.plan.chips import find_chip
+from simclr_jax.chips import find_chip
 from simclr_jax.plan.cost import GIB, roofline
 
 

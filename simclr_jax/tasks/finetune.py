@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from etils import epath
 
-from simclr_jax import pretrained, report, supervised, train
+from simclr_jax import official, pretrained, report, supervised, train
 from simclr_jax.models import make_model
 
 
@@ -27,6 +27,7 @@ def run(config, workdir) -> dict:
     starts = {"": (pretrained.make_init(config, model), config.fine_tune_after_block)}
     if config.evaluate.compare:
         starts["from_scratch_"] = (train.make_init(model, config.image_size), -1)
+    warn_of_weights(config)
     evaluate = supervised.make_evaluate(config, model, held_out)
     results = [{} for _ in range(config.draws if config.labels_per_class else 1)]
     for prefix, (init, after_block) in starts.items():
@@ -55,3 +56,9 @@ def run(config, workdir) -> dict:
     if config.labels_per_class:
         summary |= {"labels_per_class": config.labels_per_class, "draws": results}
     return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def warn_of_weights(config) -> None:
+    """Tells where the optimiser of the config and the checkpoint that it starts from do not go together."""
+    if config.optimizer.name == "sgd" and official.find(config.pretrained):
+        report.say(f"note: {official.WEIGHTS} (simclr_jax/official/)")

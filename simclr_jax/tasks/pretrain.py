@@ -84,10 +84,19 @@ def run(config, workdir) -> dict:
 
 
 def make_task(config, model, source) -> train.Task:
-    """Pretraining of `model` on `source`, as the train loop takes it."""
+    """Pretraining of `model` on `source`, as the train loop takes it.
+
+    Raises:
+      UserError: an image would be twice in a batch.
+    """
+    _check_batch(config, source.num_examples)
     schedule, num_steps = train.make_schedule(config, source.num_examples)
     return train.Task(
-        init=pretrained.make_init(config, model),
+        init=(
+            pretrained.make_init(config, model)
+            if config.pretrained
+            else train.make_init(model, config.image_size)
+        ),
         loss=make_loss(model, config),
         optimizer=train.make_optimizer(config, schedule),
         schedule=schedule,
@@ -99,6 +108,18 @@ def make_task(config, model, source) -> train.Task:
             "class_names": list(source.class_names),
             "value_range": source.value_range,
         },
+    )
+
+
+def _check_batch(config, num_examples):
+    if config.batch_size <= num_examples:
+        return
+    parts = jax.device_count() * config.microbatches
+    largest = num_examples // parts * parts
+    remedy = f"set --config.batch_size={largest}" if largest > 1 else "add images, or use fewer devices"
+    raise UserError(
+        f"batch_size={config.batch_size} exceeds the {num_examples:,} training images, and an image is no "
+        f"negative of itself: {remedy}"
     )
 
 
@@ -177,7 +198,7 @@ def _batches(config, source, start_step):
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        **parallel.processes(),
+        **parallel.this_process(),
     )
 
 
@@ -204,7 +225,7 @@ def _make_examine(config, model, source):
             batch_size=config.batch_size,
             transform=partial(views, config),
             seed=config.seed,
-            **parallel.processes(),
+            **parallel.this_process(),
         )
         rows = encode_all({name: variables[name] for name in ("params", "batch_stats")}, batches)
         return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
@@ -234,7 +255,7 @@ def _make_measure(config, model, source, load):
 
     def features_of(variables, of):
         batches = pipeline.eval_batches(
-            of, image_size=config.image_size, batch_size=config.batch_size, **parallel.processes()
+            of, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
         )
         found = features.raw_pixels(batches) if variables is None else extract(variables, batches)
         found = probes.labelled(found)
