@@ -11,6 +11,7 @@ from conftest import tiny_config
 
 from simclr_jax import benchmark, command_line, train
 from simclr_jax.errors import UserError
+from simclr_jax.tasks import pretrain
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "--coordinator_address=localhost:1234"
@@ -251,13 +252,13 @@ def test_splits_of_a_file_that_its_dataset_does_not_have(monkeypatch):
 def test_batches_of_pretraining_fit_the_dataset():  # and the eight devices of tests
     config = tiny_config("pretrain", batch_size=112)
     with pytest.raises(UserError, match=r"exceeds the 111 training images.*set --config\.batch_size=104$"):
-        train.make_schedule(config, 111)
+        pretrain.check_batch(config, 111)
     config.microbatches = 4
     with pytest.raises(UserError, match="--config.batch_size=96$"):
-        train.make_schedule(config, 111)
+        pretrain.check_batch(config, 111)
     with pytest.raises(UserError, match="add images, or use fewer devices"):
-        train.make_schedule(config, 5)
-    train.make_schedule(config, 112)
+        pretrain.check_batch(config, 5)
+    pretrain.check_batch(config, 112)
 
 
 def test_batches_beyond_few_labels_are_announced_once(capsys):

@@ -83,7 +83,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     _validate(config)
     dtype = _compute_dtype(config.dtype)
     return SimCLR(
-        encoder=ENCODERS[config.encoder](config, dtype=dtype, remat=remat),
+        encoder=ENCODERS[_encoder(config)](config, dtype=dtype, remat=remat),
         projection_head=heads.ProjectionHead(
             config.projection_layers,
             config.projection_dim,
@@ -100,7 +100,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
 
 def describe(config) -> str:
     """A network in words, as in 'ResNet-50 1x with selective kernels'."""
-    if config.encoder != "resnet":
+    if _encoder(config) != "resnet":
         return f"{config.encoder}, depth {config.depth}, width {config.width:g}x"
     parts = [f"ResNet-{config.depth} {config.width:g}x"]
     parts += ["selective kernels"] if config.sk_ratio else []
@@ -114,14 +114,19 @@ def _compute_dtype(name: str):
     return _DTYPES[name]
 
 
+def _encoder(config) -> str:
+    """`config.encoder`; networks of before there were others do not name it."""
+    return getattr(config, "encoder", "resnet")
+
+
 def check_encoder(config) -> None:
     """Raises a UserError unless there is the encoder that `config.model` names, of its depth."""
-    if config.encoder not in ENCODERS:
+    if _encoder(config) not in ENCODERS:
         raise UserError(
             f"model.encoder={config.encoder!r}: known here are {', '.join(map(repr, ENCODERS))}; one of your "
             "own is added to simclr_jax.models.ENCODERS by a module that is imported before"
         )
-    if config.encoder == "resnet" and config.depth not in resnet.RESNETS:
+    if _encoder(config) == "resnet" and config.depth not in resnet.RESNETS:
         *others, last = map(str, resnet.RESNETS)
         raise UserError(
             f"model.depth={config.depth!r}: set it to {', '.join(others)} or {last}, as in "

@@ -89,7 +89,7 @@ def make_task(config, model, source) -> train.Task:
     Raises:
       UserError: an image would be twice in a batch.
     """
-    _check_batch(config, source.num_examples)
+    check_batch(config, source.num_examples)
     schedule, num_steps = train.make_schedule(config, source.num_examples)
     return train.Task(
         init=(
@@ -111,7 +111,8 @@ def make_task(config, model, source) -> train.Task:
     )
 
 
-def _check_batch(config, num_examples):
+def check_batch(config, num_examples: int) -> None:
+    """Raises a UserError where an image would be twice in a batch, and so its own negative."""
     if config.batch_size <= num_examples:
         return
     parts = jax.device_count() * config.microbatches
