@@ -52,10 +52,9 @@ def test_its_cells_run_from_an_empty_folder_and_what_they_say_holds(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    lines = log_of(tmp_path / "run")
+    lines = log_of(tmp_path / "run")[1:]  # behind step 0, of which it says nothing
     assert [int(step) for step in re.findall(r"^step (\d+) ", done.stdout, re.MULTILINE)] == [
-        line["step"]
-        for line in lines[1:]  # behind step 0, of which it says nothing
+        line["step"] for line in lines
     ]
     assert lines[-1]["contrastive_accuracy"] > 2 * lines[0]["contrastive_accuracy"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
