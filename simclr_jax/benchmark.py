@@ -84,13 +84,13 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     batch["label"] = np.zeros(config.batch_size, np.int32)
     batch = parallel.shard(batch)
     state = parallel.replicate(train.init_state(task, config.seed))
-    times = []
-    for _ in range(steps + 2):  # the first ones warm up
-        begun = time.perf_counter()
+
+    def take():
+        nonlocal state
         state, results = step(state, batch)
         jax.block_until_ready(results)
-        times.append(time.perf_counter() - begun)
-    seconds = float(np.median(times[2:]))
+
+    seconds = peers.seconds_of(take, steps)
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
     report["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     stats = jax.local_devices()[0].memory_stats() or {}

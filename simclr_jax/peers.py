@@ -16,6 +16,16 @@ from simclr_jax.errors import UserError
 DEPTHS = (18, 34, 50, 101, 152)  # torchvision's
 
 
+def seconds_of(step, steps: int) -> float:
+    """The median of the seconds that `steps` calls of `step` take, which waits for its end; two warm up."""
+    times = []
+    for _ in range(steps + 2):
+        begun = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times[2:]))
+
+
 def check_torch(config) -> None:
     """Raises a UserError unless PyTorch is here and has the network of a config of pretraining.
 
@@ -98,17 +108,16 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     views = [torch.from_numpy(rng.integers(0, 256, shape, np.uint8)).to(device) for _ in range(2)]
     labels = torch.zeros(config.batch_size, dtype=torch.long, device=device)
-    times = []
-    for _ in range(steps + 2):
-        begun = time.perf_counter()
+
+    def take():
         optimizer.zero_grad(set_to_none=True)
         loss = (in_parts if config.microbatches > 1 else whole)(*views, labels)
         optimizer.step()
         loss.item()  # waits
         if on_gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    seconds = float(np.median(times[2:]))
+
+    seconds = seconds_of(take, steps)
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
     report["devices"] = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
     if on_gpu:

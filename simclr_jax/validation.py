@@ -219,9 +219,7 @@ def _check_value(key, value, default, kind):
     if key in PLACES:
         check_place(f"config.{key}", value)
     elif key in CHOICES and value not in CHOICES[key]:
-        *others, last = map(repr, CHOICES[key])
-        example = f"--config.{key}={default or CHOICES[key][-1]}"
-        raise UserError(f"{key}={value!r}: set it to {', '.join(others)} or {last}, as in {example}")
+        raise _none_of(CHOICES[key], key, value, default or CHOICES[key][-1])
     elif isinstance(value, str) and not value.strip() and key not in CHOICES:
         raise UserError(f"{key} is empty: expected {called}, as in {example}")
     elif kind in (int, float) and key in RANGES:
@@ -231,6 +229,14 @@ def _check_value(key, value, default, kind):
         if not (fits and allowed.holds(value)):
             limit = "" if not allowed.holds(value) else " that 32 bits hold"
             raise UserError(f"{key}={value}: set --config.{key} to {allowed}{limit}, as in {example}")
+
+
+def _none_of(choices, key, value, example) -> UserError:
+    """The error of a value that is none of the choices."""
+    *others, last = map(repr, choices)
+    return UserError(
+        f"{key}={value!r}: set it to {', '.join(others)} or {last}, as in --config.{key}={example}"
+    )
 
 
 def _check_profile(values):
@@ -263,19 +269,22 @@ def _check_network(values, notes):
             f"loss={values['loss']!r}: known here are {', '.join(map(repr, losses.LOSSES))}; one of your own "
             "is added to simclr_jax.losses.LOSSES by a module that is imported before"
         )
-    block, encoder = values.get("fine_tune_after_block", -1), values["model.encoder"]
-    if encoder != "resnet":
-        if block != -1:
-            raise UserError(
-                f"fine_tune_after_block={block} is of ResNets, not of model.encoder={encoder!r}: set "
-                "--config.fine_tune_after_block=-1, which trains all"
-            )
-        return
-    groups = len(resnet.RESNETS[values["model.depth"]].args[1])
-    if block > groups:
+    _check_encoder(values["model.encoder"], values["model.depth"], values.get("fine_tune_after_block", -1))
+
+
+def _check_encoder(encoder, depth, block):
+    """What of the keys of ResNets holds for this encoder; `block` is `fine_tune_after_block`."""
+    if encoder == "resnet" and depth not in resnet.RESNETS:
+        raise _none_of(resnet.RESNETS, "model.depth", depth, 50)
+    if encoder != "resnet" and block != -1:
         raise UserError(
-            f"fine_tune_after_block={block}, but a ResNet-{values['model.depth']} "
-            f"has {groups} block groups: set --config.fine_tune_after_block to -1 (trains all) to {groups}"
+            f"fine_tune_after_block={block} is of ResNets, not of model.encoder={encoder!r}: set "
+            "--config.fine_tune_after_block=-1, which trains all"
+        )
+    if encoder == "resnet" and block > (groups := len(resnet.RESNETS[depth].args[1])):
+        raise UserError(
+            f"fine_tune_after_block={block}, but a ResNet-{depth} has {groups} block groups: set "
+            f"--config.fine_tune_after_block to -1 (trains all) to {groups}"
         )
 
 

@@ -120,24 +120,20 @@ def _encoder(config) -> str:
 
 
 def check_encoder(config) -> None:
-    """Raises a UserError unless there is the encoder that `config.model` names, of its depth."""
+    """Raises a UserError unless there is the encoder that `config.model` names."""
     if _encoder(config) not in ENCODERS:
         raise UserError(
             f"model.encoder={config.encoder!r}: known here are {', '.join(map(repr, ENCODERS))}; one of your "
             "own is added to simclr_jax.models.ENCODERS by a module that is imported before"
-        )
-    if _encoder(config) == "resnet" and config.depth not in resnet.RESNETS:
-        *others, last = map(str, resnet.RESNETS)
-        raise UserError(
-            f"model.depth={config.depth!r}: set it to {', '.join(others)} or {last}, as in "
-            "--config.model.depth=50"
         )
 
 
 def _validate(config) -> None:
     check_encoder(config)
     layers = config.projection_layers
+    known = _encoder(config) != "resnet" or config.depth in resnet.RESNETS
     checks = (
+        ("depth", known, f"one of {', '.join(map(str, resnet.RESNETS))}", 50),
         ("width", config.width * 64 >= 2, "a multiplier of 64 filters that leaves at least 2", 1),
         ("sk_ratio", 0 <= config.sk_ratio <= 1, "a ratio from 0 (no selective kernels) to 1", 0.0625),
         ("se_ratio", 0 <= config.se_ratio <= 1, "a ratio from 0 (no squeeze and excitation) to 1", 0.0),

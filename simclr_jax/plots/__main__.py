@@ -11,14 +11,18 @@ from simclr_jax.errors import UserError
 from simclr_jax.plots import board, figures
 from simclr_jax.tasks import pretrain
 
-_LOSSES = {"pretrain": "NT-Xent", "distill": "cross entropy against the teacher"}
+
+def _name_of_loss(config) -> str:
+    if config.task == "pretrain":
+        return "NT-Xent" if config.loss == "nt_xent" else config.loss
+    return "cross entropy against the teacher" if config.task == "distill" else "cross entropy"
 
 
 def figures_of(run: Path):
     """Yields (name, figure) of everything that a run's files tell."""
     config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
     log = report.read(run / "metrics.jsonl")
-    yield "curves", figures.learning_curves(log, _LOSSES.get(config.task, "cross entropy"))
+    yield "curves", figures.learning_curves(log, _name_of_loss(config))
     there = config.dataset.name != "arrays"
     if not there:
         print("the images were in memory: without views, neighbours and a map of them", flush=True)
