@@ -139,3 +139,17 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
 def test_folder_of_no_run_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl.*workdir"):
         plots_main.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "name"),
+    [
+        ("pretrain", "nt_xent", "NT-Xent"),
+        ("pretrain", "barlow_twins", "barlow_twins"),
+        ("distill", None, "cross entropy against the teacher"),
+        ("finetune", None, "cross entropy"),
+    ],
+)
+def test_curves_name_the_loss(task, loss, name):
+    config = ConfigDict({"task": task} | ({"loss": loss} if loss else {}))
+    assert plots_main._name_of_loss(config) == name
