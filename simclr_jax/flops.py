@@ -59,9 +59,13 @@ def _with_gradients(jaxpr, inputs):
             given = depends if len(depends) == len(inner.invars) else [any(depends)] * len(inner.invars)
             flops, found = _with_gradients(inner, given)
             if equation.primitive.name == "scan":
-                first, carried = parameters["num_consts"], parameters["num_carry"]
-                # What one round makes of the carry, the next one begins with.
-                given = [*given[:first], *found[:carried], *given[first + carried :]]
+                # What one round makes of the carry, the next one begins with. Inputs are constants, carry and slices,
+                # outputs carry and slices; only slices lose an axis inside. (Its parameters are others in jax 0.12.)
+                whole, carried = (
+                    sum(outside.aval.ndim == inside.aval.ndim for outside, inside in zip(*pair))
+                    for pair in ((equation.invars, inner.invars), (equation.outvars, inner.outvars))
+                )
+                given = [*given[: whole - carried], *found[:carried], *given[whole:]]
                 flops, found = _with_gradients(inner, given)
                 flops *= parameters["length"]
             total += flops
