@@ -59,12 +59,13 @@ def _with_gradients(jaxpr, inputs):
             given = depends if len(depends) == len(inner.invars) else [any(depends)] * len(inner.invars)
             flops, found = _with_gradients(inner, given)
             if equation.primitive.name == "scan":
-                # What one round makes of the carry, the next one begins with. Inputs are constants, carry and slices,
-                # outputs carry and slices; only slices lose an axis inside. (Its parameters are others in jax 0.12.)
+                # Inputs are constants, carry and slices, outputs carry and slices; only slices lose an axis
+                # inside. (The parameters that tell how many there are have other names in jax 0.12.)
                 whole, carried = (
                     sum(outside.aval.ndim == inside.aval.ndim for outside, inside in zip(*pair))
                     for pair in ((equation.invars, inner.invars), (equation.outvars, inner.outvars))
                 )
+                # What one round makes of the carry, the next one begins with.
                 given = [*given[: whole - carried], *found[:carried], *given[whole:]]
                 flops, found = _with_gradients(inner, given)
                 flops *= parameters["length"]

@@ -9,8 +9,9 @@ DEVICES = os.environ.setdefault("TEST_DEVICES", "8")  # other processes of tests
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-_compiled = tempfile.TemporaryDirectory(prefix="compiled")  # for the processes that tests start, too
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and the processes that tests start, share one
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import signal

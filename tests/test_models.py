@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from networks import (
     GOLDENS,
@@ -20,7 +21,7 @@ from networks import (
 
 from simclr_jax import losses, optim, parallel
 from simclr_jax.errors import UserError
-from simclr_jax.models import resnet
+from simclr_jax.models import heads, resnet
 from simclr_jax.official.names import tf1_names
 
 pytestmark = pytest.mark.slow
@@ -153,6 +154,17 @@ def test_initial_values_match_official():
             assert abs(value.std() / expected["std"] - 1) < sampling, name
             truncated = np.abs(value).max() / value.std() < 2.4
             assert truncated == (expected["max_over_std"] < 2.4), name
+
+
+def test_initial_values_are_those_of_the_standard_initialisers():
+    key, image, row = jax.random.key(4), jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 6))
+    he = nn.initializers.variance_scaling(1, "fan_in", "truncated_normal")
+    for layer, plain, inputs in (
+        (resnet.conv(5, 3), nn.Conv(5, (3, 3), use_bias=False, kernel_init=he), image),
+        (heads.supervised_head(7), nn.Dense(7, kernel_init=nn.initializers.normal(0.01)), row),
+    ):
+        kernels = [jax.jit(of.init)(key, inputs)["params"]["kernel"] for of in (layer, plain)]
+        np.testing.assert_array_equal(*kernels)
 
 
 @pytest.mark.parametrize("zero_init_logits", [True, False])

@@ -102,7 +102,7 @@ def test_microbatches_normalise_by_their_own_statistics():
     config = config_of()
     config.microbatches = 2
     model = make_model(config.model, num_classes=0)
-    variables = jax.jit(train.make_init(model, 16))(jax.random.key(3))
+    variables = train.make_init(model, 16)(jax.random.key(3))
     batch = views_batch()
 
     def expected_loss(params):
@@ -137,7 +137,7 @@ def test_rematerialised_step_is_the_same_step(on_one_device):
 def test_gradient_is_that_of_the_plain_loss(on_one_device):
     config = config_of()
     model = make_model(config.model, num_classes=10)
-    variables = jax.jit(train.make_init(model, 16))(jax.random.key(3))
+    variables = train.make_init(model, 16)(jax.random.key(3))
     loss = pretrain.make_loss(model, config)
     gradient = jax.grad(lambda params: loss(params, variables["batch_stats"], views_batch())[0])(
         variables["params"]
