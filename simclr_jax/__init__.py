@@ -59,7 +59,8 @@ def load(path):
     """The network of a run or checkpoint, ours or google-research/simclr's, as a function of images.
 
     Args:
-      path: whatever `config.pretrained` takes: a workdir, WORKDIR/checkpoints/STEP, an official checkpoint.
+      path: whatever `config.pretrained` takes: a workdir, WORKDIR/checkpoints/STEP, an official checkpoint,
+        or a .safetensors or .pth file of a ResNet under torchvision's names.
 
     Returns:
       A `simclr_jax.encoder.Encoder`: `encoder(images)` are the features.

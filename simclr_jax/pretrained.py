@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, files, official, parallel, report, train, workdirs
+from simclr_jax import checkpoint, files, official, parallel, report, torch_weights, train, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import features
@@ -21,9 +21,15 @@ _ARCHITECTURE = (
     "sk_ratio",
     "se_ratio",
     "stem",
-    "projection_layers",
-    "projection_dim",
+    "project_first",
+    "bottleneck_width",
 )
+_HEAD = ("projection_layers", "projection_dim")
+
+
+def others_format(path):
+    """The module that reads what lies at `path`, of networks that others trained; None of runs of ours."""
+    return next((module for module in (official, torch_weights) if module.find(path)), None)
 
 
 def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,7 +45,8 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
         )
-    variables, meta = official.read(path) if official.find(path) else checkpoint.load_params(path)
+    others = others_format(path)
+    variables, meta = others.read(path) if others else checkpoint.load_params(path)
     return variables, meta | {"config": workdirs.complete(meta["config"])}
 
 
@@ -59,13 +66,13 @@ def adopt(config, given: dict[str, Any]) -> None:
     if not config.pretrained:
         return
     files.check_reachable(config.pretrained)
-    if official.find(config.pretrained):
-        meta = read(config.pretrained)[1]
-    else:
-        meta = checkpoint.load_meta(config.pretrained)
+    meta = _meta(config.pretrained)
     saved = workdirs.complete(meta["config"])
     theirs, ours = workdirs.flatten(saved), workdirs.flatten(config.to_dict())
-    model = () if config.task == "distill" else tuple(f"model.{key}" for key in _ARCHITECTURE)
+    theirs |= {key: tuple(value) for key, value in theirs.items() if isinstance(value, list)}
+    # What has no projection head fits any.
+    model = (*_ARCHITECTURE, *(_HEAD if theirs["model.projection_layers"] else ()))
+    model = () if config.task == "distill" else tuple(f"model.{key}" for key in model)
     wrong = [key for key in model if key in given and ours[key] != theirs[key]]
     if wrong:
         settings = " ".join(f"--config.{key}={theirs[key]}" for key in wrong)
@@ -73,8 +80,11 @@ def adopt(config, given: dict[str, Any]) -> None:
             f"{', '.join(f'{key}={ours[key]}' for key in wrong)} does not fit {shown(config.pretrained)}: "
             f"leave it out, or set {settings} as there"
         )
+    inputs = tuple(f"model.{key}" for key in torch_weights.INPUT_KEYS) if model else ()
     taken = {
-        key: theirs[key] for key in (*model, "image_size") if key not in given and ours[key] != theirs[key]
+        key: theirs[key]
+        for key in (*model, *inputs, "image_size")
+        if key not in given and ours[key] != theirs[key]
     }
     if config.dataset.name == "folder" and theirs.get("dataset.name") == "folder":
         seed = theirs["dataset.split_seed"]
@@ -111,6 +121,10 @@ def load(config, model) -> dict[str, Any]:
     saved, meta = read(config.pretrained)
     needed = jax.eval_shape(train.make_init(model, config.image_size), jax.random.key(0))
     needed["params"].pop("supervised_head", None)
+    if "projection_head" not in saved["params"] and model.projection_head.kept_layers is None:
+        report.say_once(f"{shown(config.pretrained)} has no projection head: a new one is trained")
+        for tree in needed.values():
+            tree.pop("projection_head", None)
     loaded = {}
     for collection, tree in needed.items():
         ours, theirs = (flatten_dict(of, sep="/") for of in (tree, saved[collection]))
@@ -173,10 +187,21 @@ def make_extract(config, transform=None):
     return extract_source
 
 
+def source_of(config) -> dict[str, Any] | None:
+    """Of the weights of others that `config.pretrained` is or came from: `source` of `torch_weights.read`."""
+    return _meta(config.pretrained).get("source") if config.pretrained else None
+
+
+def _meta(path):
+    return read(path)[1] if others_format(path) else checkpoint.load_meta(path)
+
+
 def _remedy(config, saved):
     theirs, ours = saved["model"], config.model.to_dict()
     options = [
-        f"--config.model.{key}={theirs[key]}" for key in _ARCHITECTURE if theirs.get(key) != ours.get(key)
+        f"--config.model.{key}={theirs[key]}"
+        for key in (*_ARCHITECTURE, *_HEAD)
+        if theirs.get(key) != ours.get(key)
     ]
     if not options and ours["stem"] == "auto":
         options = [f"--config.image_size={saved['image_size']}"]

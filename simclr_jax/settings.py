@@ -166,7 +166,7 @@ def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | No
     _check_known(reference, key)
     section, name = validation.section_of(reference, key)
     default, kind = section[name], section.get_type(name)
-    called, example = validation.KINDS[kind]
+    called, example = validation.expected(key, kind)
     ours = validation.flatten(config, strict=False)[key]
     example = f"--config.{key}={example if ours is None else ours}"
     text = "True" if text is None and kind is bool else text

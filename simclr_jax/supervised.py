@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from simclr_jax import files, losses, parallel, processes, train
+from simclr_jax import files, losses, parallel, pretrained, processes, train
 from simclr_jax.errors import UserError
 
 
@@ -32,6 +32,7 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
             "num_classes": model.supervised_head.features,
             "class_names": list(source.class_names),
             "value_range": source.value_range,
+            "source": pretrained.source_of(config),
         },
         evaluate=evaluate,
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),

@@ -57,6 +57,7 @@ RANGES = dict.fromkeys(
     "augment.min_area": _Range(0, 1, above=True),
     "augment.color_jitter_strength": _Range(0, 1.25),
     "model.width": _Range(1 / 32, 64),  # 2 to 4,096 filters in the first group
+    "model.bottleneck_width": _Range(1 / 32, 64),
     "model.sk_ratio": _Range(0, 1),
     "model.se_ratio": _Range(0, 1),
     "model.projection_layers": _Range(0, 100),
@@ -70,6 +71,7 @@ RANGES = dict.fromkeys(
 }
 CHOICES = {
     "model.stem": ("auto", "cifar", "imagenet"),
+    "model.max_pool": ("tensorflow", "torch"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("lars", "sgd", "adam"),
     "optimizer.scaling": ("linear", "sqrt"),
@@ -94,6 +96,15 @@ KINDS = {
     str: ("a text", "TEXT"),
     tuple: ("two numbers", "(10,12)"),
 }
+_COLOURS = {
+    "model.input_mean": ("three numbers", "(0.485,0.456,0.406)"),
+    "model.input_std": ("three numbers", "(0.229,0.224,0.225)"),
+}
+
+
+def expected(key: str, kind: type) -> tuple[str, object]:
+    """What a key's value is called, and an example of it."""
+    return _COLOURS.get(key, KINDS[kind])
 
 
 def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
@@ -209,7 +220,7 @@ def check_place(flag: str, place: str) -> None:
 def _check_value(key, value, default, kind):
     if value is None and default is None:
         return
-    called, example = KINDS[kind]
+    called, example = expected(key, kind)
     example = f"--config.{key}={example if default is None else default}"
     of_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if kind is tuple and of_kind:
@@ -261,6 +272,13 @@ def _check_network(values, notes):
             f"model.supervised_layer={layer}, but there are {layers} projection layers: set "
             f"--config.model.supervised_layer to 0 (the features) to {layers}, or raise "
             "--config.model.projection_layers"
+        )
+    mean, std = values["model.input_mean"], values["model.input_std"]
+    if (mean or std) and not (len(mean or ()) == len(std or ()) == 3 and min(std) > 0):
+        raise UserError(
+            f"model.input_mean={mean} with model.input_std={std}: expected three numbers each, std above 0, "
+            "or None for both, as in --config.model.input_mean=0.485,0.456,0.406 "
+            "--config.model.input_std=0.229,0.224,0.225"
         )
     if values.get("draws", 1) > 1 and values["labels_per_class"] is None:
         notes.append(f"draws={values['draws']} are of labels_per_class, which is None: there is one run")

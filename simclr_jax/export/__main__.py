@@ -1,8 +1,9 @@
 """Trained networks for other frameworks: `python -m simclr_jax.export RUN --format=FORMAT`
 
-RUN is the workdir of any run that trains a network, one checkpoint of it, or a checkpoint of
-google-research/simclr; `--output` says where to write, RUN/export/FORMAT by default. All formats compute in
-float32, in evaluation mode, and take RGB images in [0, 1], without any further normalisation:
+RUN is the workdir of any run that trains a network, one checkpoint of it, a checkpoint of
+google-research/simclr, or a file of a ResNet under torchvision's names; `--output` says where to write,
+RUN/export/FORMAT by default. All formats compute in float32, in evaluation mode, and take RGB images in
+[0, 1], without any further normalisation:
 
     savedmodel   TensorFlow, with the names and outputs of the official hub modules; any batch and image size
     onnx         ONNX Runtime and others; any batch, the image size of the training
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from simclr_jax import checkpoint, errors, export, files, official
+from simclr_jax import checkpoint, errors, export, files, pretrained
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError, reason_of
 from simclr_jax.export import onnx, safetensors, savedmodel
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         )
     run = epath.Path(args.run)
     workdir, _ = checkpoint.split(run)
-    if not args.output and official.find(run):
+    if not args.output and pretrained.others_format(run):
         raise UserError(f"{run} is no run of ours: give the --output folder to make")
     output = str(args.output or workdir / "export" / args.format)
     if "://" in output:

@@ -11,7 +11,7 @@ from simclr_jax.models import describe
 from simclr_jax.workdirs import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
-which its outputs are worth nothing, and normalise no further. It was evaluated on the centre square of
+which its outputs are worth nothing, and normalise no further$below. It was evaluated on the centre square of
 a photo, $share its shorter side, resized to $size x $size pixels by bicubic interpolation. `load_image`
 does all of that.
 
@@ -64,12 +64,12 @@ It takes any batch, of images of this size.""",
 {_LOAD_IMAGE}import safetensors.torch, torch, torchvision
 
 $torch
-{_EXAMPLE}
+{_EXAMPLE}$normalise
 with torch.no_grad():
     $results
 ```
 
-`model` takes images as [b, 3, h, w], RGB in [0, 1], without torchvision's usual normalisation.$pool""",
+`model` takes images as [b, 3, h, w], $normalised.$pool""",
 }
 _CLASSIFIER = """
 
@@ -82,6 +82,10 @@ TensorFlow's max pooling pads even sizes at the bottom and on the right only, to
 which gives other features. It sees half the image size, rounded up. Where that is even, as for multiples of
 4, `maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
 
+
+_NORMALISE = """
+images = ((images - np.array({}, "f")) / np.array({}, "f")).astype("float32")  # as these weights want them"""
+_AS_THEY_ARE = "RGB in [0, 1], without torchvision's usual normalisation"
 
 _NOTE = """
 `logits_sup` is right if the classifier was trained on layer {} of the projection head (0: the features),
@@ -108,14 +112,18 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         params = {name: part for name, part in params.items() if name in held}
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     proportion = 0.875 if image_size > 32 else 1.0  # as `augment.eval_view`
+    mean_and_std = model.input_mean and (model.input_mean, model.input_std)
     load = Template(_IMAGES + _LOAD[form]).substitute(
         size=image_size,
         proportion=proportion,
         share=f"{proportion:g} of" if proportion < 1 else "of",
         results=_result_lines(form, outputs),
+        normalise=_NORMALISE.format(*mean_and_std) if mean_and_std else "",
+        below=" than below" if form == "safetensors" and mean_and_std else "",
+        normalised="normalised as above" if mean_and_std else _AS_THEY_ARE,
         sizes=" and image size" if stem else " of images of this size",
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size) if stem else "",
-        pool=_POOL if stem == "imagenet" else "",
+        pool=_POOL if stem == "imagenet" and model.encoder.max_pool == "tensorflow" else "",
     )
     load += _CLASSIFIER if "logits_sup" in outputs else ""
     numbers = {
@@ -123,12 +131,17 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     }
     results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
-    note = ""
+    note, source = "", meta.get("source")
     if "dataset" in config:
         given = f", given `pretrained={config['pretrained']}`" if config["pretrained"] else ""
+        given += f", weights of {_origin(source)}" if source else ""
         origin = f"with simclr-jax, task `{config['task']}`{given}"
         data = "`{name}`, split `{train_split}`".format(**config["dataset"])
         unlicensed = "Nobody has stated one for these weights. Mind that of the data, too."
+    elif source:
+        origin = f"by {_origin(source)}"
+        data = "The file does not tell."
+        unlicensed = "The file states none; that of whoever published the weights holds."
     else:
         average = ", the moving average of its weights" if config["ema"] else ""
         origin = f"by the code of google-research/simclr, read from {config['pretrained']}{average}"
@@ -184,6 +197,11 @@ Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in si
 """
 
 
+def _origin(source) -> str:
+    """Whose weights they are, and from which file."""
+    return f"{source['by']}, as in {source['file']} (SHA-256 {source['sha256']})"
+
+
 def _table(rows: list[str]) -> str:
     if not rows:
         return "Nothing was measured."
@@ -207,18 +225,23 @@ def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     """What makes torchvision's ResNet this one and loads it."""
     depth, width = network["depth"], network["width"]
     classes = f"num_classes={num_classes}" if num_classes and model.supervised_layer == 0 else ""
-    if depth in (18, 34, 50, 101, 152) and width == 1:
+    encoder = model.encoder
+    if depth in (18, 34, 50, 101, 152) and width == encoder.bottleneck_width == 1:
         lines = [f"model = torchvision.models.resnet{depth}({classes})"]
+    elif depth in (50, 101) and width == 1 and encoder.bottleneck_width == 2:
+        lines = [f"model = torchvision.models.wide_resnet{depth}_2({classes})"]
     else:
         lines = [f"model = ...  # ResNet-{depth} {width:g}x, which torchvision lacks, under its names"]
     lines += [] if classes else ["model.fc = torch.nn.Identity()"]
-    if depth < 50:  # every group of SimCLR's opens with a projection
+    if depth < 50 and encoder.project_first:  # every group of SimCLR's opens with a projection
         lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
         lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
-    if model.encoder.stem == "cifar":
+    if encoder.stem == "cifar":
         lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
         lines += ["model.maxpool = torch.nn.Identity()"]
-    elif (image_size + 1) // 2 % 2 == 0:  # odd sizes are padded on all sides by TensorFlow, too
+    elif (
+        encoder.max_pool == "tensorflow" and (image_size + 1) // 2 % 2 == 0
+    ):  # odd sizes are padded on all sides by TensorFlow, too
         lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
     lines += ['model.load_state_dict(safetensors.torch.load_file("model.safetensors"))', "model.eval()"]
     return "\n".join(line if width == 1 else line.replace("64", str(int(64 * width))) for line in lines)

@@ -1,12 +1,13 @@
 """safetensors with the names of torchvision, for PyTorch."""
 
-import re
+import json
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from simclr_jax.errors import UserError
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.torch_weights import INPUT_KEYS, METADATA
+from simclr_jax.torch_weights.names import to_torch
 
 
 def write(model, variables, folder, *, image_size: int) -> float:
@@ -18,7 +19,10 @@ def write(model, variables, folder, *, image_size: int) -> float:
     from safetensors.numpy import load_file, save_file
 
     tensors = torch_tensors(model, variables)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # What names and shapes do not tell, for those who read the file back into this program.
+    told = {"image_size": image_size, "max_pool": model.encoder.max_pool}
+    told |= {key: getattr(model, key) for key in INPUT_KEYS if key not in told}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", METADATA: json.dumps(told)})
     read = load_file(folder / "model.safetensors")
     bits = [{key: (x.dtype, x.shape, x.tobytes()) for key, x in of.items()} for of in (tensors, read)]
     if bits[0] != bits[1]:
@@ -29,8 +33,8 @@ def write(model, variables, folder, *, image_size: int) -> float:
 def torch_tensors(model, variables) -> dict[str, np.ndarray]:
     """The encoder, and the classifier where there is one of its features, under torchvision's names.
 
-    ('params', 'encoder', 'block_group1_0', 'conv1', 'kernel') [h, w, in, out] -> 'layer1.0.conv1.weight'
-    [out, in, h, w], and so on.
+    Raises:
+      UserError: torchvision has no layers for what this network has.
     """
     if not isinstance(model.encoder, ResNet):
         raise UserError(
@@ -41,21 +45,4 @@ def torch_tensors(model, variables) -> dict[str, np.ndarray]:
             "torchvision's ResNet has neither selective kernels, nor ResNet-D's shortcuts, nor squeeze and "
             "excitation: choose --format=onnx or savedmodel"
         )
-    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean"}
-    leaves["var"] = "running_var"
-    tensors = {}
-    for path, value in flatten_dict(variables, sep="/").items():
-        _, part, *layers, leaf = path.split("/")
-        if part == "encoder":
-            name = re.sub(r"block_group(\d+)_(\d+)/", r"layer\1.\2.", "/".join(layers))
-            name = name.replace("conv_shortcut", "downsample.0").replace("bn_shortcut", "downsample.1")
-        elif part == "supervised_head" and model.supervised_layer == 0:
-            name = "fc"
-        else:
-            continue
-        value = np.asarray(value, np.float32)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
-        tensors[f"{name}.{leaves[leaf]}"] = np.ascontiguousarray(value.transpose(axes) if axes else value)
-        if leaf == "mean":
-            tensors[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return tensors
+    return to_torch(variables, model.supervised_layer)

@@ -5,6 +5,10 @@ carry over: every group opens with a projection shortcut, strided convolutions p
 whatever the input size, the max pool pads as TensorFlow's SAME does, and the last batch norm of
 every residual branch starts at zero (Goyal et al. 2017), which makes each block start as its shortcut.
 
+Networks that others trained differ in small things, which `max_pool`, `project_first` and `bottleneck_width`
+say: PyTorch pads its max pool on all sides, the first group of torchvision's ResNet-18 and 34 opens with the
+identity, and its wide ResNets are wide inside their bottlenecks only.
+
 `sk_ratio` > 0 gives SimCLR v2's networks (Chen et al. 2020b, section 3): selective kernels (Li et al. 2019)
 with the ResNet-D stem and shortcut (He et al. 2018).
 """
@@ -99,10 +103,11 @@ class Block(nn.Module):
     """What both residual blocks share: relu(shortcut(x) + branch(x)).
 
     [b, h, w, c] -> [b, h/stride, w/stride, expansion * filters]. `project` puts a convolution on the
-    shortcut; without it c must be the output's.
+    shortcut; without it c must be the output's. `inner` is the width inside a bottleneck.
     """
 
     filters: int
+    inner: int
     stride: int
     project: bool
     sk_ratio: float
@@ -153,12 +158,12 @@ class BottleneckBlock(Block):
     expansion = 4
 
     def branch(self, x):
-        x = self.conv(self.filters, 1, name="conv1")(x)
+        x = self.conv(self.inner, 1, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.filters, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x)
+            x = SelectiveKernel(self.inner, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x)
         else:
-            x = self.conv(self.filters, 3, self.stride, name="conv2")(x)
+            x = self.conv(self.inner, 3, self.stride, name="conv2")(x)
             x = nn.relu(self.norm(name="bn2")(x))
         x = self.conv(4 * self.filters, 1, name="conv3")(x)
         return self.norm(name="bn3", scale_init=nn.initializers.zeros)(x)
@@ -174,6 +179,9 @@ class ResNet(nn.Module):
       sk_ratio, se_ratio: selective kernels, squeeze and excitation; 0 for neither.
       stem: 'imagenet' (strided convolution and pooling), 'cifar' (one 3x3 at full resolution), or
         'auto': 'cifar' up to 32 pixels. Parameters depend on the stem, so initialise at the training size.
+      max_pool: 'tensorflow' pads even sizes at the bottom and right only, 'torch' all sizes on all sides.
+      project_first: whether the first group opens with a convolution on its shortcut, needed or not.
+      bottleneck_width: multiplies the filters inside bottlenecks, on top of `width`.
       sync_batch_norm: see `batch_norm`.
       dtype: of activations; parameters and statistics are always float32.
       remat: keeps only what lies between residual blocks for backpropagation, which computes the rest again.
@@ -185,6 +193,9 @@ class ResNet(nn.Module):
     sk_ratio: float = 0.0
     se_ratio: float = 0.0
     stem: str = "auto"
+    max_pool: str = "tensorflow"
+    project_first: bool = True
+    bottleneck_width: float = 1.0
     sync_batch_norm: bool = True
     dtype: Any = jnp.float32
     remat: bool = False
@@ -220,7 +231,8 @@ class ResNet(nn.Module):
         stages["initial_conv"] = x
         x = nn.relu(norm(name=f"bn{index}")(x))
         if stem == "imagenet":
-            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
+            padding = "SAME" if self.max_pool == "tensorflow" else ((1, 1), (1, 1))
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):
@@ -228,10 +240,12 @@ class ResNet(nn.Module):
             norm = batch_norm(train=in_training, sync=self.sync_batch_norm, dtype=self.dtype)
             for index in range(size):
                 first = index == 0
+                reshapes = group > 0 or self.block.expansion > 1
                 x = block(
                     filters=filters * 2**group,
+                    inner=int(filters * 2**group * self.bottleneck_width),
                     stride=2 if first and group > 0 else 1,
-                    project=first,
+                    project=first and (reshapes or self.project_first),
                     sk_ratio=self.sk_ratio,
                     se_ratio=self.se_ratio,
                     conv=conv_,
@@ -258,6 +272,9 @@ def make(config, *, dtype, remat: bool = False) -> ResNet:
         sk_ratio=config.sk_ratio,
         se_ratio=config.se_ratio,
         stem=config.stem,
+        max_pool=config.max_pool,
+        project_first=config.project_first,
+        bottleneck_width=config.bottleneck_width,
         sync_batch_norm=config.sync_batch_norm,
         dtype=dtype,
         remat=remat,

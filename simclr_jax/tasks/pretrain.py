@@ -107,6 +107,7 @@ def make_task(config, model, source) -> train.Task:
             "num_classes": source.num_classes,
             "class_names": list(source.class_names),
             "value_range": source.value_range,
+            "source": pretrained.source_of(config),
         },
     )
 

@@ -1,0 +1,58 @@
+"""What torchvision calls the variables of a ResNet, which nearly all published ones are called by."""
+
+import re
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def name_of(path: str, supervised_layer: int = 0) -> str | None:
+    """'params/encoder/block_group1_0/conv1/kernel' -> 'layer1.0.conv1.weight'.
+
+    None of what torchvision has no name for; 'fc' is a classifier that reads the features.
+    """
+    _, part, *layers, leaf = path.split("/")
+    if part == "encoder":
+        name = re.sub(r"block_group(\d+)_(\d+)/", r"layer\1.\2.", "/".join(layers))
+        name = name.replace("conv_shortcut", "downsample.0").replace("bn_shortcut", "downsample.1")
+    elif part == "supervised_head" and supervised_layer == 0:
+        name = "fc"
+    else:
+        return None
+    return f"{name}.{_LEAVES[leaf]}"
+
+
+def to_torch(variables, supervised_layer: int = 0) -> dict[str, np.ndarray]:
+    """Encoder, and the classifier where it reads the features, under torchvision's names.
+
+    Kernels [h, w, in, out] become [out, in, h, w], matrices [in, out] become [out, in].
+    """
+    tensors = {}
+    for path, value in flatten_dict(variables, sep="/").items():
+        name = name_of(path, supervised_layer)
+        if name is None:
+            continue
+        value = np.asarray(value, np.float32)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
+        tensors[name] = np.ascontiguousarray(value.transpose(axes) if axes else value)
+        if path.endswith("/mean"):
+            tensors[f"{name.removesuffix('.running_mean')}.num_batches_tracked"] = np.zeros((), np.int64)
+    return tensors
+
+
+def from_torch(tensors: dict[str, np.ndarray], paths) -> dict:
+    """The inverse: the tree of the variables at `paths`, from tensors of torchvision's names."""
+    found = {}
+    for path in paths:
+        value = np.asarray(tensors[name_of(path)]).astype(np.float32)
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim)
+        found[path] = np.ascontiguousarray(value.transpose(axes) if axes else value)
+    return unflatten_dict(found, sep="/")

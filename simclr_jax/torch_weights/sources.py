@@ -1,0 +1,66 @@
+"""Who trained what, as far as the names in a file tell, and what their networks were given."""
+
+import re
+from typing import NamedTuple
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision.models documents them
+
+
+class Source(NamedTuple):
+    """Those whose files have a name that `pattern` finds.
+
+    All of them give their networks RGB in [0, 1], less `mean`, divided by `std`, and pad max pools as PyTorch
+    does; none has BGR or [0, 255].
+    """
+
+    name: str
+    pattern: str
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    classifier: bool = False  # whether `fc` is one; the others' is the end of a projection head
+
+
+# The first that fits. What follows a name is where its preprocessing stands.
+SOURCES = (
+    # github.com/facebookresearch/swav, src/multicropdataset.py: 0.228
+    Source("SwAV", r"(^|\.)prototypes\.", std=(0.228, 0.224, 0.225)),
+    Source("MoCo v1 or v2", r"(^|\.)encoder_[qk]\."),  # github.com/facebookresearch/moco, main_moco.py
+    # github.com/facebookresearch/moco-v3, main_moco.py
+    Source("MoCo v3", r"(^|\.)(base|momentum)_encoder\."),
+    Source("DINO", r"(^|\.)(student|teacher)\."),  # github.com/facebookresearch/dino, main_dino.py
+    # github.com/facebookresearch/vicreg, augmentations.py; .../barlowtwins, main.py; solo-learn has it, too
+    Source("VICReg, Barlow Twins or solo-learn", r"(^|\.)(projector|momentum_backbone)\."),
+    # docs.lightly.ai, IMAGENET_NORMALIZE
+    Source("lightly", r"(^|\.)backbone\.\d|(^|\.)(projection|prediction)_head\."),
+    Source("an encoder of another method", r"(^|\.)(backbone|encoder)\."),
+    # docs.pytorch.org/vision/stable/models.html; huggingface.co/docs/timm; and the encoders alone that DINO,
+    # VICReg and Barlow Twins publish
+    Source("torchvision, timm or others who name it as they do", r"", classifier=True),
+)
+
+# Networks that are none of these ResNets, told by a name in their files.
+_OTHERS = {
+    "a Vision Transformer": r"(^|\.)(cls_token|pos_embed|patch_embed\.|class_token|conv_proj\.)",
+    "a ConvNeXt": r"(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma|dwconv|conv_dw)|\.layer_scale$",
+    "a Swin Transformer": r"relative_position_bias_table",
+    "an EfficientNet or MobileNet": r"(^|\.)(conv_stem\.|features\.\d+\.(\d+\.)?(block|conv)\.)",
+    "a DenseNet": r"denseblock\d",
+    "a RegNet": r"(^|\.)(trunk_output|s1\.b1)\.",
+    "a ResNet of Hugging Face's transformers, whose names are others: take timm's file of it": (
+        r"(^|\.)embedder\.embedder\."
+    ),
+    "a ResNet with antialiasing (BlurPool)": r"\.filt$|(^|\.)layer\d\.\d+\.aa\.",
+    "a ResNet-D (three convolutions in its stem), as timm's resnet50d": r"(^|\.)conv1\.\d\.weight$",
+    "a ResNet with squeeze and excitation": r"(^|\.)layer\d\.\d+\.(se|se_module)\.",
+    "a VGG or AlexNet": r"(^|\.)features\.\d+\.weight$",
+}
+
+
+def source_of(names) -> Source:
+    """Whose file has these names."""
+    return next(source for source in SOURCES if any(re.search(source.pattern, name) for name in names))
+
+
+def other_network(names) -> str | None:
+    """The network of another kind that these names are of."""
+    return next((kind for kind, of in _OTHERS.items() if any(re.search(of, name) for name in names)), None)
