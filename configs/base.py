@@ -18,9 +18,7 @@ def pretrain() -> ConfigDict:
     return ConfigDict(
         {
             "task": "pretrain",  # a module of simclr_jax/tasks/
-            "pretrained": placeholder(
-                str
-            ),  # workdir, checkpoint, .safetensors or .pth to start from, not at random
+            "pretrained": placeholder(str),  # workdir, checkpoint or file of weights to start from
             "seed": 0,  # of the initialisation, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
             "num_epochs": 100.0,  # passes over the training images
@@ -67,10 +65,9 @@ def pretrain() -> ConfigDict:
                 "max_pool": "tensorflow",  # how it pads; 'torch': on all sides, as PyTorch's does
                 "project_first": True,  # a convolution on the first shortcut of ResNet-18 and 34, too
                 "bottleneck_width": 1.0,  # multiplies the width inside bottlenecks: 2 in Wide ResNet-50-2
-                # What is subtracted from red, green and blue in [0, 1], and what they are divided by then, as
-                # (0.485, 0.456, 0.406): networks that others trained bring theirs along; None: nothing.
-                "input_mean": placeholder(tuple),
-                "input_std": placeholder(tuple),
+                # Of networks that others trained, which bring theirs along, as (0.485, 0.456, 0.406):
+                "input_mean": placeholder(tuple),  # subtracted from colours in [0, 1]; None: nothing
+                "input_std": placeholder(tuple),  # what they are divided by then
                 "projection_layers": 2,  # 0: none, 1: linear; 3 in SimCLR v2
                 "projection_dim": 128,  # of what NT-Xent compares
                 "supervised_layer": 0,  # projection layer that the linear classifier reads; 0: the features

@@ -86,7 +86,16 @@ def test_imports_run_one_way():
         ),
         "official/names.py": (),
         "official/__init__.py": ("data", "errors", "files", "models", "official"),
-        "supervised.py": ("data", "errors", "files", "losses", "parallel", "processes", "train"),
+        "supervised.py": (
+            "data",
+            "errors",
+            "files",
+            "losses",
+            "parallel",
+            "pretrained",
+            "processes",
+            "train",
+        ),
         "pretrained.py": (
             "checkpoint",
             "console",
@@ -98,9 +107,11 @@ def test_imports_run_one_way():
             "official",
             "parallel",
             "report",
+            "torch_weights",
             "train",
             "workdirs",
         ),
+        "torch_weights/": ("console", "errors", "models", "report", "torch_weights"),
     }
     for path in SOURCES:
         for prefix, allowed in below.items():

@@ -1,6 +1,7 @@
 """Encoders that others trained: told apart, read exactly, refused in one line, and given back."""
 
 import hashlib
+import json
 import os
 import pickle
 import sys
@@ -196,7 +197,10 @@ FOREIGN = {
     "ResNet-D": (ones(conv1_0_weight=1, conv1_3_weight=1, layer1_0_conv1_weight=1), "a ResNet-D"),
     "squeeze": (with_("layer1.0.se.fc1.weight", (1, 8, 1, 1)), "squeeze and excitation"),
     "antialiased": (with_("layer2.0.conv2.1.filt", (1, 1, 3, 3)), "antialiasing"),
-    "ViT": ({"cls_token": np.ones(1, "f")} | ones(blocks_0_attn_qkv_weight=1), "a Vision Transformer"),
+    "ViT": (
+        {"cls_token": np.ones(1, "f")} | ones(blocks_0_attn_qkv_weight=1),
+        "such as a Vision Transformer",
+    ),
     "ConvNeXt": (ones(stem_0_weight=1, stages_0_blocks_0_gamma=1), "a ConvNeXt"),
     "Hugging Face": (ones(resnet_embedder_embedder_convolution_weight=1), "take timm's file"),
     "VGG": (ones(features_0_weight=1, classifier_0_weight=1), "a VGG"),
@@ -235,6 +239,29 @@ def test_damaged_files_are_one_line(kind, name, write, tmp_path):
     with pytest.raises(UserError, match="is damaged|no ResNet of torchvision") as caught:
         torch_weights.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_antialiased_networks_are_told_by_their_names(write, tmp_path):
+    """Their tensors are those of networks without."""
+    with pytest.raises(UserError, match="resnetblur18.safetensors holds .*antialiasing.*, by its name"):
+        torch_weights.read(write(TENSORS, "resnetblur18.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps(OF_TIMM | {"architecture": "resnetaa50"}))
+    with pytest.raises(UserError, match="antialiasing"):
+        torch_weights.read(write(TENSORS))
+
+
+OF_TIMM = {
+    "architecture": "resnet18",
+    "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.3, 0.4], "input_size": [3, 160, 160]},
+}
+
+
+def test_what_timm_says_beside_a_file_holds(write, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(OF_TIMM))
+    _, meta = torch_weights.read(write(TENSORS))
+    model = meta["config"]["model"]
+    assert (model["input_mean"], model["input_std"]) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
+    assert meta["config"]["image_size"] == 160 and meta["source"]["by"] == "timm"
 
 
 class Creates:

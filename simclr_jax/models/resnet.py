@@ -103,17 +103,17 @@ class Block(nn.Module):
     """What both residual blocks share: relu(shortcut(x) + branch(x)).
 
     [b, h, w, c] -> [b, h/stride, w/stride, expansion * filters]. `project` puts a convolution on the
-    shortcut; without it c must be the output's. `inner` is the width inside a bottleneck.
+    shortcut; without it c must be the output's. `inner` is the width inside a bottleneck; None: `filters`.
     """
 
     filters: int
-    inner: int
     stride: int
     project: bool
     sk_ratio: float
     se_ratio: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    inner: int | None = None
 
     expansion = 1
 
@@ -158,12 +158,13 @@ class BottleneckBlock(Block):
     expansion = 4
 
     def branch(self, x):
-        x = self.conv(self.inner, 1, name="conv1")(x)
+        inner = self.inner or self.filters
+        x = self.conv(inner, 1, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
         if self.sk_ratio > 0:
-            x = SelectiveKernel(self.inner, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x)
+            x = SelectiveKernel(inner, self.stride, self.sk_ratio, self.conv, self.norm, name="sk")(x)
         else:
-            x = self.conv(self.inner, 3, self.stride, name="conv2")(x)
+            x = self.conv(inner, 3, self.stride, name="conv2")(x)
             x = nn.relu(self.norm(name="bn2")(x))
         x = self.conv(4 * self.filters, 1, name="conv3")(x)
         return self.norm(name="bn3", scale_init=nn.initializers.zeros)(x)
@@ -243,13 +244,13 @@ class ResNet(nn.Module):
                 reshapes = group > 0 or self.block.expansion > 1
                 x = block(
                     filters=filters * 2**group,
-                    inner=int(filters * 2**group * self.bottleneck_width),
                     stride=2 if first and group > 0 else 1,
                     project=first and (reshapes or self.project_first),
                     sk_ratio=self.sk_ratio,
                     se_ratio=self.se_ratio,
                     conv=conv_,
                     norm=norm,
+                    inner=int(filters * 2**group * self.bottleneck_width),
                     name=f"block_group{group + 1}_{index}",
                 )(x)
             stages[f"block_group{group + 1}"] = x

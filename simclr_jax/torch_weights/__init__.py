@@ -25,7 +25,7 @@ from simclr_jax.console import shown
 from simclr_jax.errors import UserError, reason_of
 from simclr_jax.models import describe, make_model, resnet
 from simclr_jax.torch_weights.names import from_torch, name_of
-from simclr_jax.torch_weights.sources import other_network, source_of
+from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
 
 METADATA = "simclr_jax"  # the entry of a safetensors file's metadata that exports write
 INPUT_KEYS = ("max_pool", "input_mean", "input_std")  # of `config.model`: what is done with pixels
@@ -66,10 +66,14 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         every, told = _read_safetensors(path, data)
     else:
         every = _read_torch(path, data)
+    beside = _beside(path)
+    if re.search(ANTIALIASED_NAMES, f"{path} {beside.get('architecture')}"):
+        raise UserError(f"{shown(path)} holds {ANTIALIASED}, by its name: give a plain or wide ResNet")
     prefix, tensors, rivals = _choose(path, every)
     by = source_of(every)
     config, num_classes = _infer(path, tensors, classifier=by.classifier)
     config |= {"max_pool": "torch", "input_mean": by.mean, "input_std": by.std}
+    told = beside | told
     config |= {key: _as_tuple(told[key]) for key in INPUT_KEYS if key in told}
     size = told.get("image_size", 32 if config["stem"] == "cifar" else _SIZE)
     model = make_model(ConfigDict(config), num_classes)
@@ -82,7 +86,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     source = {
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "by": "simclr-jax" if told else by.name,
+        "by": "simclr-jax" if "max_pool" in told else "timm" if beside else by.name,
         "network": prefix.rstrip("."),
         "left": sorted(left),
     }
@@ -105,6 +109,21 @@ def _tell(path, network, source, rivals):
     rest = f"; of {', '.join(rivals)} it is {source['network']}" if rivals else ""
     rest += f"; left behind: {', '.join(source['left'])}" if source["left"] else ""
     report.say_once(f"{shown(path)}: {network} of {source['by']}{rest}")
+
+
+def _beside(path) -> dict[str, Any]:
+    """What timm's config.json beside a file tells of its network; nothing where there is none."""
+    try:
+        read = json.loads((path.parent / "config.json").read_text())
+        told = {**read["pretrained_cfg"], "architecture": read["architecture"]}
+        return {
+            "architecture": str(told["architecture"]),
+            "input_mean": [float(value) for value in told["mean"]],
+            "input_std": [float(value) for value in told["std"]],
+            "image_size": int(told["input_size"][-1]),
+        }
+    except (OSError, ValueError, TypeError, KeyError):  # or the one of a run of ours
+        return {}
 
 
 def _as_tuple(value):

@@ -38,18 +38,24 @@ SOURCES = (
     Source("torchvision, timm or others who name it as they do", r"", classifier=True),
 )
 
+ANTIALIASED = "a ResNet with antialiasing (BlurPool)"
+# timm's have the tensors of those without: only the names of files and architectures tell.
+ANTIALIASED_NAMES = r"resnet(aa|blur)\d"
+
 # Networks that are none of these ResNets, told by a name in their files.
 _OTHERS = {
-    "a Vision Transformer": r"(^|\.)(cls_token|pos_embed|patch_embed\.|class_token|conv_proj\.)",
+    "a Swin Transformer": r"(^|\.)layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$",
+    "a network with attention, such as a Vision Transformer": (
+        r"(^|\.)(cls_token|pos_embed|patch_embed\.|class_token|conv_proj\.)"
+    ),
     "a ConvNeXt": r"(^|\.)stages\.\d+\.(blocks\.)?\d+\.(gamma|dwconv|conv_dw)|\.layer_scale$",
-    "a Swin Transformer": r"relative_position_bias_table",
     "an EfficientNet or MobileNet": r"(^|\.)(conv_stem\.|features\.\d+\.(\d+\.)?(block|conv)\.)",
     "a DenseNet": r"denseblock\d",
     "a RegNet": r"(^|\.)(trunk_output|s1\.b1)\.",
     "a ResNet of Hugging Face's transformers, whose names are others: take timm's file of it": (
         r"(^|\.)embedder\.embedder\."
     ),
-    "a ResNet with antialiasing (BlurPool)": r"\.filt$|(^|\.)layer\d\.\d+\.aa\.",
+    ANTIALIASED: r"\.filt$|(^|\.)layer\d\.\d+\.aa\.",
     "a ResNet-D (three convolutions in its stem), as timm's resnet50d": r"(^|\.)conv1\.\d\.weight$",
     "a ResNet with squeeze and excitation": r"(^|\.)layer\d\.\d+\.(se|se_module)\.",
     "a VGG or AlexNet": r"(^|\.)features\.\d+\.weight$",
