@@ -9,6 +9,9 @@ splits; otherwise about a tenth of the images is held out, by a hash of seed and
 are taken as classes: the encoder never sees them, but they tell how good it is;
 `--config.dataset.classes=False` takes none. The start says what was taken for what, skipped and left out.
 
+With fewer than some ten thousand images start from published weights, as by
+`--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them.
+
 The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With
 more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help
 small folders most. Where colour tells images apart that are otherwise alike (stains, say), lower

@@ -34,6 +34,8 @@ def print_summary(summary: dict, workdir) -> None:
     flat = {name: group for name, group in groups.items() if name not in nested}
     for title, rows in {**nested, "": flat}.items():
         _print_scores(title, rows)
+    for note in summary.get("notes", ()):
+        say(f"\n  note: {note}")
     rest = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in summary.items()
@@ -69,6 +71,8 @@ _SHORT |= {"features_effective_rank": "rank"}
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
+
+_LONG = 0.5  # hours, from which on a run is told beforehand how long it takes
 
 _listeners: list[Callable[..., None]] = []
 
@@ -138,6 +142,7 @@ class Meter:
         self._pending = None
         self._begun = time.monotonic()
         self._start_step = start_step
+        self._flushed = self._begun
         self._reset()
 
     def _reset(self):
@@ -172,8 +177,21 @@ class Meter:
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._learning_rate = metrics["learning_rate"]
             self._steps += 1
+            self._forecast(step)
             if evaluation or step % self._log_every == 0 or step == self._num_steps:
                 self._report(step, evaluation or {})
+
+    def _forecast(self, step):
+        """Tells after three steps how long a run takes, where that is long and there is no accelerator."""
+        seconds, self._flushed = time.monotonic() - self._flushed, time.monotonic()
+        hours = seconds * (self._num_steps - step) / 3600
+        slow = hours >= _LONG and jax.default_backend() == "cpu"
+        if self._writes and slow and step == self._start_step + 3:
+            say(
+                f"note: about {hours:.2g} hours for {self._num_steps - step:,} more steps of {seconds:.1f} s "
+                "each. Less for published weights (docs/published.md), or smaller images and a smaller "
+                "network, as in --config.image_size=64 --config.model.depth=8 --config.model.width=0.75"
+            )
 
     def _report(self, step, evaluation):
         seconds = time.monotonic() - self._since

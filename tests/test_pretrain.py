@@ -123,3 +123,16 @@ def test_only_images_with_labels_are_probed():
         UserError, match="mine has classes, but none .*: set --config.dataset.probe_split and"
     ):
         pretrain._labelled(source_of([-1, -1]))
+
+
+def test_what_is_no_better_than_without_training_is_noted():
+    scores = {"knn_accuracy": 0.5, "linear_accuracy": 0.6}
+    better = {"knn_accuracy": 0.4, "linear_accuracy": 0.6}
+    assert pretrain.notes({"trained": scores, "untrained": better | {"linear_accuracy": 0.59}}) == []
+    found = pretrain.notes({"trained": scores, "untrained": scores, "raw_pixels": better})
+    assert [note.partition(":")[0].rpartition(" than ")[2] for note in found] == [
+        "those of an untrained network",
+        "raw pixels",
+    ]
+    assert "linear accuracy 0.600 against 0.600" in found[1] and "knn" not in found[1]
+    assert pretrain.notes({"health": {}}) == [] and pretrain.notes({"trained": scores}) == []

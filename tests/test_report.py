@@ -142,3 +142,20 @@ def test_summary_is_a_table(capsys, tmp_path):
     report.print_summary({"trained": {"knn_accuracy": 0.75}, "untrained": {}, "steps": 3}, tmp_path)
     out = capsys.readouterr().out
     assert "knn accuracy" in out and "0.750" in out and "steps 3" in out and "summary.json" in out
+
+
+def test_a_run_that_takes_long_without_an_accelerator_is_told_early(tmp_path, monkeypatch, capsys):
+    run(make_meter(tmp_path, num_steps=1000), range(1, 6))
+    assert "hours" not in capsys.readouterr().out
+    monkeypatch.setattr(report, "_LONG", 0.0)
+    (tmp_path / "long").mkdir()
+    for start in (0, 7):
+        run(make_meter(tmp_path / "long", start_step=start, num_steps=1000), range(start + 1, start + 6))
+        told = capsys.readouterr().out
+        assert told.count(f"hours for {1000 - start - 3} more steps of 0.0 s") == 1
+        assert "published weights (docs/published.md)" in told
+
+
+def test_notes_of_a_summary_are_told(tmp_path, capsys):
+    report.print_summary({"steps": 3, "notes": ["no better than raw pixels"]}, tmp_path)
+    assert "note: no better than raw pixels" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from simclr_jax.evaluation import features, health, probes
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
 
+_CALLED = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
 SPACES = ("features", "projection")
 HEALTH_EXAMPLES = 2048  # images, of two views each; their rank is at most twice that
 
@@ -22,7 +23,7 @@ def run(config, workdir) -> dict:
     """Pretrains, then measures what the features are worth.
 
     Returns:
-      The summary: `steps`, `seconds`; `health`, see `evaluation.health`, of the `features` and the
+      The summary: `steps`, `seconds`, `notes`; `health`, see `evaluation.health`, of the `features` and the
       `projection` of training images; and where there are labels `trained`, `untrained` and `raw_pixels`,
       each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
       are measured by the same probes: of the encoder, of the same network with random weights, even where
@@ -80,7 +81,24 @@ def run(config, workdir) -> dict:
             f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} dimensions: "
             "their effective rank is limited by the images, too"
         )
-    return summary | {"seconds": round(time.monotonic() - begun, 1)}
+    return summary | {"notes": notes(summary), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def notes(summary) -> list[str]:
+    """Where the trained features are no better than what they are compared with, a sentence each."""
+    found = []
+    for other in [other for other in _CALLED if other in summary]:
+        worse = [
+            f"{name.replace('_', ' ')} {score:.3f} against {summary[other][name]:.3f}"
+            for name, score in summary["trained"].items()
+            if score <= summary[other][name]
+        ]
+        if worse:
+            found.append(
+                f"the trained features are no better than {_CALLED[other]}: {', '.join(worse)}. Few images "
+                "want published weights to start from (docs/published.md), others more epochs"
+            )
+    return found
 
 
 def make_task(config, model, source) -> train.Task:
