@@ -23,7 +23,7 @@ def run(config, workdir) -> dict:
     """Pretrains, then measures what the features are worth.
 
     Returns:
-      The summary: `steps`, `seconds`, `notes`; `health`, see `evaluation.health`, of the `features` and the
+      The summary: `steps`, `seconds`; `notes` where there are some; `health`, see `evaluation.health`, of the `features` and the
       `projection` of training images; and where there are labels `trained`, `untrained` and `raw_pixels`,
       each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
       are measured by the same probes: of the encoder, of the same network with random weights, even where
@@ -81,7 +81,8 @@ def run(config, workdir) -> dict:
             f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} dimensions: "
             "their effective rank is limited by the images, too"
         )
-    return summary | {"notes": notes(summary), "seconds": round(time.monotonic() - begun, 1)}
+    found = notes(summary)
+    return summary | {"seconds": round(time.monotonic() - begun, 1)} | ({"notes": found} if found else {})
 
 
 def notes(summary) -> list[str]:
