@@ -23,11 +23,12 @@ def run(config, workdir) -> dict:
     """Pretrains, then measures what the features are worth.
 
     Returns:
-      The summary: `steps`, `seconds`; `notes` where there are some; `health`, see `evaluation.health`, of the `features` and the
-      `projection` of training images; and where there are labels `trained`, `untrained` and `raw_pixels`,
-      each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out images. The three
-      are measured by the same probes: of the encoder, of the same network with random weights, even where
-      the run started from others, and of the pixels themselves, see `evaluation.features.raw_pixels`.
+      The summary: `steps`, `seconds`; `notes` where there are some; `health`, see `evaluation.health`, of the
+      `features` and the `projection` of training images; where there are labels `trained`, `untrained` and
+      `raw_pixels`, each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out
+      images. The three are measured by the same probes: of the encoder, of the same network with random
+      weights, even where the run started from others, and of the pixels themselves, see
+      `evaluation.features.raw_pixels`.
     """
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
 
