@@ -35,6 +35,12 @@ def reason_of(error: BaseException, limit: int = 160) -> str:
     return shown(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
+def few(items, count: int = 3) -> str:
+    """The first of them, sorted, and how many more there are."""
+    items = sorted(map(str, items))
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+
+
 def is_of_storage(error: BaseException) -> bool:
     """Whether an exception tells of files, not of our code."""
     if isinstance(error, OSError):

@@ -189,7 +189,9 @@ def make_extract(config, transform=None):
 
 def source_of(config) -> dict[str, Any] | None:
     """Of the weights of others that `config.pretrained` is or came from: `source` of `torch_weights.read`."""
-    return _meta(config.pretrained).get("source") if config.pretrained else None
+    if not config.pretrained or official.find(config.pretrained):  # whose files take seconds to read
+        return None
+    return _meta(config.pretrained).get("source")
 
 
 def _meta(path):

@@ -3,7 +3,7 @@
 RUN is the workdir of any run that trains a network, one checkpoint of it, a checkpoint of
 google-research/simclr, or a file of a ResNet under torchvision's names; `--output` says where to write,
 RUN/export/FORMAT by default. All formats compute in float32, in evaluation mode, and take RGB images in
-[0, 1], without any further normalisation:
+[0, 1], without any further normalisation but what the card of safetensors says:
 
     savedmodel   TensorFlow, with the names and outputs of the official hub modules; any batch and image size
     onnx         ONNX Runtime and others; any batch, the image size of the training

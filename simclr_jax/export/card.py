@@ -239,9 +239,8 @@ def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     if encoder.stem == "cifar":
         lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
         lines += ["model.maxpool = torch.nn.Identity()"]
-    elif (
-        encoder.max_pool == "tensorflow" and (image_size + 1) // 2 % 2 == 0
-    ):  # odd sizes are padded on all sides by TensorFlow, too
+    # Odd sizes are padded on all sides by TensorFlow, too.
+    elif encoder.max_pool == "tensorflow" and (image_size + 1) // 2 % 2 == 0:
         lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
     lines += ['model.load_state_dict(safetensors.torch.load_file("model.safetensors"))', "model.eval()"]
     return "\n".join(line if width == 1 else line.replace("64", str(int(64 * width))) for line in lines)

@@ -26,8 +26,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax import files
-from simclr_jax.errors import UserError
-from simclr_jax.models import describe, make_model, resnet
+from simclr_jax.errors import UserError, few
+from simclr_jax.models import check_variables, make_model, resnet
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 
 Shape = tuple[int, ...]
@@ -67,7 +67,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     if not any("conv" in name for name in found):
         raise UserError(
             f"{prefix} holds no network of SimCLR{' under ema_model/' if ema else ''}: expected variables "
-            f"such as base_model/conv2d/kernel (TF1) or model/resnet_model/... (TF2), found {_few(shapes)}"
+            f"such as base_model/conv2d/kernel (TF1) or model/resnet_model/... (TF2), found {few(shapes)}"
         )
     config, num_classes = _infer(found, prefix, pooled)
     model = make_model(config, num_classes)
@@ -75,18 +75,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     names = our_names(expected) if _are_ours(found) else tf1_names(expected)
     expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
     unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
-    problems = {
-        "missing": expected.keys() - found.keys(),
-        "unknown": unknown | (found.keys() - expected.keys()),
-        "of another shape": {
-            f"{name} {shape} instead of {expected[name]}"
-            for name, shape in found.items()
-            if shape != expected.get(name, shape)
-        },
-    }
-    if any(problems.values()):
-        told = ", ".join(f"{kind} {_few(names, 10)}" for kind, names in problems.items() if names)
-        raise UserError(f"{prefix} differs from {describe(config)}, which it resembles: {told}")
+    check_variables(prefix, config, found, expected, unknown)
     with _damage_told(prefix):
         arrays = {path: np.asarray(reader.get_tensor(keys[name]), np.float32) for path, name in names.items()}
     return config, unflatten_dict(arrays)
@@ -120,7 +109,7 @@ def find(path) -> str | None:
         newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (path / "checkpoint").read_text())
         prefixes = [prefix for prefix in prefixes if newest and prefix == str(path / newest[1])] or prefixes
     if len(prefixes) > 1:
-        raise UserError(f"{path} holds several checkpoints: give one of them, {_few(prefixes, 10)}")
+        raise UserError(f"{path} holds several checkpoints: give one of them, {few(prefixes, 10)}")
     return prefixes[0] if prefixes else None
 
 
@@ -158,7 +147,7 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
     }
     if not candidates:
         raise UserError(
-            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {_few(kernels)}"
+            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {few(kernels)}"
         )
     threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
     blocks = threes if bottleneck else threes // 2
@@ -215,9 +204,3 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
 def _ratio(reduced: int, filters: int, least: int) -> float:
     """For which max(int(ratio * filters), least) is `reduced`: that of the official networks, if it does."""
     return 0.0625 if max(int(filters * 0.0625), least) == reduced else min(reduced / filters, 1.0)
-
-
-def _few(items, count: int = 3) -> str:
-    """The first of them, and how many more there are."""
-    items = sorted(map(str, items))
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from simclr_jax import report
 from simclr_jax.console import shown
-from simclr_jax.errors import UserError, reason_of
-from simclr_jax.models import describe, make_model, resnet
+from simclr_jax.errors import UserError, few, reason_of
+from simclr_jax.models import check_variables, describe, make_model, resnet
 from simclr_jax.torch_weights.names import from_torch, name_of
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
 
@@ -76,13 +76,13 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     told = beside | told
     config |= {key: _as_tuple(told[key]) for key in INPUT_KEYS if key in told}
     size = told.get("image_size", 32 if config["stem"] == "cifar" else _SIZE)
-    model = make_model(ConfigDict(config), num_classes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    expected = {name_of(name): leaf for name, leaf in flatten_dict(shapes, sep="/").items()}
-    paths = {name_of(name): name for name in flatten_dict(shapes, sep="/")}
-    left = _check(path, describe(ConfigDict(config)), tensors, expected)
-    left |= _left(every, prefix)
-    trees = from_torch(tensors, paths.values())
+    network = ConfigDict(config)
+    model = make_model(network, num_classes)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    variables = flatten_dict(variables, sep="/")
+    expected = {name_of(place): _torch_shape(leaf.shape) for place, leaf in variables.items()}
+    left = _check(path, network, tensors, expected) | _left(every, prefix)
+    trees = from_torch(tensors, variables)
     source = {
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -91,7 +91,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         "left": sorted(left),
     }
     whole = {"task": "pretrain", "pretrained": str(path), "model": config, "ema": False, "seed": 0}
-    _tell(path, describe(ConfigDict(config)), source, rivals)
+    _tell(path, describe(network), source, rivals)
     return trees, {"config": whole | {"image_size": size}, "num_classes": num_classes, "source": source}
 
 
@@ -161,9 +161,8 @@ def _read_torch(path, data):
     import argparse
 
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # as DINO's checkpoints have it: plain data
+        # DINO's checkpoints hold their arguments so, which are plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
@@ -211,9 +210,9 @@ def _choose(path, tensors):
                 networks[prefix] = first == "0.weight"
     kind = other_network(tensors)
     if not networks or kind:
-        few = ", ".join(sorted(tensors)[:3])
+        some = ", ".join(sorted(tensors)[:3])
         raise UserError(
-            f"{shown(path)} holds {kind or f'no ResNet of torchvision ({few}, ...)'}: give a ResNet-18 to "
+            f"{shown(path)} holds {kind or f'no ResNet of torchvision ({some}, ...)'}: give a ResNet-18 to "
             "152 under torchvision's names"
         )
     ranks = {prefix: _rank(prefix) for prefix in networks}
@@ -291,34 +290,18 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
     }, num_classes
 
 
-def _check(path, network, tensors, expected) -> set[str]:
+def _check(path, config, tensors, expected) -> set[str]:
     """What of the tensors is left behind; a UserError lists those of the network that do not fit."""
-    of_network = {name for name in tensors if re.match(r"(conv1|bn1|layer\d+)\.", name)}
-    of_network = {name for name in of_network if not name.endswith(".num_batches_tracked")}
-    problems = {
-        "missing": expected.keys() - tensors.keys(),
-        "unknown": of_network - expected.keys(),
-        "of another shape": {
-            f"{name} {tuple(tensors[name].shape)} instead of {shape}"
-            for name, leaf in expected.items()
-            if name in tensors and tuple(tensors[name].shape) != (shape := _torch_shape(leaf.shape))
-        },
-    }
-    if any(problems.values()):
-        told = ", ".join(f"{kind} {_few(names)}" for kind, names in problems.items() if names)
-        raise UserError(f"{shown(path)} differs from {network}, which it resembles: {told}")
-    if bad := sorted(
-        name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()
-    ):
-        raise UserError(f"{shown(path)} has numbers that are not finite, in {_few(bad)}: download it again")
-    others = tensors.keys() - expected.keys() - of_network
-    return {name.split(".")[0] for name in others if not name.endswith(".num_batches_tracked")}
+    tensors = {name: of for name, of in tensors.items() if not name.endswith(".num_batches_tracked")}
+    of_network = {name for name in tensors if name in expected or re.match(r"(conv1|bn1|layer\d+)\.", name)}
+    found = {name: tuple(tensors[name].shape) for name in of_network}
+    check_variables(shown(path), config, found, expected)
+    if bad := [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]:
+        raise UserError(
+            f"{shown(path)} has numbers that are not finite, in {few(bad, 10)}: download it again"
+        )
+    return {name.split(".")[0] for name in tensors.keys() - of_network}
 
 
 def _torch_shape(shape):
     return tuple(shape[axis] for axis in {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), range(len(shape))))
-
-
-def _few(items, count: int = 10) -> str:
-    items = sorted(items)
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
