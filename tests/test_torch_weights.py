@@ -336,6 +336,7 @@ def test_export_gives_back_the_same_names_and_bits(write, tmp_path):
     )
     card = (tmp_path / "back" / "README.md").read_text()
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "weights.safetensors" in card
+    assert "\n# ResNet-18 0.125x\n" in card and "SimCLR" not in card  # which did not train it
     assert str(list(MEAN))[1:-1] in card and "MaxPool2d" not in card and "downsample" not in card
 
 

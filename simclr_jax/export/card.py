@@ -11,9 +11,9 @@ from simclr_jax.models import describe
 from simclr_jax.workdirs import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
-which its outputs are worth nothing, and normalise no further$below. It was evaluated on the centre square of
-a photo, $share its shorter side, resized to $size x $size pixels by bicubic interpolation. `load_image`
-does all of that.
+which its outputs are worth nothing, and normalise no further$below. simclr-jax evaluates it on the
+centre square of a photo, $share its shorter side, resized to $size x $size pixels by bicubic interpolation.
+`load_image` does all of that.
 
 In the folder of this file:
 
@@ -87,6 +87,9 @@ _NORMALISE = """
 images = ((images - np.array({}, "f")) / np.array({}, "f")).astype("float32")  # as these weights want them"""
 _AS_THEY_ARE = "RGB in [0, 1], without torchvision's usual normalisation"
 
+_TAGS = "simclr, self-supervised-learning, image-feature-extraction"
+_KIND = "An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https://arxiv.org/abs/2006.10029))"
+
 _NOTE = """
 `logits_sup` is right if the classifier was trained on layer {} of the projection head (0: the features),
 which the checkpoint does not tell. Else convert it first, by `simclr_jax.official` with `--supervised_layer`.
@@ -132,6 +135,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
     note, source = "", meta.get("source")
+    title, tags, kind = f"SimCLR, {network}", _TAGS, _KIND
     if "dataset" in config:
         given = f", given `pretrained={config['pretrained']}`" if config["pretrained"] else ""
         given += f", weights of {_origin(source)}" if source else ""
@@ -139,6 +143,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         data = "`{name}`, split `{train_split}`".format(**config["dataset"])
         unlicensed = "Nobody has stated one for these weights. Mind that of the data, too."
     elif source:
+        title, tags, kind = network, "image-feature-extraction", "An image encoder"
         origin = f"by {_origin(source)}"
         data = "The file does not tell."
         unlicensed = "The file states none; that of whoever published the weights holds."
@@ -156,13 +161,12 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     )  # as model hubs know them
     return f"""---
 license: {name}
-tags: [simclr, self-supervised-learning, image-feature-extraction]
+tags: [{tags}]
 ---
 
-# SimCLR, {network}
+# {title}
 
-An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https://arxiv.org/abs/2006.10029)),
-trained {origin}.
+{kind}, trained {origin}.
 
 ## Load
 
