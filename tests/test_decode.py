@@ -249,3 +249,13 @@ def test_the_catalogue_keeps_the_chatter_of_codecs_from_the_console(tmp_path, ca
     folder.catalogue(tmp_path, seed=0)
     told = capfd.readouterr()
     assert told.err == "" and "skipped 1 corrupt: cut.jpg" in told.out
+
+
+def test_images_outside_a_graph_are_traced_once():
+    options = {"max_pixels": 12_345}
+    for size in (3, 5, 7):
+        contents = io.BytesIO()
+        Image.new("RGB", (size, size)).save(contents, "PNG")
+        assert decode.decode_bytes(contents.getvalue(), **options).shape == (size, size, 3)
+    traced = decode._make_by_type(decode.FULL_RANGE, options["max_pixels"])
+    assert traced.experimental_get_tracing_count() == 1

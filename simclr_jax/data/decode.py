@@ -62,7 +62,18 @@ def decode_bytes(
     Raises:
         tf.errors.OpError: no image, damaged or too large.
     """
+    by_type = _make_by_type(value_range, max_pixels)
+    # Nearly all files are JPEG: one branch for them, since a branch costs more than the search for tags. Of
+    # their size TensorFlow has the same limit.
+    at_once = _is_jpeg(contents) & ~_is_turned(contents)
+    if max_pixels != MAX_PIXELS:
+        at_once = tf.constant(False)
+    image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
+    return tf.ensure_shape(image, [None, None, 3])
 
+
+@functools.cache  # or every image that is decoded outside a graph would trace it
+def _make_by_type(value_range, max_pixels):
     @tf.autograph.experimental.do_not_convert
     def show(contents):
         contents = np.asarray(contents, object).item()  # outside a graph it comes as an array
@@ -71,17 +82,13 @@ def decode_bytes(
     def rest(contents):
         return tf.numpy_function(show, [contents], tf.uint8, stateful=False)
 
-    @tf.function(experimental_attributes={"_noinline": True})  # one node, which costs nothing where not taken
+    one_node = {"_noinline": True}  # which costs nothing where it is not taken
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], experimental_attributes=one_node)
     def by_type(contents):
         return tf.cond(is_plain(contents, max_pixels), lambda: decode_plain(contents), lambda: rest(contents))
 
-    # Nearly all files are JPEG: one branch for them, since a branch costs more than the search for tags. Of
-    # their size TensorFlow has the same limit.
-    at_once = _is_jpeg(contents) & ~_is_turned(contents)
-    if max_pixels != MAX_PIXELS:
-        at_once = tf.constant(False)
-    image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
-    return tf.ensure_shape(image, [None, None, 3])
+    return by_type
 
 
 def decode_plain(contents: tf.Tensor) -> tf.Tensor:
