@@ -35,6 +35,7 @@ def pretrain() -> ConfigDict:
                 "name": "",  # 'digits', 'folder', 'arrays' (from Python), or a name of TensorFlow Datasets
                 "path": placeholder(str),  # of a folder of images
                 "classes": True,  # whether sub-folders of that folder are classes, or it has no labels
+                "labels": placeholder(str),  # CSV file of labels of that folder; wins over its sub-folders
                 "split_seed": placeholder(int),  # of the images of a folder that are held out; None: seed
                 "max_pixels": 178_956_970,  # of an image of a folder: larger ones are refused by their header
                 # Of 16 bits, what becomes black and white, as (0, 4095); None: told from the folder.
@@ -157,7 +158,16 @@ def embed(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of writing features to files."""
     config = _keep(config, "embed", *_MODEL)
     config.dataset.in_memory = False
-    config.splits = "train+eval"  # whose images are embedded
+    config.splits = placeholder(str)  # as train+eval; None: that, or all images of a folder
+    config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
+    return config
+
+
+def predict(config: ConfigDict) -> ConfigDict:
+    """Turns a pretraining config into that of writing what a trained classifier says of every image."""
+    config = _keep(config, "predict", *_MODEL)
+    config.dataset.in_memory = False
+    config.splits = placeholder(str)  # as train+eval; None: that, or all images of a folder
     config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
     return config
 

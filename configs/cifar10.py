@@ -76,6 +76,10 @@ def embed():
     return base.embed(pretrain())
 
 
+def predict():
+    return base.predict(pretrain())
+
+
 def get_config(task=None):
     return base.task_config(
         task,
@@ -88,4 +92,5 @@ def get_config(task=None):
         knn,
         transfer,
         embed,
+        predict,
     )

@@ -92,5 +92,9 @@ def embed():
     return base.embed(pretrain())
 
 
+def predict():
+    return base.predict(pretrain())
+
+
 def get_config(task=None):
-    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed)
+    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed, predict)

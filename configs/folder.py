@@ -53,8 +53,6 @@ def linear_eval():
 def finetune():
     config = base.finetune(pretrain())
     config.num_steps = 500
-    config.labels_per_class = 10
-    config.evaluate.compare = True
     return config
 
 
@@ -81,5 +79,9 @@ def embed():
     return base.embed(pretrain())
 
 
+def predict():
+    return base.predict(pretrain())
+
+
 def get_config(task=None):
-    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed)
+    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed, predict)

@@ -107,6 +107,12 @@ def embed():
     return config
 
 
+def predict():
+    config = base.predict(pretrain())
+    config.batch_size = 1024
+    return config
+
+
 def get_config(task=None):
     return base.task_config(
         task,
@@ -119,4 +125,5 @@ def get_config(task=None):
         knn,
         transfer,
         embed,
+        predict,
     )

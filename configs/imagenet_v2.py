@@ -110,6 +110,12 @@ def embed():
     return config
 
 
+def predict():
+    config = base.predict(pretrain())
+    config.batch_size = 1024
+    return config
+
+
 def get_config(task=None):
     return base.task_config(
         task,
@@ -122,4 +128,5 @@ def get_config(task=None):
         knn,
         transfer,
         embed,
+        predict,
     )

@@ -156,6 +156,12 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
 
 
+def calibration_temperature(path) -> float | None:
+    """What to divide the logits of a run's classifier by, as its summary tells; None where it does not."""
+    summary = None if others_format(path) else workdirs.read_summary(checkpoint.split(path)[0])
+    return (summary or {}).get("calibration_temperature")
+
+
 def make_init(config, model):
     """`Task.init` that starts from `config.pretrained`; the classifier starts afresh."""
     init, loaded = train.make_init(model, config.image_size), load(config, model)

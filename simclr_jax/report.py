@@ -33,7 +33,7 @@ def print_summary(summary: dict, workdir) -> None:
     }
     flat = {name: group for name, group in groups.items() if name not in nested}
     for title, rows in {**nested, "": flat}.items():
-        _print_scores(title, rows)
+        _print_scores(title, {name: row for name, row in rows.items() if len(row) <= 12})  # what a line holds
     for note in summary.get("notes", ()):
         say(f"\n  note: {note}")
     rest = [

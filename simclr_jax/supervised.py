@@ -6,8 +6,13 @@ from functools import partial
 import jax
 import numpy as np
 
-from simclr_jax import files, losses, parallel, pretrained, processes, train
+from simclr_jax import files, losses, parallel, pretrained, processes, report, train
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation import calibration, features, probes
+from simclr_jax.evaluation.features import Features
+
+CALIBRATED_ON = 10_000  # held-out images at most
+FEW = 20  # labels of the smallest class, by CSV, below which none is held out: of 20 a tenth are 2
 
 
 def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
@@ -27,16 +32,21 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
         schedule=schedule,
         batches=partial(batches, config, source),
         num_steps=num_steps,
-        meta={
-            "config": config.to_dict(),
-            "num_classes": model.supervised_head.features,
-            "class_names": list(source.class_names),
-            "value_range": source.value_range,
-            "source": pretrained.source_of(config),
-        },
+        meta=meta_of(config, model, source),
         evaluate=evaluate,
         evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
     )
+
+
+def meta_of(config, model, source) -> dict:
+    """What checkpoints of a classifier tell beside the train state."""
+    return {
+        "config": config.to_dict(),
+        "num_classes": model.supervised_head.features,
+        "class_names": list(source.class_names),
+        "value_range": source.value_range,
+        "source": pretrained.source_of(config),
+    }
 
 
 def make_loss(model, config, *, after_block: int | None):
@@ -152,8 +162,90 @@ def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
     return chosen, rows
 
 
+def judged_on(config, load):
+    """The labelled ones of the held-out images; None where labels by CSV are too few to hold some out.
+
+    Then a cross-validation tells how good a classifier is, and the classifier learns from all of them.
+
+    Args:
+      config: of a task with `dataset.labels`.
+      load: split -> source.
+    """
+    from simclr_jax.data import datasets
+
+    everything, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
+    smallest = np.bincount(everything.labels, minlength=everything.num_classes).min()
+    if smallest >= FEW and len(set(held_out.labels)) == everything.num_classes:
+        return held_out
+    report.say_once(
+        f"note: {everything.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
+        f"them out, so accuracy is that of a cross-validation ({probes.FOLDS} folds)"
+    )
+    return None
+
+
+def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
+    """How good a classifier is that learns from all of `source`: by others that learn from a part each.
+
+    They train as `task` does, for as many steps, in `workdir`/fold<i>.
+
+    Returns:
+      `top1`, `top5`, `top1_spread`, the deviation of the top-1 accuracy over the folds, `folds`, `labels`;
+      and `calibration_temperature`, see `evaluation.calibration`.
+    """
+    from simclr_jax.data import datasets
+
+    told = []
+    for number, (learnt, tested) in enumerate(probes.folds(source.labels)):
+        place = workdir / f"fold{number}"
+        report.say(f"fold {number + 1} of the cross-validation: {place}")
+        fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
+        logits = make_logits(config, model, datasets.subset(source, tested))
+        told.append(logits(train.fit(fold, config, place)))
+    everything = Features(*map(np.concatenate, zip(*told)))
+    spread = np.std([top_k(part, 1) for part in told])
+    summary = {f"top{k}": top_k(everything, k) for k in (1, 5)}
+    summary |= {"top1_spread": float(spread), "folds": len(told), "labels": source.num_examples}
+    return summary | calibrated(everything)
+
+
+def top_k(scores: Features, k: int) -> float:
+    """The share of examples whose label is among the k classes of the highest logits."""
+    return float(np.mean(losses.top_k_correct(scores.features, scores.labels, k=k)))
+
+
+def calibrated(scores: Features) -> dict[str, float]:
+    """`calibration_temperature` for a summary; see `evaluation.calibration`."""
+    found = calibration.temperature(scores.features, scores.labels)
+    return {} if found is None else {"calibration_temperature": found}
+
+
+def make_logits(config, model, source):
+    """Builds `logits(variables) -> Features`: logits and labels of `source`, or of some of many."""
+    from simclr_jax.data import datasets, pipeline
+
+    source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
+
+    mapped = features.make_map(
+        lambda variables, batch: {"logits": model.apply(variables, batch["image"])["logits"]}
+    )
+
+    def logits(variables) -> Features:
+        variables = {name: variables[name] for name in ("params", "batch_stats")}
+        batches = pipeline.eval_batches(
+            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
+        )
+        rows = mapped(variables, batches)
+        return Features(rows["logits"], rows["label"])
+
+    return logits
+
+
 def load_labelled(config, workdir, splits=("train", "eval")):
     """Splits of the dataset, for a task that needs the labels of all of them.
+
+    With `dataset.labels` they hold the labelled images alone. Where those are few, the first is of all of
+    them, and the others are None: see `judged_on`.
 
     Raises:
       UserError: one has none.
@@ -164,6 +256,9 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     sources = [load(split) for split in splits]
     for split, source in zip(splits, sources):
         processes.agree(f"{split} split", datasets.fingerprint(source))
+    if config.dataset.labels:
+        everything, held_out = datasets.labelled(load("all")), judged_on(config, load)
+        return [everything, None] if held_out is None else [datasets.labelled(sources[0]), held_out]
     for source in sources:
         if not source.num_classes:
             raise UserError(

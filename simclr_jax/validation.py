@@ -78,11 +78,11 @@ CHOICES = {
     "metric": ("top1", "mean_per_class"),
     "tracker": ("", "wandb", "mlflow"),
 }
-PLACES = ("pretrained", "dataset.path", "dataset.data_dir")
+PLACES = ("pretrained", "dataset.path", "dataset.data_dir", "dataset.labels")
 
 # Keys of `config.dataset` that a dataset does not read: set, they were meant to change something ...
 _SPLITS = ("train_split", "eval_split", "probe_split", "validation_split")
-_OF_FOLDERS = ("path", "classes", "split_seed", "max_pixels", "value_range")
+_OF_FOLDERS = ("path", "classes", "labels", "split_seed", "max_pixels", "value_range")
 _UNREAD = {"digits": (*_OF_FOLDERS, "num_classes", *_SPLITS), "folder": _SPLITS}
 _UNREAD["arrays"] = tuple(key for key in _UNREAD["digits"] if key != "path")  # which tells them from others
 _UNREAD_OF_TFDS = _OF_FOLDERS
@@ -319,7 +319,7 @@ def _check_dataset(values, defaults, given, notes):
     for unread in _HARMLESS if ours else ():
         if f"dataset.{unread}" in given:
             notes.append(f"--config.dataset.{unread} has no effect where dataset.name={name}")
-    if "splits" in values:
+    if values.get("splits") is not None:
         known = ["train", "eval"]
         known += [split for split in ("probe", "validation") if values[f"dataset.{split}_split"]]
         words = values["splits"].split("+")

@@ -21,6 +21,7 @@ def config(name, **overrides):
         name=name,
         path=None,
         classes=True,
+        labels=None,
         split_seed=None,
         max_pixels=decode.MAX_PIXELS,
         value_range=None,

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from simclr_jax import pretrained
 from simclr_jax.data import datasets
 from simclr_jax.errors import UserError
-from simclr_jax.tasks import embed
+from simclr_jax.evaluation import parts
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def test_parts_do_not_change_a_byte_of_the_features(pretrained_run, in_one_part,
 
 
 def test_stopped_run_goes_on_behind_its_last_part(pretrained_run, in_one_part, tmp_path, monkeypatch):
-    write, written = embed._write_part, []
+    write, written = parts._write, []
 
     def stop_at_the_third(path, *rest):
         if len(written) == 2:
@@ -65,18 +65,16 @@ def test_stopped_run_goes_on_behind_its_last_part(pretrained_run, in_one_part, t
         written.append(path.name)
         write(path, *rest)
 
-    monkeypatch.setattr(embed, "_write_part", stop_at_the_third)
+    monkeypatch.setattr(parts, "_write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         embedded(pretrained_run, tmp_path, examples_per_part=500)
     assert not (tmp_path / "embeddings.npz").exists()
-    monkeypatch.setattr(
-        embed, "_write_part", lambda path, *rest: written.append(path.name) or write(path, *rest)
-    )
+    monkeypatch.setattr(parts, "_write", lambda path, *rest: written.append(path.name) or write(path, *rest))
     _, arrays = embedded(pretrained_run, tmp_path, examples_per_part=500)
     assert written == [f"{split}-{start:09d}.parquet" for split, start in PARTS]
     # In batches of other neighbours a processor may round one number in fifty thousand otherwise.
     np.testing.assert_allclose(arrays["features"], in_one_part[2]["features"], rtol=1e-6, atol=1e-7)
-    monkeypatch.setattr(embed, "_write_part", None)  # a finished run writes nothing
+    monkeypatch.setattr(parts, "_write", None)  # a finished run writes nothing
     assert embedded(pretrained_run, tmp_path, examples_per_part=500)[0]["dimensions"] == 32
 
 

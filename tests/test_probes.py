@@ -256,3 +256,26 @@ def test_images_without_a_label_are_left_out():
 def test_notes_say_what_is_left_out(train, held_out, expected):
     found = probes.notes(np.array(train), np.array(held_out), labels_per_class=5)
     assert len(found) == len(expected) and all(part in note for part, note in zip(expected, found))
+
+
+@pytest.mark.parametrize("counts", [[10, 10, 10], [1, 2, 7], [3, 2], [1, 1]])
+def test_folds_share_out_every_class(counts):
+    labels = np.repeat(np.arange(len(counts)), counts)[np.random.default_rng(0).permutation(sum(counts))]
+    parts = probes.folds(labels)
+    assert len(parts) == min(5, max(counts))
+    assert sorted(np.concatenate([tested for _, tested in parts])) == list(range(len(labels)))
+    for learnt, tested in parts:
+        assert not set(learnt) & set(tested) and len(learnt) + len(tested) == len(labels)
+        shares = np.bincount(labels[tested], minlength=len(counts))
+        assert (abs(shares - np.array(counts) / len(parts)) < 1).all()
+
+
+def test_cross_validation_counts_every_image_once():
+    labels = np.repeat([0, 1], [9, 5])
+    examples = Features(np.arange(14.0)[:, None], labels)
+
+    def score(train, held_out):
+        assert not set(train.features[:, 0]) & set(held_out.features[:, 0])
+        return float(np.mean(held_out.labels == 1))
+
+    assert probes.cross_validated(score, examples) == pytest.approx(5 / 14)

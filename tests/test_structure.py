@@ -66,7 +66,11 @@ def test_imports_run_one_way():
         "stopping.py": ("console", "parallel"),
         "processes.py": ("console", "errors", "stopping"),
         "profiling.py": ("console", "errors", "files"),
-        "evaluation/": ("evaluation", "parallel"),
+        "evaluation/calibration.py": (),
+        "evaluation/features.py": ("parallel",),
+        "evaluation/health.py": (),
+        "evaluation/parts.py": ("data", "files", "parallel", "processes", "report", "workdirs"),
+        "evaluation/probes.py": ("evaluation", "parallel"),
         "plots/figures.py": (),
         "models/": ("errors", "models", "parallel"),
         "data/": ("console", "data", "errors", "files"),
@@ -89,11 +93,13 @@ def test_imports_run_one_way():
         "supervised.py": (
             "data",
             "errors",
+            "evaluation",
             "files",
             "losses",
             "parallel",
             "pretrained",
             "processes",
+            "report",
             "train",
         ),
         "pretrained.py": (
@@ -165,7 +171,7 @@ def tasks_of(path):
 
 
 def test_every_config_has_every_task_that_makes_sense():
-    everywhere = {"pretrain", "linear_eval", "finetune", "distill", "knn", "transfer", "embed"}
+    everywhere = {"pretrain", "linear_eval", "finetune", "distill", "knn", "transfer", "embed", "predict"}
     for path in CONFIGS:
         few = set() if path.stem in ("digits", "folder") else {"finetune_1pct", "finetune_10pct"}
         assert set(tasks_of(path)) == everywhere | few, path

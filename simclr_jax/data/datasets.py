@@ -96,9 +96,9 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     """Opens one split; downloads nothing.
 
     Args:
-        config: `config.dataset`: name, path, data_dir, train_split, eval_split, probe_split, num_examples,
-            num_classes, in_memory, shuffle_buffer.
-        split: 'train', 'eval', 'probe', the labelled examples to judge features on, or 'validation'.
+        config: `config.dataset`, see configs/base.py.
+        split: 'train', 'eval', 'probe', the labelled examples to judge features on, 'validation', or of a
+            folder 'all', whatever split its images are of.
         seed: chooses the validation images of a folder that has none of its own, and which
             `config.num_examples` digits or images are trained on (of TFDS it is the first ones).
         workdir: where a folder's list of good images is kept, so that indices survive a restart.
@@ -109,8 +109,9 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     Raises:
         UserError: unknown or unprepared dataset, unknown split, empty or changed folder.
     """
-    if split not in ("train", "eval", "probe", "validation"):
-        raise UserError(f"split {split!r}: expected 'train', 'eval', 'probe' or 'validation'")
+    known = ("train", "eval", "probe", "validation", *(("all",) if config.name == "folder" else ()))
+    if split not in known:
+        raise UserError(f"split {split!r}: expected one of {', '.join(map(repr, known))}")
     wanted = config.num_examples if split == "train" else None
     if wanted is not None and wanted < 1:
         raise UserError(
@@ -165,6 +166,13 @@ def check_labels(name: str, num_classes: int, labels: np.ndarray) -> None:
             f"{num_classes - 1}; set --config.dataset.num_classes to more than the highest label, or choose "
             "a split that is labelled"
         )
+
+
+def labelled(source: Source | Stream) -> Source | Stream:
+    """The examples with a label, where that is known before they are read, as of all but a `Stream`."""
+    if isinstance(source, Stream) or (source.labels >= 0).all():
+        return source
+    return subset(source, np.flatnonzero(source.labels >= 0))
 
 
 def sample(source: Source | Stream, size: int, *, seed: int) -> Source | Stream:

@@ -114,7 +114,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         held = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
         params = {name: part for name, part in params.items() if name in held}
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
-    proportion = 0.875 if image_size > 32 else 1.0  # as `augment.eval_view`
+    proportion = meta.get("proportion") or (0.875 if image_size > 32 else 1.0)  # as `augment.eval_view`
     mean_and_std = model.input_mean and (model.input_mean, model.input_std)
     load = Template(_IMAGES + _LOAD[form]).substitute(
         size=image_size,

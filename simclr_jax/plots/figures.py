@@ -225,5 +225,28 @@ def _thumbnails(images, places, cells=24, size=32):
     return canvas
 
 
+def confusion(counts: np.ndarray, class_names) -> Figure:
+    """How often images of each class (a row) were taken for each class (a column), as shares of the row.
+
+    Args:
+      counts: int [classes, classes].
+      class_names: of the classes.
+    """
+    size = min(12, 3 + 0.35 * len(counts))
+    figure, axes = _subplots(figsize=(size, size))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    few = len(counts) <= 25
+    for row, column in zip(*np.nonzero(counts)) if few else ():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images with a label")
+    if few:
+        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in class_names]
+        axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
+        axes.set_xticklabels(names, rotation=45, ha="right")
+    return figure
+
+
 def _class_name(label, class_names):
     return class_names[label] if class_names else str(label)

@@ -10,15 +10,16 @@ import optax
 from etils import epath
 
 from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, few
 from simclr_jax.models import make_model
 
 
 def run(config, workdir) -> dict:
     """Trains `config.model`, from scratch, to predict what the teacher, `config.pretrained`, predicts.
 
-    With the teacher's own `config.model` this is self-distillation. Where `evaluate.compare`, the same
-    network is trained for as long on the teacher's labels alone, in `workdir`/labels_only.
+    With the teacher's own `config.model` this is self-distillation. Where labels by CSV are few, the teacher
+    has learnt from all of them, and none is left to tell how good either is. Where `evaluate.compare`, the
+    same network is trained for as long on the teacher's labels alone, in `workdir`/labels_only.
 
     Returns:
       The summary: `top1` and `top5` of the held-out images, `teacher_top1`, `labels_only_top1`, `parameters`
@@ -34,8 +35,16 @@ def run(config, workdir) -> dict:
     taught = meta["config"]
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source, held_out = load("train"), load("eval")
+    if config.dataset.labels:
+        held_out = supervised.judged_on(config, load)
     processes.agree("train split", datasets.fingerprint(source))
-    for split in (source, held_out):
+    for split in [source, *([held_out] if held_out else [])]:
+        known = split.class_names and meta.get("class_names")
+        if known and split.num_classes and tuple(known) != split.class_names:
+            raise UserError(
+                f"{config.pretrained} tells {few(known)} apart, but {split.name} has "
+                f"{few(split.class_names)}: choose the dataset, or the labels, that it was fine-tuned on"
+            )
         if split.num_classes not in (0, meta["num_classes"]):
             raise UserError(
                 f"{config.pretrained} tells {meta['num_classes']} classes apart, but {split.name} has "
@@ -43,13 +52,14 @@ def run(config, workdir) -> dict:
             )
     model = make_model(config.model, meta["num_classes"], whole_projection=False)
     make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
-    evaluate = make_evaluate(model=model) if held_out.num_classes else None
+    evaluate = make_evaluate(model=model) if held_out and held_out.num_classes else None
     init = train.make_init(model, config.image_size)
 
     labels_per_class = taught.get("labels_per_class") if source.num_classes else None
     labelled, rows = supervised.draw_labels(
         source, labels_per_class=labels_per_class, seed=taught["seed"], workdir=workdir
     )
+    labelled = datasets.labelled(labelled) if source.num_classes else labelled
     if labels_per_class:
         known = np.isin(np.arange(source.num_examples), rows)
         source = source._replace(labels=np.where(known, source.labels, -1).astype(np.int32))

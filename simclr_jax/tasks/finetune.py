@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import official, pretrained, report, supervised, train
+from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 
 
@@ -15,21 +16,29 @@ def run(config, workdir) -> dict:
 
     With `labels_per_class`, `draws` times on other labels: the first draw in `workdir`, the others in
     `workdir/draw<i>`, networks from scratch in `workdir/scratch<i>`. Each keeps its labels in labels.json.
+    Where labels by CSV are few, all of them are learnt from, after a cross-validation.
 
     Returns:
       The summary: `top1` and `top5` of the held-out images, `from_scratch_top1`, each the mean over the
-      draws, `draws` with every one of them, `labels_per_class`, `steps`, `seconds`.
+      draws, `draws` with every one of them, `labels_per_class`; or those of `supervised.cross_validate`;
+      `calibration_temperature` of the first draw, `steps`, `seconds`.
     """
     begun = time.monotonic()
     workdir = epath.Path(workdir)
     source, held_out = supervised.load_labelled(config, workdir)
+    if not held_out and config.labels_per_class:
+        raise UserError(
+            f"labels_per_class={config.labels_per_class}: the {source.num_examples} labels of "
+            f"{config.dataset.labels} are too few to draw some of them and judge by the others; leave it out"
+        )
     model = make_model(config.model, source.num_classes, whole_projection=False)
     starts = {"": (pretrained.make_init(config, model), config.fine_tune_after_block)}
     if config.evaluate.compare:
         starts["from_scratch_"] = (train.make_init(model, config.image_size), -1)
     warn_of_weights(config)
-    evaluate = supervised.make_evaluate(config, model, held_out)
+    evaluate = held_out and supervised.make_evaluate(config, model, held_out)
     results = [{} for _ in range(config.draws if config.labels_per_class else 1)]
+    calibrated = {}
     for prefix, (init, after_block) in starts.items():
         loss = supervised.make_loss(model, config, after_block=after_block)
         trained = partial(supervised.is_after_block, after_block=after_block)
@@ -50,9 +59,15 @@ def run(config, workdir) -> dict:
                 report.print_table(train.describe(task, config, subset, workdir))
             else:
                 report.say(f"draw {draw + 1}{', from scratch' if prefix else ''}: {place}")
-            scores = evaluate(train.fit(task, ours, place))
+            scores = {} if held_out else supervised.cross_validate(task, ours, model, subset, place)
+            state = train.fit(task, ours, place)
+            if held_out:
+                scores = evaluate(state)
+                if place == workdir:
+                    logits = supervised.make_logits(config, model, held_out)
+                    calibrated = supervised.calibrated(logits(state))
             result |= {prefix + name: score for name, score in scores.items()}
-    summary = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+    summary = {name: float(np.mean([result[name] for result in results])) for name in results[0]} | calibrated
     if config.labels_per_class:
         summary |= {"labels_per_class": config.labels_per_class, "draws": results}
     return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}

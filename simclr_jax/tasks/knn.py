@@ -1,20 +1,20 @@
 """Weighted k-nearest-neighbour classification of frozen features (Wu et al. 2018, section 3.4)."""
 
 import time
-
-import numpy as np
+from functools import partial
 
 from simclr_jax import pretrained, report, supervised
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import probes
-from simclr_jax.losses import top_k_correct
+from simclr_jax.evaluation.features import Features
 
 
 def run(config, workdir) -> dict:
     """Classifies the held-out images by the labels of their nearest training images.
 
     Returns:
-      The summary: `top1` and `top5`, `examples`, `seconds`.
+      The summary: `top1` and `top5`, `examples`, `seconds`. Where labels by CSV are few, these are of a
+      cross-validation: every labelled image by its nearest among those of the other folds.
     """
     begun = time.monotonic()
     if config.k < 1 or not config.temperature > 0:
@@ -22,11 +22,21 @@ def run(config, workdir) -> dict:
             f"k={config.k}, temperature={config.temperature}: expected at least 1 and more than 0; "
             "set --config.k and --config.temperature"
         )
-    sources = supervised.load_labelled(config, workdir)
-    report.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": sources[0].name})
-    train, held_out = map(probes.labelled, map(pretrained.make_extract(config), sources))
+    source, held_out = supervised.load_labelled(config, workdir)
+    report.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": source.name})
+    extract = pretrained.make_extract(config)
+    train = probes.labelled(extract(source))
     if len(train.labels) < config.k:
         report.say(f"note: all {len(train.labels)} training images vote, fewer than k={config.k}")
-    votes = probes.knn_votes(train, held_out, k=config.k, temperature=config.temperature)
-    summary = {f"top{k}": float(np.mean(top_k_correct(votes, held_out.labels, k=k))) for k in (1, 5)}
-    return summary | {"examples": len(held_out.labels), "seconds": round(time.monotonic() - begun, 1)}
+
+    def score(train, held_out, k):
+        votes = probes.knn_votes(train, held_out, k=config.k, temperature=config.temperature)
+        return supervised.top_k(Features(votes, held_out.labels), k)
+
+    if held_out:
+        tested = probes.labelled(extract(held_out))
+        summary = {f"top{k}": score(train, tested, k) for k in (1, 5)}
+    else:
+        tested = train
+        summary = {f"top{k}": probes.cross_validated(partial(score, k=k), train) for k in (1, 5)}
+    return summary | {"examples": len(tested.labels), "seconds": round(time.monotonic() - begun, 1)}

@@ -28,7 +28,7 @@ def run(config, workdir) -> dict:
       `raw_pixels`, each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out
       images. The three are measured by the same probes: of the encoder, of the same network with random
       weights, even where the run started from others, and of the pixels themselves, see
-      `evaluation.features.raw_pixels`.
+      `evaluation.features.raw_pixels`. Where labels by CSV are few, scores are those of a cross-validation.
     """
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
 
@@ -37,7 +37,7 @@ def run(config, workdir) -> dict:
     load = partial(datasets.load, seed=config.seed, workdir=workdir)
     source = load(config.dataset, "train")
     processes.agree("train split", datasets.fingerprint(source))
-    model = make_model(config.model, source.num_classes, remat=config.remat)
+    model = make_model(config.model, _probed_classes(source), remat=config.remat)
     task = make_task(config, model, source)
     examine = _make_examine(config, model, source)
     measure = _make_measure(config, model, source, load)
@@ -124,12 +124,17 @@ def make_task(config, model, source) -> train.Task:
         num_steps=num_steps,
         meta={
             "config": config.to_dict(),
-            "num_classes": source.num_classes,
+            "num_classes": _probed_classes(source),
             "class_names": list(source.class_names),
             "value_range": source.value_range,
             "source": pretrained.source_of(config),
         },
     )
+
+
+def _probed_classes(source) -> int:
+    """Classes of the linear probe beside the training; 0, none, where some images have no label."""
+    return source.num_classes if getattr(source, "labels", np.zeros(1)).min() >= 0 else 0
 
 
 def check_batch(config, num_examples: int) -> None:
@@ -263,14 +268,19 @@ def _make_measure(config, model, source, load):
         source = load(config.dataset, "probe")
     if not source.num_classes:
         return None
-    held_out = load(config.dataset, "eval")
-    if not held_out.num_classes:
-        return None
+    if config.dataset.labels:
+        held_out = supervised.judged_on(config, partial(load, config.dataset))
+        source = source if held_out else load(config.dataset, "all")
+    else:
+        held_out = load(config.dataset, "eval")
+        if not held_out.num_classes:
+            return None
     sources = [
         datasets.sample(_labelled(of), config.evaluate.max_examples, seed=config.seed)
         for of in (source, held_out)
+        if of
     ]
-    if all(isinstance(of, datasets.Source) for of in sources):
+    if len(sources) == 2 and all(isinstance(of, datasets.Source) for of in sources):
         for note in probes.notes(*(of.labels for of in sources), labels_per_class=config.labels_per_class):
             report.say(f"note: {note}")
     extract = features.make_extract(model)
@@ -288,28 +298,25 @@ def _make_measure(config, model, source, load):
     def measure(variables, only_knn=False):
         if variables is not None:
             variables = {name: variables[name] for name in ("params", "batch_stats")}
-        pair = [features_of(variables, of) for of in sources]
-        scores = {"knn_accuracy": probes.knn_accuracy(*pair)}
+        found = [features_of(variables, of) for of in sources]
+        few = partial(probes.few_label_accuracy, labels_per_class=config.labels_per_class)
+        scores = {"knn_accuracy": probes.knn_accuracy}
         if not only_knn:
-            scores["linear_accuracy"] = probes.linear_accuracy(*pair)
-            scores["few_label_accuracy"] = probes.few_label_accuracy(
-                *pair, labels_per_class=config.labels_per_class
-            )
-        return scores
+            scores |= {"linear_accuracy": probes.linear_accuracy, "few_label_accuracy": few}
+        if len(found) == 1:
+            return {name: probes.cross_validated(score, *found) for name, score in scores.items()}
+        return {name: score(*found) for name, score in scores.items()}
 
     return measure
 
 
 def _labelled(source):
-    """The examples with a label, where that is known before they are read."""
     from simclr_jax.data import datasets
 
-    if isinstance(source, datasets.Stream) or (source.labels >= 0).all():
-        return source
-    rows = np.flatnonzero(source.labels >= 0)
-    if not len(rows):
+    found = datasets.labelled(source)
+    if not found.num_examples:
         raise _unlabelled(source)
-    return datasets.subset(source, rows)
+    return found
 
 
 def _unlabelled(source):

@@ -1,9 +1,21 @@
-"""scikit-learn's handwritten digits, 8 x 8 pixels: four fifths to train on, one to be held out."""
+"""scikit-learn's handwritten digits, 8 x 8 pixels: four fifths to train on, one to be held out.
+
+    python -m simclr_jax.data.sources.digits FOLDER
+
+writes them as PNG files without labels, to try out what is for folders of one's own: FOLDER/photos has
+those to train on, FOLDER/new the others. What each shows is in its name alone, as 7 in photos/0042-7.png.
+"""
+
+import argparse
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from simclr_jax import errors, files
+from simclr_jax.console import shown
 from simclr_jax.data.datasets import Source
+from simclr_jax.errors import UserError
 
 
 def load(split: str) -> Source:
@@ -24,3 +36,24 @@ def load(split: str) -> Source:
     labels = digits.target[rows].astype(np.int32)
     source = Source(f"digits ({split})", len(rows), 10, tf.identity, images[rows], labels)
     return source._replace(class_names=tuple("0123456789"))
+
+
+def main(argv: list[str]) -> None:
+    from PIL import Image
+
+    parser = argparse.ArgumentParser(description="Writes scikit-learn's handwritten digits as PNG files.")
+    parser.add_argument("folder", type=Path, help="where to write photos/ and new/")
+    folder = parser.parse_args(argv).folder
+    for split, name in (("train", "photos"), ("eval", "new")):
+        if (folder / name).exists():
+            raise UserError(f"{shown(folder / name)} exists already: choose another folder, or remove it")
+        with files.storage(folder):
+            (folder / name).mkdir(parents=True)
+        source = load(split)
+        for row, (image, label) in enumerate(zip(source.records, source.labels)):
+            Image.fromarray(image).save(folder / name / f"{row:04d}-{label}.png")
+        print(f"{shown(folder / name)}: {source.num_examples} images", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)

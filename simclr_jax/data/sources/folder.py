@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -19,15 +20,17 @@ from etils import epath
 from simclr_jax.console import shown
 from simclr_jax.data import CORES
 from simclr_jax.data import decode as pictures
+from simclr_jax.data import labels as label_files
 from simclr_jax.data.datasets import Lost, Source, reason, too_many_lost
 from simclr_jax.data.decode import MAX_PIXELS, decode, decode_bytes  # noqa: F401
 from simclr_jax.errors import UserError
-from simclr_jax.files import StorageError, set_aside, storage, write_json
+from simclr_jax.files import StorageError, exists, set_aside, storage, write_json
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 _TRAIN_FOLDERS = ("train", "training")
 _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
+_LISTS = ("train", "eval", "left")  # of images.json
 _HELD_OUT = 0.1
 _DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras: what is told of a folder of 16-bit files
 _KINDS = {
@@ -40,7 +43,7 @@ _KINDS = {
 
 
 def load(config, split: str, *, seed: int, workdir=None) -> Source:
-    """The images of 'train' or 'eval'; see `datasets.load`."""
+    """The images of 'train', 'eval' or 'all'; see `datasets.load`."""
     ends = config.value_range
     if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 65535):
         raise UserError(
@@ -53,11 +56,14 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         seed=seed if config.split_seed is None else config.split_seed,
         workdir=workdir,
         classes=config.classes,
+        labels=config.labels and os.path.expanduser(config.labels),
+        whole=split == "all",
         max_pixels=config.max_pixels,
         value_range=ends,
     )
     # A single image is for training, or for its features: then nothing is held out.
-    names, labels = zip(*listed[split]) if listed[split] else ((), ())
+    chosen = listed[split] if split != "all" else sorted(itertools.chain(*map(listed.get, _LISTS)))
+    names, labels = zip(*chosen) if chosen else ((), ())
     labels = np.asarray(labels, np.int32)
     paths = np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object)
     found = len(listed["classes"])
@@ -68,10 +74,12 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
             "--config.dataset.num_classes, or set --config.dataset.classes=False for no labels"
         )
     value_range = listed["value_range"] and tuple(ends or listed["value_range"])
+    unknown = (labels < 0).any() and not config.labels  # by a file of labels, some are expected to be
+    where = shown(path) if split == "all" else f"{shown(path)} ({split})"
     source = Source(
-        name=f"{shown(path)} ({split})",
+        name=where,
         num_examples=len(names),
-        num_classes=0 if (labels < 0).any() or not len(labels) else config.num_classes or found,
+        num_classes=0 if unknown or not len(labels) else config.num_classes or found,
         decode=functools.partial(
             decode, value_range=value_range or pictures.FULL_RANGE, max_pixels=config.max_pixels
         ),
@@ -80,7 +88,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
-        lost=Lost(f"{shown(path)} ({split})", len(names)),
+        lost=Lost(where, len(names)),
     )
     vanished = set(listed["lost"]).intersection(names)
     if vanished:
@@ -88,7 +96,17 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
     return source
 
 
-def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, value_range=None) -> dict:
+def catalogue(
+    path,
+    *,
+    seed,
+    workdir=None,
+    classes=True,
+    labels=None,
+    whole=False,
+    max_pixels=MAX_PIXELS,
+    value_range=None,
+) -> dict:
     """Lists the images of a folder that can be decoded, and says what it took for what.
 
     `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits. Else
@@ -102,17 +120,21 @@ def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, 
         workdir: keeps the answer in images.json, which the next start reads instead: it does not decode
             again, and no index moves when files are added. A damaged one is set aside and made anew.
         classes: False: no labels, and what lies beside `train/` is trained on too.
+        labels: CSV file of labels, see `data.labels`; it wins over sub-folders. Its labels are kept with the
+            list: that it has changed since is an error, that it has gone is none.
+        whole: says nothing of splits, since all images are wanted.
         max_pixels: larger images are refused by their header.
         value_range: of images of 16 bits, what becomes black and white; None: 0 and the highest value of as
             many bits (8, 10, 12, 14 or 16) as the images of the folder use.
 
     Returns:
-        {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same,
-        'value_range': [low, high], or None without images of 16 bits, 'lost': [name] of images.json that are
-        no longer there}.
+        {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval' and 'left', what is
+        in neither: the same, 'value_range': [low, high], or None without images of 16 bits, 'lost': [name] of
+        images.json that are no longer there}.
 
     Raises:
-        UserError: no folder, no images, unreadable, or too many files of images.json have vanished.
+        UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
+            of images.json have vanished.
     """
     if not path:
         raise UserError(
@@ -122,6 +144,11 @@ def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, 
     listing = epath.Path(workdir) / "images.json" if workdir else None
     files, ignored = _walk(path)
     if listed := listing and _read(listing, path):
+        if labels and exists(labels) and _relabelled(listed, labels, path)[0] != listed:
+            raise UserError(
+                f"dataset.labels={shown(labels)} has changed since {shown(listing)} was made: start with a "
+                "new --workdir"
+            )
         return listed | {"lost": _vanished(listed, files, listing, path)}
 
     where = f"dataset.path='{shown(path)}'"
@@ -146,15 +173,19 @@ def catalogue(path, *, seed, workdir=None, classes=True, max_pixels=MAX_PIXELS, 
         reasons = [f"{_some(corrupt)}; check that they open in an image viewer"] if corrupt else []
         reasons += [f"{refusal}; {raise_it}"] if large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(reasons)}")
-    listed, notes = _assign(path, good, seed, classes)
-    left_out = len(good) > len(listed["train"]) + len(listed["eval"])
+    listed, on_splits, notes = _assign(path, good, seed, classes and not labels, strict=not whole)
     listed["value_range"] = _value_range(looked.values(), value_range)
+    if labels:
+        listed, notes = _relabelled(listed, labels, path)
     parts = [
-        f"{len(listed['train'])} training and {len(listed['eval'])} validation images, "
-        f"{len(listed['classes']) or 'no'} classes",
-        f"ignored {_count(ignored)}" + (" else" if not ignored and left_out else ""),
+        _images(len(good))
+        if whole
+        else f"{len(listed['train'])} training and {len(listed['eval'])} validation images",
+        f"ignored {_count(ignored)}" + (" else" if not ignored and listed["left"] and not whole else ""),
         f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_some(corrupt)}",
     ]
+    parts[0] += f", {len(listed['classes']) or 'no'} classes"
+    notes = notes if whole else on_splits + notes
     if large:
         notes.append(f"refused {refusal}; {raise_it}")
     if ignored["symbolic links"]:
@@ -191,14 +222,15 @@ def _read(listing, path):
             "it is a folder" if isinstance(error, IsADirectoryError) else f"{type(error).__name__}: {error}"
         )
     if fault is None:
-        names = [name for split in ("train", "eval") for name, _ in listed[split]]
+        listed = {"value_range": None, "left": []} | listed
+        names = [name for split in _LISTS for name, _ in listed[split]]
         outside = [name for name in names if name.startswith("/") or "://" in name or ".." in name.split("/")]
         if outside:
             raise UserError(
                 f"{shown(listing)}: {_some(outside)}: not inside of {shown(path)}; "
                 "move the file away, and it is made anew"
             )
-        return {"value_range": None} | listed
+        return listed
     with suppress(StorageError):  # another process was first
         aside = set_aside(listing)
         print(
@@ -221,13 +253,13 @@ def _fault(listed):
         )
 
     if not isinstance(listed, dict) or not all(
-        isinstance(listed.get(key), list) for key in ("classes", "train", "eval")
+        isinstance(listed.get(key, [] if key == "left" else None), list) for key in ("classes", *_LISTS)
     ):
         return "lists of classes, train and eval are missing"
     if not all(isinstance(name, str) for name in listed["classes"]):
         return "class names are no text"
-    for split in ("train", "eval"):
-        if wrong := [entry for entry in listed[split] if not is_entry(entry)]:
+    for split in _LISTS:
+        if wrong := [entry for entry in listed.get(split, []) if not is_entry(entry)]:
             return f"{split} has {wrong[0]!r}"
     if not listed["train"]:
         return "there are no training images"
@@ -351,8 +383,29 @@ def _value_range(looked, wanted):
     return list(wanted or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits)))
 
 
-def _assign(path, files, seed, with_classes):
-    """Gives every file a split and a label; returns them, and notes on what was taken for what."""
+def _relabelled(listed, labels, path):
+    """The list with the labels of a CSV file in the place of its own, and notes on them."""
+    found = label_files.read(labels, (name for split in _LISTS for name, _ in listed[split]), path)
+    classes = sorted(set(found.values()))
+    numbers = {label: number for number, label in enumerate(classes)}
+    counts = collections.Counter(found.values())
+    each = f"{min(counts.values())} to {max(counts.values())}"
+    notes = [
+        f"labels: {len(found)} of {shown(labels)} in {len(classes)} classes, {each} each: {_some(classes)}; "
+        "images without a label are trained on without one"
+    ]
+    notes += [f"labels: {pair} are two classes" for pair in label_files.alike(classes)]
+    entries = {
+        split: [[name, numbers.get(found.get(name), -1)] for name, _ in listed[split]] for split in _LISTS
+    }
+    return listed | entries | {"classes": classes}, notes
+
+
+def _assign(path, files, seed, with_classes, strict):
+    """Gives every file a split and a label; returns them, notes on splits, and notes on classes.
+
+    `strict`: classes that only held-out images have are an error.
+    """
     tops = collections.Counter(name.split("/")[0] for name in files if "/" in name)
     named = {top.lower(): top for top in tops}
     train = next((named[name] for name in _TRAIN_FOLDERS if name in named), None)
@@ -401,7 +454,7 @@ def _assign(path, files, seed, with_classes):
     classes = _classes(whole, base) if with_classes else []
     if held_out and classes:
         unknown = sorted(set(_classes(validation, f"{held_out}/")).difference(classes))
-        if unknown:
+        if unknown and strict:
             raise UserError(
                 f"{shown(path)}/{shown(held_out)}/{shown(unknown[0])}: a class without images in "
                 f"{shown(path)}/{shown(train)}/; give both splits the same sub-folders, or set "
@@ -411,12 +464,13 @@ def _assign(path, files, seed, with_classes):
         "classes": classes,
         "train": _labelled(training, base, classes),
         "eval": _labelled(validation, f"{held_out}/" if held_out else base, classes),
+        "left": [[name, -1] for name in sorted(set(files).difference(training, validation))],
     }
-    notes.append(_on_classes(path, whole, base, classes, with_classes))
+    on_splits, notes = notes, [_on_classes(path, whole, base, classes, with_classes)]
     if classes and any(label < 0 for _, label in listed["eval"]):
         missing = sum(label < 0 for _, label in listed["eval"])
         notes.append(f"no labels in {shown(held_out)}/: {_images(missing)} there in no sub-folder of a class")
-    return listed, [note for note in notes if note]
+    return listed, on_splits, [note for note in notes if note]
 
 
 def _on_classes(path, files, base, classes, with_classes):

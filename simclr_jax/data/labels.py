@@ -1,0 +1,143 @@
+"""Labels by CSV, `--config.dataset.labels=FILE.csv`: a row for an image, with the columns `name` and `label`.
+
+As `simclr_jax.evaluation.suggest` writes it, and spreadsheets save it: more columns, rows without a label,
+semicolons or tabs for commas, a byte order mark.
+"""
+
+import csv
+import io
+import itertools
+import unicodedata
+from collections.abc import Iterable
+
+from etils import epath
+
+from simclr_jax.console import shown
+from simclr_jax.errors import UserError, few
+
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of what spreadsheets call Unicode text
+
+
+def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
+    """What the labelled images of a CSV file are.
+
+    Args:
+        path: of the file, local or gs://.
+        names: of all images that there are, relative to their folder.
+        where: that folder, for messages.
+        classes: how many there have to be.
+
+    Returns:
+        {name: label}, in the file's order, of the rows with a label.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, names an image that is not there, gives one two
+            labels, or has too few classes; it names the row.
+    """
+    known = _spellings(names)
+    found, rows = {}, {}
+    for row, name, label in _rows(path):
+        where_row = f"dataset.labels={shown(path)}, row {row}: {shown(name)!r}"
+        if not name and not label:
+            continue
+        image = known.get(_spelling(name))
+        if image is None:
+            raise UserError(
+                f"{where_row} is no image of {shown(where)}: write names relative to that folder, as in "
+                f"{shown(min(known.values()))!r}, or take the row out"
+            )
+        if not label:
+            continue
+        if found.get(image, label) != label:
+            raise UserError(
+                f"{where_row} is {shown(label)!r} here, but {shown(found[image])!r} in row {rows[image]}: "
+                "keep one of the two"
+            )
+        found[image], rows[image] = label, row
+    labels = set(found.values())
+    if not found:
+        raise UserError(
+            f"dataset.labels={shown(path)}: no row has a label: write what each image shows into the column "
+            "label"
+        )
+    if len(labels) < classes:
+        raise UserError(
+            f"dataset.labels={shown(path)}: {len(found)} labels, all {shown(labels.pop())!r}: expected at "
+            f"least {classes} classes; label images of another one, too"
+        )
+    return found
+
+
+def alike(classes: Iterable[str]) -> list[str]:
+    """Classes that differ in case or spaces alone, most likely by mistake, as 'cat and Cat'."""
+    by_form = {}
+    for name in sorted(classes):
+        by_form.setdefault("".join(name.casefold().split()), []).append(name)
+    return [" and ".join(map(repr, map(shown, same))) for same in by_form.values() if len(same) > 1]
+
+
+def _rows(path):
+    """Yields (number of the row in the file, name, label), both without spaces around them."""
+    text = _text(path)
+    header, _, _ = text.lstrip("\n").partition("\n")
+    delimiter = max(",;\t", key=header.count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns = None
+    for row in itertools.count(1):
+        try:
+            cells = [cell.strip() for cell in next(lines)]
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise UserError(
+                f"dataset.labels={shown(path)}, row {row}: {error}; save it as CSV again"
+            ) from None
+        if columns is None and any(cells):
+            titles = [cell.casefold() for cell in cells]
+            if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
+                raise UserError(
+                    f"dataset.labels={shown(path)}: its first row is {few(map(shown, cells))}: expected one "
+                    f"column {' and one '.join(missing)}, as in name,label"
+                )
+            columns = [titles.index(title) for title in ("name", "label")]
+        elif columns is not None:
+            name, label = (cells[column] if column < len(cells) else "" for column in columns)
+            yield row, name, label
+    if columns is None:
+        raise UserError(
+            f"dataset.labels={shown(path)} is empty: expected a row name,label and one for each image; "
+            "python -m simclr_jax.evaluation.suggest writes such a file"
+        )
+
+
+def _text(path):
+    try:
+        contents = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"dataset.labels={shown(path)} cannot be read ({error.strerror or error}): set "
+            "--config.dataset.labels to a CSV file with the columns name and label"
+        ) from None
+    try:
+        text = contents.decode(_MARKS.get(contents[:2], "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        row = contents[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"dataset.labels={shown(path)}, row {row} is no UTF-8: save it as 'CSV UTF-8', as spreadsheets "
+            "call it"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"dataset.labels={shown(path)} is no text: give a CSV file")
+    return text
+
+
+def _spellings(names):
+    """{how a CSV file may spell it: name}: with bytes that are no text escaped, as embeddings have them."""
+    return {_spelling(name.encode("utf-8", "backslashreplace").decode()): name for name in names} | {
+        _spelling(name): name for name in names
+    }
+
+
+def _spelling(name):
+    """A name in one form of Unicode, since file systems and spreadsheets differ, without a leading './'."""
+    return unicodedata.normalize("NFC", name.removeprefix("./"))

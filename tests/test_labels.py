@@ -1,0 +1,151 @@
+"""Labels by CSV: what spreadsheets write is read, and what is wrong is said with its row."""
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from test_datasets import config, write_folder
+
+from simclr_jax import supervised
+from simclr_jax.data import datasets, labels
+from simclr_jax.errors import UserError
+
+NAMES = ["a/1.png", "a/2.png", "b/3, big.png", "gr\u00fcn.png", "x\udcff.png"]
+
+
+def read(tmp_path, contents, **options):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    return labels.read(str(path), NAMES, "PHOTOS", **options)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_files_of_spreadsheets_are_read(tmp_path, delimiter, encoding, newline):
+    rows = [
+        ["Name ", "split", "LABEL"],
+        ["a/1.png", "all", "cat"],
+        ["", "", ""],
+        ['"b/3, big.png"', "all", '" a ""big"" dog; wet"'],
+        ["a/2.png", "all", " "],
+        ["./a/1.png", "all", "cat"],
+        ["gru\u0308n.png", "all", "\u00fc"],
+        ["x\\udcff.png", "all", "cat"],
+    ]
+    text = newline.join(delimiter.join(row) for row in rows)
+    assert read(tmp_path, text.encode(encoding)) == {
+        "a/1.png": "cat",
+        "b/3, big.png": 'a "big" dog; wet',
+        "gr\u00fcn.png": "\u00fc",
+        "x\udcff.png": "cat",
+    }
+
+
+@pytest.mark.parametrize(
+    "contents, told",
+    [
+        ("", "is empty: expected a row name,label"),
+        ("\n\n", "is empty"),
+        ("name,label\n", "no row has a label"),
+        ("name,label\na/1.png,\n", "no row has a label"),
+        ("file,label\na/1.png,cat\n", "its first row is file, label: expected one column name, as in name"),
+        ("name,label,label\na/1.png,cat,cat\n", "expected one column label"),
+        ("name,label\na/1.png,cat\nb/9.png,dog\n", "row 3: 'b/9.png' is no image of PHOTOS: .*'a/1.png'"),
+        ("name,label\na/1.png,cat\n,dog\n", "row 3: '' is no image"),
+        ("name,label\na/1.png,cat\n\na/1.png,dog\n", "row 4: 'a/1.png' is 'dog' here, but 'cat' in row 2"),
+        ("name,label\na/1.png,cat\na/2.png,cat\n", "2 labels, all 'cat': expected at least 2 classes"),
+        (b"name,label\na/1.png,\xe4\n", "row 2 is no UTF-8: save it as 'CSV UTF-8'"),
+        (b"\0\0\0", "is no text"),
+        ('name,label\n"a/1.png,cat\n', "row 2: unexpected end of data"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_with_its_row(tmp_path, contents, told):
+    with pytest.raises(UserError, match=f"dataset.labels=.*labels.csv.*{told}") as error:
+        read(tmp_path, contents)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read .*: set --config.dataset.labels to a CSV file"):
+            labels.read(str(path), NAMES, "PHOTOS")
+
+
+def test_one_class_may_be_enough(tmp_path):
+    assert read(tmp_path, "name,label\na/1.png,cat\n", classes=1) == {"a/1.png": "cat"}
+
+
+def test_classes_that_differ_in_case_or_spaces_are_told():
+    assert labels.alike(["cat", "Cat", "dog", "sea lion", "sealion"]) == [
+        "'Cat' and 'cat'",
+        "'sea lion' and 'sealion'",
+    ]
+
+
+def csv_of(path, rows):
+    path.write_text("name,label\n" + "".join(f"{name},{label}\n" for name, label in rows.items()))
+    return str(path)
+
+
+def load(root, split, **settings):
+    workdir = settings.pop("workdir", None)
+    settings = {"path": str(root)} | settings
+    return datasets.load(config("folder", **settings), split, seed=0, workdir=workdir)
+
+
+class TestFolder:
+    def test_labels_win_over_sub_folders_and_the_rest_has_none(self, tmp_path, capsys):
+        root = write_folder(tmp_path / "photos", [f"{kind}/{n}.png" for kind in "xy" for n in range(20)])
+        rows = {"x/3.png": "cat", "y/4.png": "dog", "y/5.png": "cat", "x/0.png": "ant"}
+        given = {"labels": csv_of(tmp_path / "labels.csv", rows)}
+        parts = {split: load(root, split, **given) for split in ("train", "eval", "all")}
+        for source in parts.values():
+            assert source.class_names == ("ant", "cat", "dog") and source.num_classes == 3
+            for name, label in zip(source.names, source.labels):
+                assert label == (source.class_names.index(rows[name]) if name in rows else -1)
+        assert parts["train"].num_examples + parts["eval"].num_examples == parts["all"].num_examples == 40
+        assert parts["all"].names.tolist() == sorted(parts["all"].names)
+        said = capsys.readouterr().out
+        assert "labels: 4 of" in said and "in 3 classes, 1 to 2 each: ant, cat, dog" in said
+        kept = datasets.labelled(parts["all"])
+        assert dict(zip(kept.names, (kept.class_names[label] for label in kept.labels))) == rows
+        plain = load(root, "train")
+        assert plain.names.tolist() == parts["train"].names.tolist()  # the split is the same without them
+
+    def test_a_changed_file_is_refused_and_a_lost_one_is_not_needed(self, tmp_path):
+        root, workdir = write_folder(tmp_path / "photos", [f"{n}.png" for n in range(20)]), tmp_path / "run"
+        path = csv_of(tmp_path / "labels.csv", {"3.png": "cat", "4.png": "dog"})
+        first = load(root, "all", labels=path, workdir=workdir)
+        again = load(root, "all", labels=path, workdir=workdir)
+        np.testing.assert_array_equal(first.labels, again.labels)
+        csv_of(tmp_path / "labels.csv", {"3.png": "cat", "4.png": "dog", "5.png": "dog"})
+        with pytest.raises(
+            UserError, match=r"labels.csv has changed since .*images.json was made: start with"
+        ):
+            load(root, "all", labels=path, workdir=workdir)
+        (tmp_path / "labels.csv").unlink()
+        again = load(root, "all", labels=path, workdir=workdir)
+        np.testing.assert_array_equal(first.labels, again.labels)
+
+    def test_all_holds_what_no_split_takes(self, tmp_path, capsys):
+        files = [
+            f"{place}/{kind}/{n}.png" for place in ("train", "val", "test") for kind in "ab" for n in "12"
+        ]
+        root = write_folder(tmp_path / "photos", [*files, "beside.png"])
+        whole = load(root, "all")
+        assert whole.names.tolist() == sorted([*files, "beside.png"]) and whole.num_classes == 0
+        labels = dict(zip(whole.names.tolist(), whole.labels.tolist()))
+        assert labels["train/b/1.png"] == labels["val/b/2.png"] == 1 and labels["beside.png"] == -1
+        assert "13 images, 2 classes" in capsys.readouterr().out
+
+    def test_few_labels_are_all_learnt_from_and_many_are_held_out(self, tmp_path):
+        root = write_folder(tmp_path / "photos", [f"{n:03d}.png" for n in range(300)])
+        task = tiny_config("linear_eval")
+        task.dataset.update(name="folder", path=str(root))
+        for count, few in ((39, True), (240, False)):
+            rows = {f"{n:03d}.png": "ab"[n % 2] for n in range(count)}
+            task.dataset.labels = csv_of(tmp_path / "labels.csv", rows)
+            source, held_out = supervised.load_labelled(task, tmp_path / f"run{count}")
+            assert (held_out is None) == few and source.labels.min() == 0
+            names = set(source.names) | set(() if few else held_out.names)
+            assert names == set(rows) and (few or not set(source.names) & set(held_out.names))

@@ -1,0 +1,165 @@
+"""What a classifier says of every image: rows in order, probabilities, and what labels tell of them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import run_task
+from etils import epath
+from PIL import Image
+from pyarrow import parquet
+from sklearn.datasets import load_digits
+
+import simclr_jax
+from simclr_jax import pretrained
+from simclr_jax.errors import UserError
+from simclr_jax.evaluation import parts
+
+pytestmark = pytest.mark.slow
+COUNT = 90
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Digits as files without labels, some of them labelled by CSV: `<row>-<digit>.png`."""
+    root = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    (root / "photos").mkdir()
+    lines = ["name,label"]
+    for row, (image, digit) in enumerate(zip(digits.images[:COUNT], digits.target)):
+        name = f"{row:03d}-{digit}.png"
+        Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(root / "photos" / name)
+        if row < 40 and digit < 3:
+            lines.append(f"{name},{['null', 'label', 'zwei'][digit]}")
+    (root / "labels.csv").write_text("\n".join(lines))
+    return root
+
+
+def of(photos, **settings):
+    return {"dataset.name": "folder", "dataset.path": str(photos / "photos"), **settings}
+
+
+@pytest.fixture(scope="module")
+def classifier(pretrained_run, photos, tmp_path_factory):
+    """The workdir of a linear classifier on those labels, and its summary."""
+    workdir = tmp_path_factory.mktemp("classifier") / "run"
+    settings = of(photos, **{"dataset.labels": str(photos / "labels.csv"), "num_steps": 3})
+    summary = run_task("linear_eval", workdir, pretrained=str(pretrained_run), **settings)
+    return workdir, summary
+
+
+@pytest.fixture(scope="module")
+def predicted(classifier, photos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("predicted")
+    summary = run_task("predict", workdir, pretrained=str(classifier[0]), **of(photos))
+    return workdir, summary
+
+
+def rows_in(workdir):
+    with open(workdir / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_few_labels_are_cross_validated_and_all_learnt_from(classifier, photos):
+    workdir, summary = classifier
+    count = len((photos / "labels.csv").read_text().splitlines()) - 1
+    assert summary["labels"] == count and summary["folds"] == 5 and 0 <= summary["top1"] <= 1
+    assert summary["top1_spread"] >= 0 and summary["top5"] == 1.0
+    assert sorted(path.name for path in workdir.glob("fold*")) == [f"fold{i}" for i in range(5)]
+    assert pretrained.read(workdir)[1]["class_names"] == ["label", "null", "zwei"]
+    assert simclr_jax.load(workdir).class_names == ("label", "null", "zwei")
+
+
+def test_every_image_has_a_row_in_order(classifier, predicted, photos):
+    workdir, summary = predicted
+    rows = rows_in(workdir)
+    assert summary["examples"] == COUNT and "top1" not in summary
+    assert list(rows[0]) == ["name", "label", "probability", "label (class)", "null", "zwei"]
+    assert [row["name"] for row in rows] == sorted(path.name for path in (photos / "photos").iterdir())
+    files = [photos / "photos" / row["name"] for row in rows]
+    images = [np.asarray(Image.open(path))[..., None] for path in files]
+    expected = simclr_jax.load(classifier[0]).predict(images)
+    found = np.array([[row[name] for name in list(row)[3:]] for row in rows], float)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    classes = np.array(["label", "null", "zwei"])
+    assert [row["label"] for row in rows] == classes[found.argmax(axis=1)].tolist()
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], found.max(axis=1))
+    table = parquet.read_table(workdir / "predictions.parquet")
+    assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
+    np.testing.assert_allclose(table["zwei"].to_numpy(), found[:, 2], atol=1e-6)
+    assert not (workdir / "parts").exists()
+
+
+def test_parts_and_stops_change_nothing(classifier, predicted, photos, tmp_path, monkeypatch):
+    write, written = parts._write, []
+
+    def stop_at_the_third(path, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, *rest)
+
+    settings = of(photos, examples_per_part=32)
+    monkeypatch.setattr(parts, "_write", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
+    monkeypatch.setattr(parts, "_write", write)
+    summary = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
+    assert (tmp_path / "predictions.csv").read_text() == (predicted[0] / "predictions.csv").read_text()
+    assert written == ["all-000000000.parquet", "all-000000032.parquet"]
+    again = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def test_labels_tell_accuracy_by_the_names_of_classes(classifier, photos, tmp_path):
+    for digit, name in enumerate(["null", "label", "seven"]):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for path in (photos / "photos").glob(f"*-{digit}.png"):
+            (tmp_path / "photos" / name / path.name).write_bytes(path.read_bytes())
+    summary = run_task("predict", tmp_path / "run", pretrained=str(classifier[0]), **of(tmp_path))
+    rows = rows_in(tmp_path / "run")
+    told = [(row["name"].split("/")[0], row["label"]) for row in rows if not row["name"].startswith("seven")]
+    assert summary["labelled"] == len(told) < len(rows)
+    assert summary["top1"] == pytest.approx(np.mean([one == other for one, other in told]))
+    classes = ["label", "null", "zwei"]
+    expected = [[told.count((true, said)) for said in classes] for true in classes]
+    assert summary["confusion"] == expected and expected[2] == [0, 0, 0]
+    shares = {name: row[i] / sum(row) for i, (name, row) in enumerate(zip(classes, expected)) if sum(row)}
+    assert summary["per_class"] == pytest.approx(shares) and list(shares) == ["label", "null"]
+    with Image.open(tmp_path / "run" / "confusion.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_examples_without_names_are_called_by_split_and_index(finetuned_run, tmp_path):
+    summary = run_task("predict", tmp_path, pretrained=str(finetuned_run), splits="eval")
+    rows = rows_in(tmp_path)
+    assert [row["name"] for row in rows] == [f"eval/{index}" for index in range(360)]
+    assert list(rows[0])[3:] == list("0123456789")
+    assert summary["labelled"] == 360
+    assert summary["top1"] == pytest.approx(np.trace(summary["confusion"]) / 360)
+
+
+def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predicted, tmp_path):
+    run = epath.Path(tmp_path / "run")
+    run.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / "run" / name).symlink_to(classifier[0] / name)
+    (run / "summary.json").write_text(json.dumps({"calibration_temperature": 0.25}))
+    summary = run_task("predict", tmp_path / "predicted", pretrained=str(run), **of(photos))
+    assert summary["calibration_temperature"] == 0.25
+
+    def probabilities(workdir):
+        return np.array([[row[name] for name in list(row)[3:]] for row in rows_in(workdir)], float)
+
+    odds = probabilities(predicted[0]) ** 4
+    expected = odds / odds.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(tmp_path / "predicted"), expected, rtol=1e-3)
+
+
+def test_a_network_without_a_classifier_is_refused(tmp_path, photos):
+    run = tmp_path / "run"
+    run_task("pretrain", run, num_steps=1, **of(photos, batch_size=64))
+    with pytest.raises(UserError, match="holds no classifier: give the workdir of a linear_eval, finetune"):
+        run_task("predict", tmp_path / "predicted", pretrained=str(run), **of(photos))
+    assert not (tmp_path / "predicted" / "parts").exists()

@@ -1,0 +1,146 @@
+"""What to label first: typical images of every cluster, in an order of which every beginning is good."""
+
+import csv
+
+import numpy as np
+import pyarrow
+import pytest
+from conftest import tiny_config
+from etils import epath
+from pyarrow import parquet
+
+from simclr_jax import workdirs
+from simclr_jax.errors import UserError
+from simclr_jax.evaluation import embedded, suggest
+
+NOBODY = np.array([], int)
+
+
+def blobs(sizes, *, spread=0.05, width=8, seed=0):
+    """Directions around as many axes, float32 [n, width], and whose each is."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.eye(width)[labels] + spread * rng.standard_normal((len(labels), width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def write_embedded(workdir, features, *, split="all", label=-1, names=None):
+    """A workdir of embed with these features."""
+    workdirs.save_config(workdir, tiny_config("embed", pretrained="RUN").to_dict())
+    count, width = features.shape
+    names = names or [f"{row}.png" for row in range(count)]
+    columns = {
+        "split": pyarrow.array(np.broadcast_to(split, count).tolist()),
+        "index": pyarrow.array(np.arange(count)),
+        "name": pyarrow.array(names),
+        "label": pyarrow.array(np.broadcast_to(label, count).astype(np.int32)),
+        "features": pyarrow.FixedSizeListArray.from_arrays(features.ravel(), width),
+    }
+    parquet.write_table(pyarrow.table(columns), workdir / "embeddings.parquet")
+    return workdir
+
+
+def rows_in(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_cluster_gives_its_most_typical_image_the_largest_first():
+    sizes = [40, 30, 60, 10, 20, 50, 15, 25, 35, 45]
+    features, labels = blobs(sizes, width=10)
+    middle = features[labels == 2].mean(axis=0)
+    features[3] = middle / np.linalg.norm(middle)  # of a cluster that it does not come from
+    chosen = suggest.typical(features, 10, NOBODY, 0)
+    assert chosen[0] == 3
+    np.testing.assert_array_equal(labels[chosen[1:]], np.argsort(sizes)[::-1][1:])
+
+
+@pytest.mark.parametrize("method", suggest.METHODS)
+def test_more_images_begin_with_the_fewer(method):
+    features, _ = blobs([50] * 6, spread=0.3)
+    most = suggest.METHODS[method](features, 70, NOBODY, 1)
+    assert len(set(most.tolist())) == 70
+    for count in (1, 7, 10, 33):
+        np.testing.assert_array_equal(suggest.METHODS[method](features, count, NOBODY, 1), most[:count])
+
+
+@pytest.mark.parametrize("method", ["typical", "coverage"])
+def test_what_is_labelled_is_not_suggested_nor_its_cluster(method):
+    features, labels = blobs([40] * 15, width=16)
+    labelled = np.flatnonzero(labels < 5)[::40]
+    chosen = suggest.METHODS[method](features, 10, labelled, 0)
+    assert set(labels[chosen]) == set(range(5, 15))
+    everything = suggest.METHODS[method](features, len(features) - len(labelled), labelled, 0)
+    assert set(everything) | set(labelled) == set(range(len(features)))
+
+
+def test_images_that_are_all_alike_are_suggested_too():
+    features = np.ones((12, 4), np.float32) / 2
+    assert set(suggest.typical(features, 12, NOBODY, 0)) == set(range(12))
+
+
+def test_the_file_has_names_in_order_and_goes_on_from_labels(tmp_path):
+    features, _ = blobs([30] * 5)
+    run = write_embedded(tmp_path / "run", features)
+    output = tmp_path / "labels.csv"
+    suggest.main([str(run), "--count=12", f"--output={output}"])
+    rows = rows_in(output)
+    assert list(rows[0]) == ["name", "label", "split", "index"] and len(rows) == 12
+    expected = suggest.typical(features, 12, NOBODY, 0)
+    assert [row["name"] for row in rows] == [f"{row}.png" for row in expected]
+    assert {row["label"] for row in rows} == {""} and rows[0]["split"] == "all"
+    with pytest.raises(
+        UserError, match=r"exists already: .* --labelled=.*labels.csv goes on from its labels"
+    ):
+        suggest.main([str(run), f"--output={output}"])
+
+    output.write_text("name,label\n7.png,a\n9.png,a\n3.png,\n")
+    suggest.main([str(run), "--count=4", f"--labelled={output}", f"--output={tmp_path}/more.csv"])
+    rows = rows_in(tmp_path / "more.csv")
+    assert [(row["name"], row["label"]) for row in rows[:2]] == [("7.png", "a"), ("9.png", "a")]
+    assert [row["label"] for row in rows[2:]] == [""] * 4
+
+
+def test_held_out_images_are_not_suggested_and_names_are_made_where_there_are_none(tmp_path):
+    features, _ = blobs([20, 20])
+    split = ["train"] * 30 + ["eval"] * 10
+    run = write_embedded(tmp_path / "run", features, split=split, names=[""] * 40)
+    suggest.main([str(run), "--count=30", f"--output={tmp_path}/labels.csv", "--method=random"])
+    rows = rows_in(tmp_path / "labels.csv")
+    assert {row["name"] for row in rows} == {f"train/{index}" for index in range(30)}
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--method=best"], "--method=best is unknown: choose one of typical, coverage, random"),
+        (["--count=0"], "--count=0: expected 1 to 40, the images without a label"),
+        (["--count=41"], "--count=41: expected 1 to 40"),
+        (["--seed=-1"], "--seed=-1: expected a whole number from 0"),
+        (["--labelled=none.csv"], "none.csv cannot be read"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, arguments, told):
+    run = write_embedded(tmp_path / "run", blobs([20, 20])[0])
+    with pytest.raises(UserError, match=told):
+        suggest.main([str(run), f"--output={tmp_path}/labels.csv", *arguments])
+    assert not (tmp_path / "labels.csv").exists()
+    with pytest.raises(UserError, match=r"holds no config.json: give the workdir of a run"):
+        suggest.main([str(tmp_path / "nothing")])
+
+
+def test_features_beyond_the_memory_are_taken_to_fewer_dimensions(tmp_path, monkeypatch):
+    features, labels = blobs([50] * 4, width=64)
+    run = write_embedded(tmp_path / "run", 3 * features)
+    whole = embedded.load(run)
+    np.testing.assert_allclose(whole.features, features, atol=1e-6)
+    assert whole.basis is None and whole.run == epath.Path("RUN")
+    monkeypatch.setattr(embedded, "ELEMENTS", 1000)
+    monkeypatch.setattr(embedded, "DIMENSIONS", 6)
+    few = embedded.load(run)
+    assert few.features.shape == (200, 6) and few.basis.shape == (64, 6)
+    np.testing.assert_allclose(np.linalg.norm(few.features, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(embedded.directions(5 * features, few.basis), few.features, atol=1e-5)
+    similar = few.features @ few.features.T
+    same = labels[:, None] == labels
+    assert similar[same].min() > similar[~same].max()
