@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from pyarrow import parquet
 
-from simclr_jax import files, pretrained, runs, shipped, workdirs
+from simclr_jax import checkpoint, files, pretrained, runs, shipped, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
 
@@ -27,7 +27,8 @@ class Embedded(NamedTuple):
       split, index, labels: [n]; labels are -1 where there is none.
       class_names: where they are known.
       run: the workdir whose network made the features.
-      config: of that run.
+      files: that of embed, where they lie.
+      config: of embed.
     """
 
     features: np.ndarray
@@ -38,6 +39,7 @@ class Embedded(NamedTuple):
     labels: np.ndarray
     class_names: tuple[str, ...]
     run: epath.Path
+    files: epath.Path
     config: ConfigDict
 
 
@@ -54,7 +56,8 @@ def load(run) -> Embedded:
     config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
     if not (run / "embeddings.parquet").exists():
         config = shipped.base().embed(config.copy_and_resolve_references())
-        config.pretrained = str(run)
+        if checkpoint.steps_in(run):  # runs that train none, as of predict, take that of another
+            config.pretrained = str(run)
         pretrained.adopt(config, given={})
         run = run / "embed"
         if not (run / "embeddings.parquet").exists():
@@ -87,6 +90,7 @@ def _read(path, config):
         np.array(known["label"]),
         tuple(names),
         epath.Path(config.pretrained),
+        path.parent,
         config,
     )
 

@@ -38,14 +38,19 @@ class Parts(NamedTuple):
         return sum(source.num_examples for source in self.sources.values())
 
 
+def splits(config) -> list[str]:
+    """What `config.splits` names, by default all of a folder, else training and held-out images."""
+    whole = "all" if config.dataset.name == "folder" else "train+eval"
+    return (config.splits or whole).split("+")
+
+
 def plan(config, workdir, result: str) -> Parts:
-    """Opens what `config.splits` names, by default all of a folder, else training and held-out images."""
+    """Opens the splits of a run of embed or predict, to make `result`, the name of a file, of them."""
     from simclr_jax.data import datasets
 
-    whole = "all" if config.dataset.name == "folder" else "train+eval"
     sources = {
         split: datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
-        for split in (config.splits or whole).split("+")
+        for split in splits(config)
     }
     for split, source in sources.items():
         processes.agree(f"{split} split", datasets.fingerprint(source))

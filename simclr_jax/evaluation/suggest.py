@@ -86,12 +86,12 @@ def typical(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -
     unknown[labelled] = False
     while len(chosen) < count:
         size = _step(len(chosen))
-        clusters = _clusters(features, min(len(labelled) + len(chosen) + size, len(features)), seed)
-        covered = set(clusters[labelled]) | set(clusters[chosen])
-        sizes = np.bincount(clusters)
+        found = clusters(features, min(len(labelled) + len(chosen) + size, len(features)), seed)
+        covered = set(found[labelled]) | set(found[chosen])
+        sizes = np.bincount(found)
         order = [cluster for cluster in np.argsort(-sizes, kind="stable") if cluster not in covered]
         for cluster in order[: min(size, count - len(chosen))]:
-            members = np.flatnonzero(clusters == cluster)
+            members = np.flatnonzero(found == cluster)
             chosen.append(_most_typical(features, members, seed))
         if not order:  # clusters that are empty
             rest = np.setdiff1d(np.flatnonzero(unknown), chosen)
@@ -106,8 +106,8 @@ def _step(done):
     return max(10, done // 2)
 
 
-def _clusters(features, count, seed):
-    """The cluster of every image, int [n]."""
+def clusters(features, count, seed):
+    """The cluster of every image, int [n], of `count` by k-means; features are float32 [n, d]."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 

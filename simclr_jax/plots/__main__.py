@@ -1,4 +1,8 @@
-"""Pictures of a run: `python -m simclr_jax.plots RUN` reads its files and writes `RUN/plots/*.png`."""
+"""Pictures of a run: `python -m simclr_jax.plots RUN` reads its files and writes `RUN/plots/*.png`.
+
+And `RUN/plots/index.html`, a page to look at all of its images, to label some, and to see what is predicted
+of others, by the newest run of predict in a folder of RUN.
+"""
 
 import argparse
 from pathlib import Path
@@ -8,7 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import errors, files, report, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
-from simclr_jax.plots import board, figures
+from simclr_jax.plots import board, figures, page
 from simclr_jax.tasks import pretrain
 
 
@@ -45,19 +49,28 @@ def figures_of(run: Path):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="workdir of a run")
     run = parser.parse_args(argv).run
-    if not (run / "metrics.jsonl").exists():
+    logged = (run / "metrics.jsonl").exists()
+    if not logged and not any(
+        (run / name).exists() for name in ("embeddings.parquet", "predictions.parquet")
+    ):
         raise UserError(
             f"{shown(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
         )
     with files.storage(run):
         (run / "plots").mkdir(exist_ok=True)
-    for name, figure in figures_of(run):
+    drawn = {}
+    for name, figure in figures_of(run) if logged else ():
         path = run / "plots" / f"{name}.png"
         figure.savefig(path, dpi=150)
+        drawn[name] = figure
         print(shown(path), flush=True)
+    if workdirs.read_config(run)["dataset"]["name"] != "arrays":
+        print(shown(page.write(run, drawn.get("views"))), flush=True)
 
 
 if __name__ == "__main__":

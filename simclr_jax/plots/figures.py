@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
 CLASSES += ["#92dadd"]
+UNLABELLED = "#d0d0d0"
 
-_ACCURACIES = {
+ACCURACIES = {
     "contrastive_accuracy": ("positive found in the batch", GREY),
     "probe_accuracy": ("online linear probe (training views)", ORANGE),
     "knn_accuracy": ("nearest neighbours (held out)", GREEN),
@@ -16,7 +17,7 @@ _ACCURACIES = {
     "agreement": ("agreement with the teacher (training views)", ORANGE),
     "top1": ("top-1 (held out)", GREEN),
 }
-_HEALTH = {
+HEALTH = {
     "effective_rank": "effective rank\n(higher: more dimensions in use)",
     "uniformity": "uniformity\n(lower: images spread out)",
     "alignment": "alignment\n(lower: views stay near)",
@@ -41,7 +42,7 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
     steps = [line for line in log if "loss" in line]  # before the first one there is none
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=BLUE)
     left.set(xlabel="step", ylabel=loss_name, title="Loss")
-    for name, (label, color) in _ACCURACIES.items():
+    for name, (label, color) in ACCURACIES.items():
         points = [(line["step"], line[name]) for line in log if name in line]
         if points:
             marker = "o" if "held out" in label else None
@@ -57,8 +58,8 @@ def health(log: list[dict[str, float]]) -> Figure:
     Args:
       log: those lines of `metrics.jsonl` that tell of it.
     """
-    figure, axes = _subplots(1, len(_HEALTH), figsize=(11, 3))
-    for cell, (name, label) in zip(axes, _HEALTH.items()):
+    figure, axes = _subplots(1, len(HEALTH), figsize=(11, 3))
+    for cell, (name, label) in zip(axes, HEALTH.items()):
         for space, color, marker in (("features", BLUE, "o"), ("projection", ORANGE, "s")):
             points = [(line["step"], line[f"{space}_{name}"]) for line in log]
             cell.plot(*zip(*points), color=color, marker=marker, markersize=4, label=space)

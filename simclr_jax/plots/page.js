@@ -1,0 +1,121 @@
+// What the page does beside Bokeh's plots: images by their rows in one sprite, and labels by keys.
+const $ = (id) => document.getElementById(id);
+const { images, sprite } = DATA;
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+function told(row) {
+  const parts = [images.names[row]];
+  if (images.labels[row] >= 0) parts.push(DATA.classes[images.labels[row]]);
+  if (images.predicted.length && images.predicted[row] >= 0) parts.push("predicted: " + DATA.predicted[images.predicted[row]]);
+  return parts.join(" · ");
+}
+
+// A thumbnail, cut out of the sprite; a click shows the image and its neighbours.
+function thumb(row, caption, scale = 1) {
+  const side = sprite.size * scale;
+  const x = (row % sprite.columns) * side, y = Math.floor(row / sprite.columns) * side;
+  const picture = make("div", { className: "thumb", title: told(row), onclick: () => show(row) });
+  Object.assign(picture.style, {
+    width: side + "px", height: side + "px", backgroundPosition: `-${x}px -${y}px`,
+    backgroundSize: sprite.columns * side + "px auto",
+  });
+  const figure = make("figure", {}, picture, make("figcaption", { textContent: caption ?? "" }));
+  figure.style.width = Math.max(side, 56) + "px";
+  return figure;
+}
+
+// The image at a point of the map, and those nearest to it.
+function show(row) {
+  if (row === undefined || !$("panel")) return;
+  const near = images.nearest[row].map((other, place) => thumb(other, images.similar[row][place].toFixed(3)));
+  $("panel").replaceChildren(
+    thumb(row, told(row), Math.max(1, Math.round(128 / sprite.size))),
+    make("p", { textContent: "Its nearest images, and their similarity:" }),
+    make("div", { className: "rows" }, ...near),
+  );
+  $("panel").dataset.row = row;
+}
+
+function colourBy(choice) {
+  const points = Bokeh.documents[0].get_model_by_name("points");
+  points.data.colour = points.data[choice];
+  points.change.emit();
+}
+
+if ($("colour")) $("colour").onchange = (event) => colourBy(event.target.value);
+if ($("panel")) show(0);
+for (const group of DATA.duplicates)
+  $("duplicate-groups").append(
+    make("div", { className: "group" }, ...group.map((row) => thumb(row, images.names[row]))),
+  );
+for (const row of DATA.outliers) $("outlier-rows").append(thumb(row, images.names[row]));
+for (const doubt of DATA.doubts) {
+  const caption = make("figcaption", { textContent: `${doubt.name}: ${doubt.told}` });
+  const figure = make("figure", {}, make("img", { src: doubt.url, alt: doubt.name }), caption);
+  figure.style.width = "112px";
+  $("doubt-rows").append(figure);
+}
+
+// Labels: kept in the browser under the run and the suggested images, so that a reload loses none.
+if ($("labels")) {
+  const key = "simclr-labels-" + DATA.id;
+  const state = { classes: "", labels: {}, done: [], ...JSON.parse(localStorage.getItem(key) ?? "{}") };
+  const names = () => [...new Set(state.classes.split(",").map((name) => name.trim()).filter(Boolean))];
+  const next = () => DATA.suggested.findIndex((_, place) => !state.done.includes(place));
+
+  function answer(label) {
+    const place = next();
+    if (place < 0) return;
+    if (label !== null) state.labels[place] = label;
+    state.done.push(place);
+    draw();
+  }
+
+  function undo() {
+    delete state.labels[state.done.pop()];
+    draw();
+  }
+
+  function csv() {
+    const quoted = (text) => (/[",\n\r]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const rows = DATA.suggested.map((image, place) =>
+      [image.name, state.labels[place] ?? "", image.split, image.index].map(String).map(quoted).join(","),
+    );
+    return ["name,label,split,index", ...rows, ""].join("\n");
+  }
+
+  function draw() {
+    localStorage.setItem(key, JSON.stringify(state));
+    const place = next(), image = DATA.suggested[place];
+    $("large").hidden = !image;
+    if (image) Object.assign($("large"), { src: image.url, alt: image.name });
+    const count = Object.keys(state.labels).length;
+    $("progress").textContent =
+      `${count} of ${DATA.suggested.length} labelled` + (image ? `: ${image.name}` : ". Download them now.");
+    const buttons = names().map((name, number) =>
+      make("button", { textContent: (number < 9 ? number + 1 + "  " : "") + name, onclick: () => answer(name) }),
+    );
+    if (!buttons.length) buttons.push(make("em", { textContent: "Type the names of the classes first." }));
+    buttons.push(make("button", { textContent: "s  skip", onclick: () => answer(null) }));
+    buttons.push(make("button", { textContent: "u  undo", onclick: undo, disabled: !state.done.length }));
+    $("keys").replaceChildren(...buttons);
+    $("download").href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+  }
+
+  $("classes").value = state.classes;
+  $("classes").oninput = (event) => { state.classes = event.target.value; draw(); };
+  $("classes").onkeydown = (event) => { if (event.key === "Enter") event.target.blur(); };
+  document.addEventListener("keydown", (event) => {
+    if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) || event.ctrlKey || event.metaKey) return;
+    const name = /^[1-9]$/.test(event.key) ? names()[event.key - 1] : undefined;
+    if (name) answer(name);
+    else if (event.key === "s") answer(null);
+    else if (event.key === "u" || event.key === "Backspace") undo();
+  });
+  draw();
+}

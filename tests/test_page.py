@@ -1,0 +1,166 @@
+"""The page of a run, as a person uses it: in a browser, by mouse and keys, on a wide screen and a phone."""
+
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_task, tiny_config
+from PIL import Image
+from sklearn.datasets import load_digits
+from test_suggest import write_embedded
+
+from simclr_jax import workdirs
+from simclr_jax.plots import __main__ as plots
+from simclr_jax.plots import page
+
+pytestmark = pytest.mark.slow
+COUNT = 120
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+
+def name_of(row):
+    return f"{row:03d}, <b>&amp;{load_digits().target[row]}.png"  # names are text, whatever they look like
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir of embed with the pixels of digits as features, their files, and a page of them."""
+    root = tmp_path_factory.mktemp("page")
+    images = np.round(load_digits().images[:COUNT] * 255 / 16).astype(np.uint8)
+    (root / "photos").mkdir()
+    for row, image in enumerate(images):
+        Image.fromarray(image).save(root / "photos" / name_of(row))
+    features = images.reshape(COUNT, -1).astype(np.float32)
+    features[7] = features[3]
+    write_embedded(root / "run", features, names=[name_of(row) for row in range(COUNT)])
+    config = tiny_config("embed", **{"dataset.name": "folder", "dataset.path": str(root / "photos")})
+    config.pretrained = "RUN"
+    workdirs.save_config(root / "run", config.to_dict())
+    plots.main([str(root / "run")])
+    return root / "run"
+
+
+@pytest.fixture
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def open_page(context, run):
+    """The page, and a list that gets what is wrong with it."""
+    opened, faults = context.new_page(), []
+    opened.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("request", lambda request: request.url.startswith("http") and faults.append(request.url))
+    opened.goto(f"file://{run}/plots/index.html")
+    opened.wait_for_function("Bokeh.documents.length && Bokeh.documents[0].is_idle")
+    return opened, faults
+
+
+def place_of(opened, row):
+    """Where a point of the map is on the screen."""
+    opened.locator("#map").scroll_into_view_if_needed()
+    return opened.evaluate(
+        """(row) => {
+          const model = Bokeh.documents[0].get_model_by_name("map");
+          const points = Bokeh.documents[0].get_model_by_name("points");
+          const view = Bokeh.index.find_one(model);
+          const frame = view.canvas_view.el.getBoundingClientRect();
+          return [frame.x + view.frame.x_scale.compute(points.data.x[row]),
+                  frame.y + view.frame.y_scale.compute(points.data.y[row])];
+        }""",
+        row,
+    )
+
+
+def test_it_is_one_file_without_addresses(run):
+    text = (run / "plots" / "index.html").read_text()
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["']?(?!data:|#|")""", markup)
+    assert len(text) < 4_000_000 and "<b>&amp;" not in markup
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_point_shows_its_image_and_a_click_its_neighbours(run, browser, width):
+    opened, faults = open_page(browser.new_context(viewport={"width": width, "height": 900}), run)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    for row in (5, 60):
+        opened.mouse.move(0, 0)
+        opened.mouse.move(*place_of(opened, row))
+        opened.wait_for_function(f"document.getElementById('panel').dataset.row == {row}")
+        assert name_of(row) in opened.locator("#panel figcaption").first.inner_text()
+    opened.mouse.click(*place_of(opened, 60))
+    near = opened.evaluate("DATA.images.nearest[60]")
+    pixels = load_digits().images[:COUNT].reshape(COUNT, -1)
+    pixels[7] = pixels[3]
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+    similar = pixels @ pixels[60]
+    similar[60] = -1
+    np.testing.assert_allclose(np.sort(similar[near])[::-1], np.sort(similar)[::-1][: len(near)], atol=0.02)
+    opened.locator("#panel .rows .thumb").first.click()
+    assert int(opened.locator("#panel").get_attribute("data-row")) == near[0]
+    groups = opened.evaluate("DATA.duplicates")
+    assert [3, 7] in groups and opened.locator("#duplicate-groups .group").count() == len(groups)
+    assert opened.locator("#outlier-rows .thumb").count() == page.OUTLIERS
+    assert not faults
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
+    run, browser, pretrained_run, tmp_path, width
+):
+    context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+    opened, faults = open_page(context, run)
+    opened.locator("#classes").fill('low, "high" one')
+    opened.keyboard.press("Enter")
+
+    def shown():
+        return opened.locator("#large").get_attribute("alt")
+
+    def digit(name):
+        return int(name.removesuffix(".png")[-1])
+
+    given, order = {}, []
+    for step in range(10):
+        name = shown()
+        order.append(name)
+        if step == 4:
+            opened.keyboard.press("2")
+            assert shown() != name
+            opened.keyboard.press("u")  # it was the wrong one
+            assert shown() == name
+        if step == 6:
+            opened.keyboard.press("s")
+            continue
+        if step == 7:
+            opened.reload()  # which loses nothing
+            assert shown() == name and opened.locator("#classes").input_value() == 'low, "high" one'
+        if width < 600:
+            opened.locator("#keys button").nth(int(digit(name) > 4)).click()
+        else:
+            opened.keyboard.press("12"[int(digit(name) > 4)])
+        given[name] = ["low", '"high" one'][int(digit(name) > 4)]
+    assert len(set(order)) == 10 and "9 of 50 labelled" in opened.locator("#progress").inner_text()
+    with opened.expect_download() as download:
+        opened.locator("#download").click()
+    assert download.value.suggested_filename == "labels.csv"
+    download.value.save_as(tmp_path / "labels.csv")
+    assert not faults
+    with open(tmp_path / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"]: row["label"] for row in rows if row["label"]} == given and len(rows) == 50
+    assert [row["name"] for row in rows[:10]] == order
+    if width > 600:
+        photos, labels = str(run.parent / "photos"), str(tmp_path / "labels.csv")
+        settings = {"dataset.name": "folder", "dataset.path": photos, "dataset.labels": labels}
+        workdir = tmp_path / "classifier"
+        assert run_task("transfer", workdir, pretrained=str(pretrained_run), **settings)["labels"] == 9
