@@ -6,7 +6,17 @@ import os
 import tempfile
 
 DEVICES = os.environ.setdefault("TEST_DEVICES", "8")  # other processes of tests may have fewer
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+# Most of what tests wait for is compilation, which takes a fifth of the time without optimisation.
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+UNOPTIMISED = "" if os.environ.get("TEST_OPTIMISED") else UNOPTIMISED
+
+
+def xla_flags(devices):
+    """`XLA_FLAGS` of a process of tests that sees so many devices."""
+    return f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}"
+
+
+os.environ["XLA_FLAGS"] = xla_flags(DEVICES)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and the processes that tests start, share one

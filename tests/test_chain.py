@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import xla_flags
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment():
-    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return os.environ | {"XLA_FLAGS": xla_flags(2)}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_chain(run, place, environment):
     assert summary == json.loads((place / "embed" / "summary.json").read_text())
     assert np.load(place / "embed" / "embeddings.npz")["features"].shape == (1797, 32)
 
-    for task in ("pretrain", "finetune", "distill"):
+    for task in ("pretrain", "finetune"):
         done = subprocess.run(
             [sys.executable, "-m", "simclr_jax.plots", str(place / task)],
             cwd=ROOT,
@@ -89,12 +90,13 @@ def test_chain(run, place, environment):
         )
         assert done.returncode == 0, done.stderr
     written = {path.stem for path in (place / "pretrain" / "plots").iterdir()}
-    assert written == {"curves", "views", "health", "neighbours", "map"}
+    assert written == {"curves", "views", "health", "neighbours", "map", "index"}
     assert {path.stem for path in (place / "finetune" / "plots").iterdir()} == {
         "curves",
         "few_labels",
         "neighbours",
         "map",
+        "index",
     }
     for path in place.glob("*/plots/*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import log_of
+from conftest import log_of, xla_flags
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def command(config, workdir, *arguments):
 
 def environment(devices=1):
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_PLATFORMS": "cpu",
     }
 

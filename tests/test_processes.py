@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import log_of, tiny_config
+from conftest import log_of, tiny_config, xla_flags
 
 from configs import digits
 from simclr_jax import checkpoint, processes, train, workdirs
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 def environment(devices):
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "TEST_DEVICES": str(devices),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }

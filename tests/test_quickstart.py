@@ -47,7 +47,7 @@ def holds(table):
 def test_its_cells_run_from_an_empty_folder_and_what_they_say_holds(tmp_path):
     code = "\n\n".join("".join(cell["source"]) for cell in RUN)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS")  # the eight devices of tests
+    environment.pop("XLA_FLAGS")  # eight devices, and no optimisation
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
