@@ -10,21 +10,32 @@ are taken as classes: the encoder never sees them, but they tell how good it is;
 `--config.dataset.classes=False` takes none. The start says what was taken for what, skipped and left out.
 
 With fewer than some ten thousand images start from published weights, as by
-`--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them.
+`--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them. From scratch, an
+afternoon on a laptop does this much (3,000 photographs of ten classes, 60 epochs, 24 minutes on 2 CPU cores,
+2026-11-26: nearest neighbours 45 % against 29 % on raw pixels, a linear classifier 45 % against 26 %):
+
+    --config.image_size=32 --config.batch_size=256 --config.num_epochs=60 \
+        --config.model.depth=8 --config.model.width=0.75 --config.model.stem=imagenet
 
 The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With
 more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help
 small folders most. Where colour tells images apart that are otherwise alike (stains, say), lower
 `--config.augment.color_jitter_strength`.
 
-Without labels, `python -m simclr_jax.plots RUN` shows whether the features are any good: their health over
-time, the nearest neighbours of some images and a map of all. The features themselves, as files:
+Then (docs/labels.md has this road with its figures) `python -m simclr_jax.plots RUN` draws a page, where to
+look at what was learnt and to label some images; or `python -m simclr_jax.evaluation.suggest RUN` writes
+which to label first, as a CSV file whose column `label` is filled in. A classifier from those labels, and
+what it says of other images:
 
-    python -m simclr_jax.main --config=configs/folder.py:embed --config.dataset.path=PHOTOS \
-        --config.pretrained=RUN --workdir=RUN/embed
+    python -m simclr_jax.main --config=configs/folder.py:finetune --config.dataset.path=PHOTOS \
+        --config.dataset.labels=labels.csv --config.pretrained=RUN --workdir=RUN/classifier
+    python -m simclr_jax.main --config=configs/folder.py:predict --config.dataset.path=NEW \
+        --config.pretrained=RUN/classifier --workdir=RUN/predicted
 
-With classes: linear_eval, knn, transfer, and finetune, by default with 10 labels a class and beside the same
-network from scratch; distill starts from a finetune run.
+Labels by sub-folders or by CSV serve linear_eval, knn and transfer as well; transfer, logistic regression on
+the features, is the fastest. All labels are used; with sub-folders `--config.labels_per_class=10
+--config.evaluate.compare=True` shows what so few are worth, with pretraining and without. distill starts from
+a finetune run, and `:embed` writes the features as files.
 """
 
 from configs import base

@@ -91,7 +91,8 @@ def test_folder_has_file_names_and_its_own_labels(pretrained_run, tmp_path):
     summary, arrays = embedded(pretrained_run, tmp_path / "run", **settings)
     assert summary["examples"] == 23
     listed = json.loads((tmp_path / "run" / "images.json").read_text())
-    expected = [[name, label] for split in ("train", "eval") for name, label in listed[split]]
+    expected = sorted([name, label] for split in ("train", "eval") for name, label in listed[split])
+    assert set(arrays["split"]) == {"all"} and arrays["class_names"].tolist() == ["b", "ä"]
     assert [[name, label] for name, label in zip(arrays["name"], arrays["label"])] == expected
     assert sorted(arrays["name"])[-1].startswith("ä/")
     assert len(np.unique(arrays["features"], axis=0)) == 23

@@ -128,7 +128,10 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
     labels = {"labels_per_class": 5, "draws": [{"top1": 0.9, "from_scratch_top1": 0.5}]}
     (run / "finetune" / "summary.json").write_text(json.dumps(labels))
     plots_main.main([str(run)])
-    written = capsys.readouterr().out.split()
+    *written, page = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{run}/plots")
+    ]
+    assert page.endswith("plots/index.html")
     names = ["curves", "views", "health", "scores", "few_labels", "neighbours", "map"]
     assert [path.rsplit("/")[-1] for path in written] == [f"{name}.png" for name in names]
     for path in written:

@@ -109,9 +109,8 @@ def load(config, split, *, seed, workdir=None) -> Source | Stream:
     Raises:
         UserError: unknown or unprepared dataset, unknown split, empty or changed folder.
     """
-    known = ("train", "eval", "probe", "validation", *(("all",) if config.name == "folder" else ()))
-    if split not in known:
-        raise UserError(f"split {split!r}: expected one of {', '.join(map(repr, known))}")
+    if split not in ("train", "eval", "probe", "validation") and (split, config.name) != ("all", "folder"):
+        raise UserError(f"split {split!r}: expected 'train', 'eval', 'probe' or 'validation'")
     wanted = config.num_examples if split == "train" else None
     if wanted is not None and wanted < 1:
         raise UserError(
