@@ -17,7 +17,7 @@ def load(path) -> "Encoder":
     path = os.path.expanduser(path)
     with errors.of_storage():
         files.check_reachable(path)
-        return Encoder(path, *pretrained.load_model(path))
+        return Encoder(path, *pretrained.load_model(path), pretrained.calibration_temperature(path))
 
 
 class Encoder:
@@ -34,12 +34,13 @@ class Encoder:
       class_names: of the classes, as far as they are known, in the order of `predict`'s columns.
     """
 
-    def __init__(self, path, model, variables: dict, meta: dict):
+    def __init__(self, path, model, variables: dict, meta: dict, temperature: float | None = None):
         self.config = ConfigDict(meta["config"])
         self.model = model
         self.variables = jax.device_put(variables)
         self.class_names = tuple(meta.get("class_names", ()))
         self._path, self._size = path, self.config.image_size
+        self._proportion, self._temperature = meta.get("proportion"), temperature or 1.0
         self._apply = jax.jit(model.apply)
 
     def __call__(self, images, batch_size: int = 256) -> np.ndarray:
@@ -63,7 +64,7 @@ class Encoder:
         return self._outputs(images, "projection", batch_size)
 
     def predict(self, images, batch_size: int = 256) -> np.ndarray:
-        """Probabilities of the classes, float32 [n, classes].
+        """Probabilities of the classes, float32 [n, classes], calibrated as those of the task predict.
 
         Raises:
           UserError: images of another kind; no classifier was trained.
@@ -73,7 +74,7 @@ class Encoder:
                 f"{shown(self._path)} has no classifier: give the workdir of a linear_eval, finetune or "
                 "distill run"
             )
-        return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size)))
+        return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size) / self._temperature))
 
     def _outputs(self, images, name, batch_size):
         if batch_size < 1:
@@ -93,7 +94,7 @@ class Encoder:
         if not checked:
             return np.zeros((0, self._size, self._size, 3), np.uint8)
         if any(image.shape[:2] != (self._size, self._size) for image in checked):
-            checked = list(_resized(checked, self._size))
+            checked = list(_resized(checked, self._size, self._proportion))
         if len({image.dtype for image in checked}) > 1:
             checked = [image / np.float32(255) if image.dtype == np.uint8 else image for image in checked]
         return np.stack(checked)
@@ -118,7 +119,7 @@ def _checked(image, name):
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _resized(images, size) -> Iterator[np.ndarray]:
+def _resized(images, size, proportion) -> Iterator[np.ndarray]:
     """The evaluation views of images, those of the size as they are."""
     try:
         from simclr_jax.data import pipeline
@@ -128,6 +129,7 @@ def _resized(images, size) -> Iterator[np.ndarray]:
             f"an image of {sizes[0][0]} x {sizes[0][1]} pixels has to be scaled to {size} x {size}, which "
             "needs TensorFlow: pip install tensorflow, or give images of that size"
         ) from None
-    others = pipeline.eval_views((image for image in images if image.shape[:2] != (size, size)), size)
+    unlike = (image for image in images if image.shape[:2] != (size, size))
+    others = pipeline.eval_views(unlike, size, proportion)
     for image in images:
         yield image if image.shape[:2] == (size, size) else next(others)

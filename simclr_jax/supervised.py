@@ -216,6 +216,7 @@ def top_k(scores: Features, k: int) -> float:
 
 def calibrated(scores: Features) -> dict[str, float]:
     """`calibration_temperature` for a summary; see `evaluation.calibration`."""
+    scores = probes.labelled(scores)
     found = calibration.temperature(scores.features, scores.labels)
     return {} if found is None else {"calibration_temperature": found}
 

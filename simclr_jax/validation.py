@@ -322,6 +322,7 @@ def _check_dataset(values, defaults, given, notes):
     if values.get("splits") is not None:
         known = ["train", "eval"]
         known += [split for split in ("probe", "validation") if values[f"dataset.{split}_split"]]
+        known += ["all"] if name == "folder" else []
         words = values["splits"].split("+")
         if not set(words) <= set(known) or len(set(words)) < len(words):
             raise UserError(

@@ -155,6 +155,8 @@ def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predict
     odds = probabilities(predicted[0]) ** 4
     expected = odds / odds.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities(tmp_path / "predicted"), expected, rtol=1e-3)
+    images = [np.asarray(Image.open(path))[..., None] for path in sorted((photos / "photos").iterdir())[:5]]
+    np.testing.assert_allclose(simclr_jax.load(run).predict(images), expected[:5], rtol=1e-3)
 
 
 def test_a_network_without_a_classifier_is_refused(tmp_path, photos):

@@ -119,10 +119,15 @@ def eval_batches(
     return _surviving_eval(source, view, np.arange(start, stop), -(-share // rows), rows)
 
 
-def eval_views(images: Iterable[np.ndarray], image_size: int) -> Iterator[np.ndarray]:
-    """What `eval_batches` makes of images in memory, uint8 or floats in [0, 1], each [h, w, 3]."""
+def eval_views(
+    images: Iterable[np.ndarray], image_size: int, proportion: float | None = None
+) -> Iterator[np.ndarray]:
+    """What `eval_batches` makes of images in memory, uint8 or floats in [0, 1], each [h, w, 3].
+
+    `proportion` is that of `augment.eval_view`.
+    """
     for image in images:
-        yield _to_uint8(augment.eval_view(image, image_size)).numpy()
+        yield _to_uint8(augment.eval_view(image, image_size, proportion=proportion)).numpy()
 
 
 def _rows(batch_size, process_count):

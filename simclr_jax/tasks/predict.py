@@ -76,7 +76,7 @@ def _class_names(meta, sources):
 
 
 def _numbers(classes, source):
-    """The classifier's number of every class of a dataset, -1 where it has none, int [classes + 1].
+    """The classifier's number of each class of a dataset, -1 where it has none, int [classes + 1].
 
     The last, -1, is that of no label.
     """
@@ -85,7 +85,8 @@ def _numbers(classes, source):
     strange = [name for name in theirs if name not in known]
     if strange:
         report.say(f"note: {source.name} has classes that the classifier does not know: {few(strange)}")
-    return np.array([known.get(name, -1) for name in theirs] + [-1])
+    unnamed = max(0, source.num_classes - len(theirs))
+    return np.array([known.get(name, -1) for name in theirs] + [-1] * (unnamed + 1))
 
 
 def _make_rows_of(config, model, variables, temperature, meta):
