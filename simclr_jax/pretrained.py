@@ -174,21 +174,12 @@ def make_extract(config, transform=None):
     The features are those of the projection layer `config.model.supervised_layer`, 0 being the encoder's own.
     `transform` is that of `pipeline.eval_batches`.
     """
-    from simclr_jax.data import pipeline
-
     model = make_model(config.model, 0, whole_projection=False)
     variables = parallel.replicate(load(config, model))
     extract = features.make_extract(model, layer=config.model.supervised_layer)
 
     def extract_source(source) -> Features:
-        batches = pipeline.eval_batches(
-            source,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            transform=transform,
-            **parallel.this_process(),
-        )
-        return extract(variables, batches)
+        return extract(variables, features.batches_of(config, source, transform=transform))
 
     return extract_source
 

@@ -117,7 +117,6 @@ def make_evaluate(config, model, source):
 
     The devices share every batch; rows that only fill the last ones are masked.
     """
-    from simclr_jax.data import pipeline
 
     def count(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
@@ -129,9 +128,7 @@ def make_evaluate(config, model, source):
 
     def evaluate(variables) -> dict[str, float]:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
-        held_out = pipeline.eval_batches(
-            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
-        )
+        held_out = features.batches_of(config, source)
         hits = [mapped(variables, batch) for batch in train.prefetch_to_devices(held_out)]
         hits = jax.device_get(hits)
         sums = {name: int(np.sum([hit[name] for hit in hits])) for name in hits[0]}
@@ -162,26 +159,23 @@ def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
     return chosen, rows
 
 
-def judged_on(config, load):
-    """The labelled ones of the held-out images; None where labels by CSV are too few to hold some out.
+def labelled_by_csv(load):
+    """All labelled images, and the held-out ones among them, of a folder with `dataset.labels`.
 
-    Then a cross-validation tells how good a classifier is, and the classifier learns from all of them.
-
-    Args:
-      config: of a task with `dataset.labels`.
-      load: split -> source.
+    The latter are None where labels are too few to hold some out. Then a cross-validation tells how good a
+    classifier is, and the classifier learns from all of them. `load` is split -> source.
     """
     from simclr_jax.data import datasets
 
     everything, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
     smallest = np.bincount(everything.labels, minlength=everything.num_classes).min()
     if smallest >= FEW and len(set(held_out.labels)) == everything.num_classes:
-        return held_out
+        return everything, held_out
     report.say_once(
         f"note: {everything.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
         f"them out, so accuracy is that of a cross-validation ({probes.FOLDS} folds)"
     )
-    return None
+    return everything, None
 
 
 def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
@@ -223,20 +217,16 @@ def calibrated(scores: Features) -> dict[str, float]:
 
 def make_logits(config, model, source):
     """Builds `logits(variables) -> Features`: logits and labels of `source`, or of some of many."""
-    from simclr_jax.data import datasets, pipeline
+    from simclr_jax.data import datasets
 
     source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
-
     mapped = features.make_map(
         lambda variables, batch: {"logits": model.apply(variables, batch["image"])["logits"]}
     )
 
     def logits(variables) -> Features:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
-        batches = pipeline.eval_batches(
-            source, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
-        )
-        rows = mapped(variables, batches)
+        rows = mapped(variables, features.batches_of(config, source))
         return Features(rows["logits"], rows["label"])
 
     return logits
@@ -246,7 +236,7 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     """Splits of the dataset, for a task that needs the labels of all of them.
 
     With `dataset.labels` they hold the labelled images alone. Where those are few, the first is of all of
-    them, and the others are None: see `judged_on`.
+    them, and the others are None: see `labelled_by_csv`.
 
     Raises:
       UserError: one has none.
@@ -254,12 +244,13 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     from simclr_jax.data import datasets
 
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
+    if config.dataset.labels:
+        everything, held_out = labelled_by_csv(load)
+        processes.agree("labels", datasets.fingerprint(everything))
+        return [everything, None] if held_out is None else [datasets.labelled(load("train")), held_out]
     sources = [load(split) for split in splits]
     for split, source in zip(splits, sources):
         processes.agree(f"{split} split", datasets.fingerprint(source))
-    if config.dataset.labels:
-        everything, held_out = datasets.labelled(load("all")), judged_on(config, load)
-        return [everything, None] if held_out is None else [datasets.labelled(sources[0]), held_out]
     for source in sources:
         if not source.num_classes:
             raise UserError(

@@ -48,6 +48,23 @@ def finetuned_run(pretrained_run, tmp_path_factory):
     return workdir
 
 
+def stop_at_part(monkeypatch, number):
+    """Interrupts the writing of this part of embed or predict, once; returns the names of what is written."""
+    from simclr_jax.evaluation import parts
+
+    write, written, stopped = parts._write, [], []
+
+    def write_or_stop(path, *rest):
+        if len(written) == number - 1 and not stopped:
+            stopped.append(path)
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, *rest)
+
+    monkeypatch.setattr(parts, "_write", write_or_stop)
+    return written
+
+
 def log_of(workdir):
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_task, tiny_config
+from conftest import run_task, stop_at_part, tiny_config
 from PIL import Image
 from pyarrow import parquet
 
@@ -57,19 +57,10 @@ def test_parts_do_not_change_a_byte_of_the_features(pretrained_run, in_one_part,
 
 
 def test_stopped_run_goes_on_behind_its_last_part(pretrained_run, in_one_part, tmp_path, monkeypatch):
-    write, written = parts._write, []
-
-    def stop_at_the_third(path, *rest):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        write(path, *rest)
-
-    monkeypatch.setattr(parts, "_write", stop_at_the_third)
+    written = stop_at_part(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         embedded(pretrained_run, tmp_path, examples_per_part=500)
     assert not (tmp_path / "embeddings.npz").exists()
-    monkeypatch.setattr(parts, "_write", lambda path, *rest: written.append(path.name) or write(path, *rest))
     _, arrays = embedded(pretrained_run, tmp_path, examples_per_part=500)
     assert written == [f"{split}-{start:09d}.parquet" for split, start in PARTS]
     # In batches of other neighbours a processor may round one number in fifty thousand otherwise.

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_task
+from conftest import run_task, stop_at_part
 from etils import epath
 from PIL import Image
 from pyarrow import parquet
@@ -14,7 +14,6 @@ from sklearn.datasets import load_digits
 import simclr_jax
 from simclr_jax import pretrained
 from simclr_jax.errors import UserError
-from simclr_jax.evaluation import parts
 
 pytestmark = pytest.mark.slow
 COUNT = 90
@@ -92,22 +91,13 @@ def test_every_image_has_a_row_in_order(classifier, predicted, photos):
 
 
 def test_parts_and_stops_change_nothing(classifier, predicted, photos, tmp_path, monkeypatch):
-    write, written = parts._write, []
-
-    def stop_at_the_third(path, *rest):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        write(path, *rest)
-
+    written = stop_at_part(monkeypatch, 3)
     settings = of(photos, examples_per_part=32)
-    monkeypatch.setattr(parts, "_write", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
-    monkeypatch.setattr(parts, "_write", write)
+    assert written == ["all-000000000.parquet", "all-000000032.parquet"]
     summary = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
     assert (tmp_path / "predictions.csv").read_text() == (predicted[0] / "predictions.csv").read_text()
-    assert written == ["all-000000000.parquet", "all-000000032.parquet"]
     again = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 

@@ -67,7 +67,7 @@ def test_imports_run_one_way():
         "processes.py": ("console", "errors", "stopping"),
         "profiling.py": ("console", "errors", "files"),
         "evaluation/calibration.py": (),
-        "evaluation/features.py": ("parallel",),
+        "evaluation/features.py": ("data", "parallel"),
         "evaluation/health.py": (),
         "evaluation/parts.py": ("data", "files", "parallel", "processes", "report", "workdirs"),
         "evaluation/probes.py": ("evaluation", "parallel"),

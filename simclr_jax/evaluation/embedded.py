@@ -4,6 +4,7 @@ import json
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 from etils import epath
 from ml_collections import ConfigDict
 from pyarrow import parquet
@@ -11,6 +12,7 @@ from pyarrow import parquet
 from simclr_jax import checkpoint, files, pretrained, runs, shipped, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation import parts
 
 ELEMENTS = 2**28  # numbers that are kept, 1 GiB: beyond it `DIMENSIONS` principal components
 DIMENSIONS = 256
@@ -70,7 +72,7 @@ def _read(path, config):
         table = parquet.ParquetFile(file)
         count, width = table.metadata.num_rows, table.schema_arrow.field("features").type.list_size
         names = json.loads((table.schema_arrow.metadata or {}).get(b"class_names", b"[]"))
-        known = table.read(["split", "index", "name", "label"]).to_pydict()
+        known = table.read(["split", "index", "name", "label"])
         basis = _components(table, count) if count * width > ELEMENTS else None
         features = np.empty((count, width if basis is None else DIMENSIONS), np.float32)
         row = 0
@@ -78,16 +80,13 @@ def _read(path, config):
             part = directions(_rows(batch), basis)
             features[row : row + len(part)] = part
             row += len(part)
-    called = [
-        name or f"{split}/{row}" for name, split, row in zip(known["name"], known["split"], known["index"])
-    ]
     return Embedded(
         features,
         basis,
-        called,
-        known["split"],
-        np.array(known["index"]),
-        np.array(known["label"]),
+        parts.names_in(known),
+        known["split"].to_pylist(),
+        parts.to_numpy(known["index"]),
+        parts.to_numpy(known["label"]),
         tuple(names),
         epath.Path(config.pretrained),
         path.parent,
@@ -112,5 +111,4 @@ def _components(table, count):
 
 
 def _rows(batch):
-    column = batch.column("features")
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    return parts.to_numpy(pyarrow.Table.from_batches([batch])["features"])

@@ -20,6 +20,14 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
+def batches_of(config, source, **options):
+    """`pipeline.eval_batches` as a task has them; `options` are its `transform` and its `seed`."""
+    from simclr_jax.data import pipeline
+
+    sizes = {"image_size": config.image_size, "batch_size": config.batch_size}
+    return pipeline.eval_batches(source, **sizes, **parallel.this_process(), **options)
+
+
 def make_extract(model, *, layer: int = 0):
     """Builds `extract(variables, batches) -> Features`; see `make_map` for the batches, with an `image`.
 

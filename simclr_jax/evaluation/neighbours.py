@@ -78,12 +78,12 @@ def duplicates(features: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarr
     rows = max(1, min(_BLOCK // count, count))
     some = np.random.default_rng(0).permutation(count)[:_SAMPLE]
     usual = np.concatenate(
-        [_to_others(features, some[start : start + rows]).max(axis=1) for start in range(0, len(some), rows)]
+        [to_others(features, some[start : start + rows]).max(axis=1) for start in range(0, len(some), rows)]
     )
     distance = share * np.median(np.sqrt(np.maximum(2 - 2 * usual, 0)))
     threshold = 1 - max(distance, 1e-3) ** 2 / 2  # identical images differ by what 32 bits round
     for start in range(0, count, rows):
-        similar = _to_others(features, np.arange(start, min(start + rows, count)))
+        similar = to_others(features, np.arange(start, min(start + rows, count)))
         best[start : start + rows] = similar.max(axis=1)
         one, other = np.nonzero(similar >= threshold)
         pairs.append(np.stack([one + start, other]))
@@ -97,10 +97,10 @@ def duplicates(features: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarr
     return groups, best, float(threshold)
 
 
-def _to_others(features, rows):
-    """Similarities of some images to all, [m, n], -1 to themselves."""
+def to_others(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Similarities of some images to all, [m, n], and -2 to themselves, below any."""
     similar = features[rows] @ features.T
-    similar[np.arange(len(rows)), rows] = -1
+    similar[np.arange(len(rows)), rows] = -2
     return similar
 
 

@@ -109,6 +109,12 @@ def read_table(path) -> pyarrow.Table:
         return parquet.read_table(file)
 
 
+def names_in(table: pyarrow.Table) -> list[str]:
+    """What images are called: by their files, or `<split>/<index>` where they have none."""
+    columns = (table[name].to_pylist() for name in ("name", "split", "index"))
+    return [name or f"{split}/{index}" for name, split, index in zip(*columns)]
+
+
 def to_numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
     """A column of numbers, [n], or of rows of them, [n, w]."""
     array = column.combine_chunks()

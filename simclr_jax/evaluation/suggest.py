@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
             "on from its labels"
         )
     found = embedded.load(args.run)
-    rows = np.arange(len(found.names))
-    if "all" not in found.split:  # held-out images are to stay unseen
-        rows = np.flatnonzero(np.array(found.split) == "train")
+    rows = candidates(found)
     labels = _labels(args.labelled, found) if args.labelled else {}
     known = np.isin(rows, list(labels))
     if not 1 <= args.count <= (~known).sum():
@@ -68,6 +66,13 @@ def main(argv: list[str]) -> None:
         table.writerow([found.names[row], labels.get(row, ""), found.split[row], found.index[row]])
     files.write_text(output, text.getvalue())
     print(f"{shown(output)}: {args.count} images to label, in the column label", flush=True)
+
+
+def candidates(found: embedded.Embedded) -> np.ndarray:
+    """Rows of what may be labelled: not of held-out images, which are to stay unseen."""
+    if "all" in found.split:
+        return np.arange(len(found.names))
+    return np.flatnonzero(np.array(found.split) == "train")
 
 
 def typical(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import concurrent.futures
 import hashlib
 import html
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from simclr_jax.plots import figures
 
 MOST = 20_000  # images that are shown, random ones of more
 MAPPED = 5_000  # of them that t-SNE places; the others lie where the one nearest to them is
-PIXELS = 12_000_000  # of all thumbnails together, about 8 MB of the file
+PIXELS = 12_000_000  # of all thumbnails together
 NEAREST = 8  # neighbours of every image
 SUGGESTED, OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 50, 24, 60, 50, 10
 _LARGE, _SMALL = 320, 112  # pixels of images to be labelled, and of doubtful ones
@@ -102,7 +103,7 @@ def write(run: Path, views=None) -> Path:
     columns |= (
         {"prediction": np.array(images["predicted"])} if max(images["predicted"], default=-1) >= 0 else {}
     )
-    plots = _curves(log) | {"map": _map(_places(features, nearest), columns)}
+    plots = _curves(log) | {"map": _map(_places(features), columns)}
     resources, scripts, places = _embed(plots)
     sections = _sections(data, columns, places, views, len(found.names), threshold)
     text = Template((_HERE / "page.html").read_text()).substitute(
@@ -206,8 +207,7 @@ def _nearest(features):
     block = max(1, _BLOCK // count)
     for start in range(0, count, block):
         stop = min(start + block, count)
-        found = features[start:stop] @ features.T
-        found[np.arange(stop - start), np.arange(start, stop)] = -2  # not the image itself
+        found = neighbours.to_others(features, np.arange(start, stop))
         best = (
             np.argpartition(-found, near - 1, axis=1)[:, :near] if near else np.empty((stop - start, 0), int)
         )
@@ -217,7 +217,7 @@ def _nearest(features):
     return rows, similar
 
 
-def _places(features, nearest):
+def _places(features):
     """Where images lie on the map, [n, 2], in [0, 1]."""
     from sklearn.manifold import TSNE
 
@@ -241,9 +241,7 @@ def _places(features, nearest):
 
 def _suggested(found):
     """Rows of images to label, of what is trained on and has no label."""
-    rows = np.arange(len(found.names))
-    if "all" not in found.split:
-        rows = np.flatnonzero(np.array(found.split) == "train")
+    rows = suggest.candidates(found)
     known = found.labels[rows] >= 0
     known = known if not known.all() else np.zeros(len(rows), bool)  # of a set that is labelled: as if not
     count = min(SUGGESTED, int((~known).sum()))
@@ -291,9 +289,10 @@ def _images(config, workdir, split, indices) -> Iterator[tuple[int, Image.Image]
     else:
         pairs = ((index, source.records[index]) for index in indices)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for index, image in pool.map(lambda pair: decoded(*pair), pairs):
-            if image is not None:
-                yield index, image
+        while some := list(itertools.islice(pairs, 64)):  # images of any size: few are held at a time
+            for index, image in pool.map(lambda pair: decoded(*pair), some):
+                if image is not None:
+                    yield index, image
 
 
 def _square(image, size):

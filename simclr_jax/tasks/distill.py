@@ -34,9 +34,8 @@ def run(config, workdir) -> dict:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
     taught = meta["config"]
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
-    source, held_out = load("train"), load("eval")
-    if config.dataset.labels:
-        held_out = supervised.judged_on(config, load)
+    source = load("train")
+    held_out = supervised.labelled_by_csv(load)[1] if config.dataset.labels else load("eval")
     processes.agree("train split", datasets.fingerprint(source))
     for split in [source, *([held_out] if held_out else [])]:
         known = split.class_names and meta.get("class_names")

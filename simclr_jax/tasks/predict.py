@@ -90,7 +90,7 @@ def _numbers(classes, source):
 
 
 def _make_rows_of(config, model, variables, temperature, meta):
-    from simclr_jax.data import augment, pipeline
+    from simclr_jax.data import augment
 
     def probabilities(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
@@ -102,14 +102,7 @@ def _make_rows_of(config, model, variables, temperature, meta):
     mapped, variables = features.make_map(probabilities), parallel.replicate(variables)
 
     def rows_of(source):
-        batches = pipeline.eval_batches(
-            source,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            transform=view,
-            **parallel.this_process(),
-        )
-        return mapped(variables, batches)
+        return mapped(variables, features.batches_of(config, source, transform=view))
 
     return rows_of
 
@@ -147,9 +140,11 @@ def _join(todo, workdir, classes, numbers):
 def _read(todo, numbers):
     """Yields names, true classes, int [n], -1 where unknown, and probabilities [n, classes] of the parts."""
     for (split, _, _), table in zip(todo.each, parts.read(todo)):
-        index, names = table["index"].to_pylist(), table["name"].to_pylist()
-        names = [name or f"{split}/{row}" for name, row in zip(names, index)]
-        yield names, numbers[split][table["label"].to_numpy()], parts.to_numpy(table["probabilities"])
+        yield (
+            parts.names_in(table),
+            numbers[split][table["label"].to_numpy()],
+            parts.to_numpy(table["probabilities"]),
+        )
 
 
 def _said(classes, probabilities):

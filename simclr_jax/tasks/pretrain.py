@@ -124,7 +124,7 @@ def make_task(config, model, source) -> train.Task:
         num_steps=num_steps,
         meta={
             "config": config.to_dict(),
-            "num_classes": _probed_classes(source),
+            "num_classes": model.supervised_head.features if model.supervised_head else 0,
             "class_names": list(source.class_names),
             "value_range": source.value_range,
             "source": pretrained.source_of(config),
@@ -235,7 +235,7 @@ def _health_examples(config, source):
 
 def _make_examine(config, model, source):
     """Builds `examine(variables) -> {'features': health, 'projection': health}`, of training images."""
-    from simclr_jax.data import datasets, pipeline
+    from simclr_jax.data import datasets
 
     source = datasets.sample(source, _health_examples(config, source), seed=config.seed)
 
@@ -246,14 +246,7 @@ def _make_examine(config, model, source):
     encode_all = features.make_map(encode)
 
     def examine(variables):
-        batches = pipeline.eval_batches(
-            source,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            transform=partial(views, config),
-            seed=config.seed,
-            **parallel.this_process(),
-        )
+        batches = features.batches_of(config, source, transform=partial(views, config), seed=config.seed)
         rows = encode_all({name: variables[name] for name in ("params", "batch_stats")}, batches)
         return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
 
@@ -262,15 +255,15 @@ def _make_examine(config, model, source):
 
 def _make_measure(config, model, source, load):
     """Builds `measure(variables) -> scores` on held-out images, raw pixels for None; None without labels."""
-    from simclr_jax.data import datasets, pipeline
+    from simclr_jax.data import datasets
 
     if config.dataset.probe_split:
         source = load(config.dataset, "probe")
     if not source.num_classes:
         return None
     if config.dataset.labels:
-        held_out = supervised.judged_on(config, partial(load, config.dataset))
-        source = source if held_out else load(config.dataset, "all")
+        everything, held_out = supervised.labelled_by_csv(partial(load, config.dataset))
+        source = source if held_out else everything
     else:
         held_out = load(config.dataset, "eval")
         if not held_out.num_classes:
@@ -286,9 +279,7 @@ def _make_measure(config, model, source, load):
     extract = features.make_extract(model)
 
     def features_of(variables, of):
-        batches = pipeline.eval_batches(
-            of, image_size=config.image_size, batch_size=config.batch_size, **parallel.this_process()
-        )
+        batches = features.batches_of(config, of)
         found = features.raw_pixels(batches) if variables is None else extract(variables, batches)
         found = probes.labelled(found)
         if not len(found.labels):
