@@ -139,6 +139,8 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
             opened.keyboard.press("u")  # it was the wrong one
             assert shown() == name
         if step == 6:
+            opened.keyboard.press("1")
+            opened.keyboard.press("u")  # whose label is gone, then
             opened.keyboard.press("s")
             continue
         if step == 7:

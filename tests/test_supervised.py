@@ -10,6 +10,7 @@ from conftest import tiny_config
 from simclr_jax import losses, parallel, supervised, train
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.errors import UserError
+from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
 
 pytestmark = pytest.mark.slow
@@ -108,3 +109,32 @@ def test_dataset_without_labels_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda *_, **__: source)
     with pytest.raises(UserError, match=r"digits \(eval\) has no labels, which linear_eval needs"):
         supervised.load_labelled(tiny_config("linear_eval"), tmp_path)
+
+
+def test_folds_are_judged_on_what_they_have_not_learnt(monkeypatch, tmp_path):
+    config = tiny_config("linear_eval")
+    source = datasets.subset(datasets.load(config.dataset, "train", seed=0), np.arange(43))
+    source = source._replace(names=np.arange(43).astype(str))
+    places = []
+
+    def fit(task, config, place):
+        places.append(place.name)
+        return task.batches.args[1]
+
+    def make_logits(config, model, tested):
+        def logits(learnt):
+            assert not set(tested.names) & set(learnt.names)
+            assert set(tested.names) | set(learnt.names) == set(source.names)
+            right = np.eye(10)[tested.labels] * (tested.labels != 3)[:, None]
+            return Features(right + np.eye(10)[0] / 2, tested.labels)
+
+        return logits
+
+    monkeypatch.setattr(supervised.train, "fit", fit)
+    monkeypatch.setattr(supervised, "make_logits", make_logits)
+    task = train.Task(None, None, None, None, None, 1, {})
+    summary = supervised.cross_validate(task, config, None, source, tmp_path)
+    assert places == [f"fold{number}" for number in range(5)]
+    assert summary["top1"] == pytest.approx(np.mean(source.labels != 3))
+    assert summary["labels"] == 43 and summary["folds"] == 5 and summary["top1_spread"] >= 0
+    assert summary["calibration_temperature"] > 0
