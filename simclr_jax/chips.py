@@ -6,23 +6,26 @@ from typing import NamedTuple
 class Chip(NamedTuple):
     """A device as jax counts them: a chip, but of v3 one of its two cores. Peaks are the vendor's."""
 
-    memory: float  # GiB
+    memory: float  # GiB that a program has: of NVIDIA's three quarters, jax's default
     flops: float  # bfloat16, dense, 1e12 a second
     bandwidth: float  # of the memory, GB/s
     link: float  # GB/s over all links to other devices, in one direction
+    slowness: float  # a ResNet-50's step over its FLOPs and traffic at the peaks, one behind the other
 
 
 # By a part of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie et al.
 # 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
+# Slowness: of v3, v4, A100 and H100 from the published and measured steps of docs/planning.md, of the others
+# that of their relatives.
 CHIPS = {
-    "TPU v3": Chip(16, 61.5, 450, 164),
-    "TPU v4": Chip(32, 275, 1228, 300),
-    "TPU v5 lite": Chip(16, 197, 819, 200),
-    "TPU v5": Chip(95, 459, 2765, 600),
-    "TPU v6 lite": Chip(32, 918, 1638, 400),
-    "A100": Chip(80, 312, 2039, 300),
-    "H100": Chip(80, 989, 3350, 450),
-    "H200": Chip(141, 989, 4800, 450),
+    "TPU v3": Chip(16, 61.5, 450, 164, 1.5),
+    "TPU v4": Chip(32, 275, 1228, 300, 1.5),
+    "TPU v5 lite": Chip(16, 197, 819, 200, 1.5),
+    "TPU v5": Chip(95, 459, 2765, 600, 1.5),
+    "TPU v6 lite": Chip(32, 918, 1638, 400, 1.5),
+    "A100": Chip(59.4, 312, 2039, 300, 2.5),
+    "H100": Chip(59.3, 989, 3350, 450, 2.5),
+    "H200": Chip(105.7, 989, 4800, 450, 2.5),
 }
 
 

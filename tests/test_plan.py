@@ -37,9 +37,10 @@ def a_plan(kind="TPU v5 lite", *, parameters=30e6, **memory):
         "parameters": int(parameters),
         "num_steps": 100,
         "flops": 1e12,
+        "bytes": 1e9,
         "collectives": {"psum": (3, 1e6)},
         "memory": {name: size * cost.GIB for name, size in memory.items()},
-    } | ({} if "refused" in memory else {"bytes": 1e9})
+    }
 
 
 def config_of(batch_size=4096):
@@ -98,9 +99,15 @@ def test_description_has_every_figure():
     lines = forecast.describe(a_plan(arguments=2, temporaries=3), config_of(), images_per_core=lambda: 100)
     assert lines["memory"] == "5.00 of 16 GiB a device: 2.00 arguments, 3.00 temporaries"
     assert lines["collectives"] == "3 psum of 1.00 MB"
-    assert lines["step"].startswith("5.08 ms at the chip's peaks (compute 5.08, memory 1.22, links 0.01)")
-    assert lines["run"].startswith("100 steps, 0.0 hours")
-    assert re.match(r"806,912 images/s a host .*: 8,070 cores", lines["input"])
+    # 1.5 times compute and memory, and the links.
+    expected = "9.5 ms expected; 5.1 at the chip's peaks (compute 5.08, memory 1.22, links 0.01)"
+    assert lines["step"] == expected
+    assert lines["run"] == "100 steps, 0.0 hours expected"
+    assert re.match(r"433,29\d images/s a host .*: 4,333 cores .*on_device=True", lines["input"])
+    on_device = config_of()
+    on_device.augment.on_device = True
+    lines = forecast.describe(a_plan(arguments=2, temporaries=3), on_device, images_per_core=lambda: 100)
+    assert "on_device" not in lines["input"]
     refused = forecast.describe(a_plan(refused=416), config_of(), images_per_core=None)
     assert refused["memory"] == "416.00 of 16 GiB a device: 416.00 refused"
 
@@ -139,7 +146,7 @@ def monkeypatch_module():
 def test_a_tpu_topology_is_compiled_for(libtpu):
     out = run(*TINY, "--topology=v4:2x2x1,v5e:4x4", code=0)
     head, _, *rows = out.splitlines()
-    assert head.count("|") == 10
+    assert head.count("|") == 11
     assert "4 x TPU v4 | 64 |" in rows[0] and "16 x TPU v5 lite | 16 |" in rows[1]
 
 
@@ -153,6 +160,56 @@ def test_what_a_tpu_cannot_hold_is_refused(libtpu):
 def test_unknown_topologies_are_one_line(libtpu):
     out = run(*TINY, "--topology=v9:2x2", code=2)
     assert out.startswith("error: --topology=v9:2x2 is unknown") and out.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def gpu_compiler(monkeypatch_module):
+    """The compiler for GPUs, beside the environment."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("jax-cuda13-pjrt is for Linux")
+    folder = Path(sys.prefix) / "pjrt"
+    if not (folder / "jax_plugins").exists():
+        wanted = f"jax-cuda13-pjrt=={importlib.metadata.version('jax')}"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={folder}", wanted]
+        subprocess.run(pip, check=True)
+    monkeypatch_module.setenv("PYTHONPATH", str(folder))
+
+
+def test_gpus_that_are_not_here_are_compiled_for(gpu_compiler):
+    """Quietly, and in bfloat16, as they would: half the traffic of float32."""
+    sizes = ["--config.batch_size=1408", "--config.image_size=64"]
+    out = run(*TINY, *sizes, "--topology=h200:2x8", code=0)
+    assert "devices      16 x NVIDIA H200 141GB HBM3e, 2 host(s)\n" in out and out.endswith("fits\n")
+    assert "cuda" not in out.lower() and re.search(r" of 105.7 GiB a device", out)
+    traffic = [
+        float(re.search(r"traffic +([\d.]+) GB", found)[1])
+        for found in (out, run(*TINY, *sizes, "--topology=h200:2x8", "--config.model.dtype=float32", code=0))
+    ]
+    assert traffic[0] < 0.7 * traffic[1]
+
+
+def test_what_a_gpu_cannot_hold_does_not_fit(gpu_compiler):
+    """Its compiler refuses nothing."""
+    sizes = ["--config.batch_size=1432", "--config.image_size=960"]
+    out = run(*TINY, "--topology=a100:1", *sizes, code=1)
+    assert "does not fit: set --config.microbatches=" in out
+
+
+def test_a_wrong_number_of_gpus_is_one_line(gpu_compiler):
+    out = run(*TINY, "--topology=h100:", code=2)
+    assert out == (
+        "error: --topology=h100: is no number of GPUs: give as many as a host has, as h100:8, or hosts "
+        "before it, as h200:2x8\n"
+    )
+
+
+def test_without_the_compiler_for_gpus_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    out = run(*TINY, "--topology=h100:8", code=2)
+    assert out.startswith(
+        "error: --topology=h100:8 needs the compiler for GPUs: pip install --no-deps jax-cuda"
+    )
+    assert out.count("\n") == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")

@@ -1,7 +1,8 @@
 """What pretraining will cost, before it runs: `python -m simclr_jax.plan --config=FILE --topology=v4:4x4x8`
 
-Compiles the train step of `simclr_jax.train`, ahead of time, for a TPU topology such as v4:4x4x8, on any
-Linux machine, without a TPU, and prints what it needs of each device. Needs the compiler of jax[tpu], libtpu.
+Compiles the train step of `simclr_jax.train`, ahead of time, for a topology such as v4:4x4x8, on any Linux
+machine, without a TPU, and prints what it needs of each device. Needs the compiler of jax[tpu], libtpu; for
+GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt, no driver and no CUDA.
 `--topology=local` does it for the devices at hand. Several topologies, separated by commas, give a table.
 `--compare` sets the step beside its forms that need less memory. Exits with 1 where a step does not fit.
 """
@@ -20,7 +21,7 @@ from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "local", "As v4:4x4x8; several by commas; 'local': these devices."
+    "topology", "local", "As v4:4x4x8 or h100:8; several by commas; 'local': these devices."
 )
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, remat and microbatches.")
 
@@ -38,9 +39,10 @@ def _plan_one(config, topology, images_per_core) -> bool:
 def _plan_table(cases, images_per_core) -> bool:
     """A row of a Markdown table for every (name, config, topology)."""
     print(
-        "| | devices | images a device | memory, GiB | TFLOPs | ms a step | hours | images/s a host | cores |"
+        "| | devices | images a device | memory, GiB | TFLOPs | least ms a step | expected | hours "
+        "| images/s a host | cores |"
     )
-    print("| --- " * 9 + "|", flush=True)
+    print("| --- " * 10 + "|", flush=True)
     fits = True
     for name, config, topology in cases:
         cells = [name]
@@ -50,15 +52,16 @@ def _plan_table(cases, images_per_core) -> bool:
             print(f"| {name} | {error} |", flush=True)
             fits = False
             continue
-        chip, peak = find_chip(plan["kind"]), forecast(plan, config)
+        chip, expected = find_chip(plan["kind"]), forecast(plan, config)
         fitting = remedy(plan, config) is None
         fits &= fitting
         memory = f"{gib(plan):.1f} of {chip.memory if chip else '?'}"
         cells += [f"{plan['devices']} x {plan['kind']}", str(config.batch_size // plan["devices"])]
         cells += [memory if fitting else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
-        if peak:
-            cells += [f"{peak['step'] * 1e3:.1f}", f"{peak['hours']:.2f}", f"{peak['images']:,.0f}"]
-            cells += [f"{math.ceil(peak['images'] / images_per_core()):,}"]
+        if expected:
+            cells += [f"{expected[name] * 1e3:.1f}" for name in ("least", "step")]
+            cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
+            cells += [f"{math.ceil(expected['images'] / images_per_core()):,}"]
         print(f"| {' | '.join(cells)} |", flush=True)
     return fits
 

@@ -10,7 +10,6 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.extend.core import jaxprs_in_params
 
@@ -19,6 +18,7 @@ from simclr_jax.chips import find_chip
 from simclr_jax.errors import UserError
 from simclr_jax.flops import of_product
 from simclr_jax.models import make_model
+from simclr_jax.plan import gpus
 from simclr_jax.tasks import pretrain
 
 GIB = 2**30
@@ -60,9 +60,9 @@ def measure(config, topology: str) -> dict:
     """Compiles the train step of a pretraining config for a topology; runs nothing.
 
     Returns:
-      'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops' and
-      'collectives', see `count`; 'bytes' of memory traffic as XLA estimates it; 'memory' in bytes:
-      'arguments', 'temporaries', 'code', or 'refused' alone, what it would take, where XLA refuses the step.
+      'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops', 'bytes' and
+      'collectives', see `count`; 'memory' in bytes: 'arguments', 'temporaries', 'code', or 'refused' alone,
+      what it would take, where XLA refuses the step.
 
     Raises:
       UserError: unknown topology or size of the dataset, or a batch that does not divide over the devices.
@@ -75,7 +75,9 @@ def measure(config, topology: str) -> dict:
 
 def measure_apart(config, topology: str) -> dict:
     """`measure` in a process of its own, since the TPU compiler can crash its process."""
-    if (
+    if gpus.is_named(topology):
+        gpus.check_compiler(topology)
+    elif (
         topology != "local"
         and "TPU_LIBRARY_PATH" not in os.environ
         and not importlib.util.find_spec("libtpu")
@@ -93,7 +95,7 @@ def measure_apart(config, topology: str) -> dict:
 
 
 def _hush():
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtpu complains at length that there is no TPU
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # compilers complain at length that there is no such device
 
 
 def compile_step(config, devices):
@@ -102,20 +104,18 @@ def compile_step(config, devices):
     Returns:
       task; what `measure` returns; the compiled step(state, batch), None where XLA refuses it.
     """
-    if devices[0].platform == "tpu" and config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"
+    if devices[0].platform != "cpu" and config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"  # as there; here it would be the host's
     train.check_batch_size(config.batch_size, len(devices), config.microbatches)
     examples = Examples.of(config.dataset)
     model = make_model(config.model, examples.num_classes, remat=config.remat)
     task = pretrain.make_task(config, model, examples)
     step = train.make_train_step(task.loss, task.optimizer, task.schedule)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
-    rows, size = config.batch_size // len(devices), config.image_size
-    batch = {view: jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8) for view in ("view1", "view2")}
-    batch["label"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = pretrain.batch_shapes(config, config.batch_size // len(devices))
 
     traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
-    flops, collectives = count(traced.jaxpr)
+    flops, traffic, collectives = count(traced.jaxpr)
     plan = {
         "devices": len(devices),
         "hosts": len({device.process_index for device in devices}),
@@ -123,6 +123,7 @@ def compile_step(config, devices):
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
         "num_steps": task.num_steps,
         "flops": flops,
+        "bytes": traffic,
         "collectives": collectives,
     }
     spread = {k: jax.ShapeDtypeStruct((len(devices), *v.shape), v.dtype) for k, v in batch.items()}
@@ -135,19 +136,19 @@ def compile_step(config, devices):
         number, unit = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds) ", str(error)).groups()
         return task, plan | {"memory": {"refused": float(number) * 1024 ** (" KMGT".index(unit))}}, None
     used = compiled.memory_analysis()
-    # XLA counts the body of a loop once, and nearly all of the step is inside that of the microbatches.
-    traffic = compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches
     memory = {
         "arguments": used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes,
         "temporaries": used.temp_size_in_bytes,
         "code": used.generated_code_size_in_bytes,
     }
-    return task, plan | {"bytes": traffic, "memory": memory}, compiled
+    return task, plan | {"memory": memory}, compiled
 
 
 def _devices(topology):
     if topology == "local":
         return jax.devices()
+    if gpus.is_named(topology):
+        return gpus.devices(topology)
     options = {}
     if topology.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # as Cloud TPU has them: both cores are one device
@@ -159,43 +160,51 @@ def _devices(topology):
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"--topology={topology} is unknown ({str(error).splitlines()[0][:90]}): give 'local' or one such "
-            "as v3:8x8, v4:4x4x8, v5e:16x16, v5p:4x4x4, v6e:16x16"
+            "as v3:8x8, v4:4x4x8, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:2x8"
         ) from None
 
 
-def count(jaxpr) -> tuple[float, dict[str, tuple[int, int]]]:
-    """Floating point operations of convolutions and matrix products, and collectives, of a jaxpr.
+def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
+    """Convolutions and matrix products, and collectives, of a jaxpr.
 
     Loops count as often as they run, and what is computed again as often as it is.
 
     Returns:
-      flops, {'psum': (how often, bytes that go in), 'all_gather': ..., ...}
+      their floating point operations; the bytes of their operands and results, each once, which no compiler
+      can leave in a chip's registers where they are an image's activations;
+      {'psum': (how often, bytes that go in), 'all_gather': ..., ...}
     """
-    flops, collectives = 0.0, {}
+    flops, traffic, collectives = 0.0, 0.0, {}
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        flops += of_product(equation)
+        if product := of_product(equation):
+            flops += product
+            traffic += sum(_bytes_of(v) for v in (*equation.invars, *equation.outvars))
         if name in _COLLECTIVES:
             times, size = collectives.get(name, (0, 0))
-            operands = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.invars)
+            operands = sum(_bytes_of(v) for v in equation.invars)
             collectives[name] = times + len(equation.invars), size + operands
         repeats = parameters["length"] if name == "scan" else 1
         for inner in jaxprs_in_params(parameters):
-            inner_flops, inner_collectives = count(inner)
-            flops += repeats * inner_flops
+            inner_flops, inner_traffic, inner_collectives = count(inner)
+            flops, traffic = flops + repeats * inner_flops, traffic + repeats * inner_traffic
             for key, (times, size) in inner_collectives.items():
                 before = collectives.get(key, (0, 0))
                 collectives[key] = before[0] + repeats * times, before[1] + repeats * size
-    return flops, collectives
+    return flops, traffic, collectives
+
+
+def _bytes_of(variable):
+    return variable.aval.size * variable.aval.dtype.itemsize
 
 
 def roofline(plan: dict) -> dict[str, float]:
     """The seconds that a step takes at least for 'compute', 'memory' and 'links', at the chip's peaks.
 
-    Nothing where the chip is unknown or the step was refused.
+    Nothing where the chip is unknown.
     """
     chip = find_chip(plan["kind"])
-    if chip is None or "bytes" not in plan:
+    if chip is None:
         return {}
     others = plan["devices"] - 1
     # Around a ring: sums twice, rows once.
