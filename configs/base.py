@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 # What other tasks keep of a pretraining config.
-_MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model")
+_MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model", "keep_compiled")
 _TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
 _TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps", "tracker")
 
@@ -55,6 +55,9 @@ def pretrain() -> ConfigDict:
                 "flip": True,  # half of the views, from left to right
                 "color_jitter_strength": 1.0,  # 0.5 for small images in the paper
                 "blur": True,  # half of the views
+                # Colour and blur in the train step, on the accelerator: a view costs the host a third.
+                "on_device": False,
+                "crop_dtype": "float16",  # of what the host hands over then; 'float32': the very same pixels
             },
             "model": {
                 "encoder": "resnet",  # see docs/extending.md for one of your own
@@ -96,6 +99,7 @@ def pretrain() -> ConfigDict:
             "log_every_steps": 50,  # averages go to the console and to the metric files
             "checkpoint_every_steps": 1000,  # what a crash costs at most
             "keep_checkpoints": 3,  # newest ones; the best by k-nearest neighbours stays as well
+            "keep_compiled": True,  # programs in WORKDIR/compiled: a run that goes on compiles nothing
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
             "tracker": "",  # 'wandb' or 'mlflow' get config, metrics and summary, too
         }
@@ -175,7 +179,7 @@ def predict(config: ConfigDict) -> ConfigDict:
 def _supervised(config, task, *, learning_rate):
     """The keys of tasks that train on single images."""
     config = _keep(config, task, *_MODEL, *_TRAINING)
-    for key in ("color_jitter_strength", "blur"):
+    for key in ("color_jitter_strength", "blur", "on_device", "crop_dtype"):
         del config.augment[key]
     config.warmup_epochs = 0.0
     config.optimizer = ConfigDict(

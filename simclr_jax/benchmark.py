@@ -12,13 +12,13 @@ import io
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from simclr_jax import command_line, losses, parallel, peers, train
 from simclr_jax.errors import UserError
@@ -37,7 +37,7 @@ def input_rate(config, seconds: float = 10.0) -> float:
     """
     from PIL import Image
 
-    from simclr_jax.data import CORES, datasets, pipeline
+    from simclr_jax.data import CORES, datasets
     from simclr_jax.data.decode import decode_bytes
 
     rng = np.random.default_rng(0)
@@ -51,7 +51,9 @@ def input_rate(config, seconds: float = 10.0) -> float:
     labels = np.full(len(records), -1, np.int32)
     source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
     rows = 64
-    batches = pipeline.train_batches(source, partial(pretrain.views, config), batch_size=rows, seed=0)
+    config = ConfigDict(config)
+    config.batch_size = rows
+    batches = pretrain.batches(config, source, 0)
     for _ in range(4):  # buffers fill, functions are traced
         next(batches)
     begun, steps = time.perf_counter(), 0
@@ -67,7 +69,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     Returns:
       'seconds' a step, the median of `steps`; 'views' a second over all 'devices', in words; peak 'memory' of
       a device in bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where
-      known.
+      known, of what `cost.count` counts.
 
     Raises:
       UserError: it does not fit, or the batch does not divide over the devices.
@@ -78,11 +80,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
             "the step does not fit on these devices: python -m simclr_jax.plan --topology=local, with the "
             "same config, tells what to change"
         )
-    rng = np.random.default_rng(0)
-    shape = (config.batch_size, config.image_size, config.image_size, 3)
-    batch = {view: rng.integers(0, 256, shape, np.uint8) for view in ("view1", "view2")}
-    batch["label"] = np.zeros(config.batch_size, np.int32)
-    batch = parallel.shard(batch)
+    batch = parallel.shard(_random_batch(config))
     state = parallel.replicate(train.init_state(task, config.seed))
 
     def take():
@@ -100,6 +98,16 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     if peaks:
         report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
     return report
+
+
+def _random_batch(config):
+    rng, batch = np.random.default_rng(0), {}
+    for name, of in pretrain.batch_shapes(config, config.batch_size).items():
+        if of.dtype == np.uint8:
+            batch[name] = rng.integers(0, 256, of.shape, np.uint8)
+        else:  # labels are 0
+            batch[name] = rng.random(of.shape, np.float32).astype(of.dtype)
+    return batch
 
 
 def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str, float]:

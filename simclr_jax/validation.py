@@ -70,6 +70,7 @@ RANGES = dict.fromkeys(
     "fine_tune_after_block": _Range(-1, 4),
 }
 CHOICES = {
+    "augment.crop_dtype": ("float16", "float32"),
     "model.stem": ("auto", "cifar", "imagenet"),
     "model.max_pool": ("tensorflow", "torch"),
     "model.dtype": ("auto", "float32", "bfloat16"),

@@ -28,8 +28,8 @@ SILENCE = 3 * BEAT  # without one, the run is taken for dead
 
 # What may differ between a run and its continuation: it changes neither the model nor what it sees.
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
-_FREE_KEYS += ("microbatches", "remat")  # which other machines may need
-_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures")
+_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")  # as machines need them
+_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled")
 
 
 def prepare(workdir) -> epath.Path:

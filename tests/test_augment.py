@@ -430,3 +430,11 @@ def test_uint8_and_float32_agree():
     for a, b in zip(all_of(tf.constant(image)), all_of(tf.constant(real))):
         assert a.dtype == tf.float32
         np.testing.assert_allclose(a, b, atol=ATOL)
+
+
+def test_a_crop_is_resized_to_the_same_bits_as_bytes_and_as_floats(monkeypatch):
+    """Of small crops the floats are faster, of large ones the bytes."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    as_floats = augment.random_resized_crop(image, [1, 2], 32)
+    monkeypatch.setattr(augment, "_CACHED", 0)
+    np.testing.assert_array_equal(augment.random_resized_crop(image, [1, 2], 32), as_floats)

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 
 from configs import digits
 from simclr_jax import train
+from simclr_jax.data import datasets
 from simclr_jax.evaluation import features
 from simclr_jax.models import make_model
 
@@ -82,3 +84,11 @@ def test_raw_pixels_of_any_size_have_a_bounded_number():
         found = features.raw_pixels(batches(images, np.arange(8), 8)).features
         assert found.shape == (8, 3 * side**2)
         np.testing.assert_allclose(found, 0.2, rtol=1e-5)
+
+
+def test_what_trains_in_microbatches_is_evaluated_by_them():
+    config = tiny_config("pretrain", batch_size=64, microbatches=4)
+    source = datasets.load(config.dataset, "eval", seed=0, workdir=None)
+    rows = [batch["label"][batch["mask"]] for batch in features.batches_of(config, source)]
+    assert {len(of) for of in rows[:-1]} == {16}
+    np.testing.assert_array_equal(np.concatenate(rows), source.labels)

@@ -1,6 +1,7 @@
 """The train step over several devices, and the loop."""
 
 import signal
+import sys
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from simclr_jax import checkpoint, chips, losses, stopping, train
+from simclr_jax import checkpoint, chips, distort, losses, stopping, train
 from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
@@ -30,10 +31,14 @@ def config_of(**model):
     return config
 
 
-def views_batch(seed=0):
+def views_batch(seed=0, on_device=False):
     rng = np.random.default_rng(seed)
     images = {name: rng.integers(0, 256, (ROWS, 16, 16, 3), np.uint8) for name in ("view1", "view2")}
-    return images | {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
+    images |= {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
+    if on_device:
+        images |= {name: images[name].astype(np.float32) / 255 for name in ("view1", "view2")}
+        images |= {name: rng.random((ROWS, distort.DRAWS), np.float32) for name in ("draws1", "draws2")}
+    return images
 
 
 class Frozen:
@@ -60,7 +65,8 @@ def step_on(devices, config, frozen=False):
     )
     step = train.make_train_step(task.loss, task.optimizer, task.schedule)
     step = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
-    batch = {name: rows.reshape(devices, -1, *rows.shape[1:]) for name, rows in views_batch().items()}
+    batch = views_batch(on_device=config.augment.on_device)
+    batch = {name: rows.reshape(devices, -1, *rows.shape[1:]) for name, rows in batch.items()}
     state, results = step(train.init_state(task, seed=3), batch)
     return jax.device_get((state["opt_state"].trace, state["batch_stats"], results))
 
@@ -77,9 +83,45 @@ def on_one_device():
     return step_on(1, config_of())
 
 
+def distorting_config():
+    config = config_of()
+    config.augment.update(on_device=True, blur=True, crop_dtype="float32")
+    return config
+
+
+@pytest.fixture(scope="module")
+def distorted_on_one_device():
+    return step_on(1, distorting_config())
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_raw_gradients_and_statistics_do_not_depend_on_the_number_of_devices(devices, on_one_device):
     assert_trees_close(step_on(devices, config_of()), on_one_device, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_nor_where_the_devices_distort_the_views(devices, distorted_on_one_device):
+    actual = step_on(devices, distorting_config())
+    assert_trees_close(actual, distorted_on_one_device, tolerance=1e-4)
+
+
+def test_views_distorted_in_the_step_have_the_gradient_of_the_same_views(
+    distorted_on_one_device, monkeypatch
+):
+    """Also in microbatches, of whose parts each distorts its own."""
+    config, batch = distorting_config(), views_batch(on_device=True)
+    views = {
+        f"view{view}": distort.distort(
+            batch[f"view{view}"], batch[f"draws{view}"], color_jitter_strength=0.75, blur=True
+        )
+        for view in "12"
+    }
+    frozen = step_on(1, config, frozen=True)
+    config.microbatches = 4
+    assert_trees_close(step_on(1, config, frozen=True), frozen, tolerance=3e-4)
+    plain = config_of()
+    monkeypatch.setattr(sys.modules[__name__], "views_batch", lambda **_: views | {"label": batch["label"]})
+    assert_trees_close(step_on(1, plain), distorted_on_one_device, tolerance=1e-6)
 
 
 def test_unsynchronised_batch_norm_does_depend_on_it(on_one_device):
@@ -318,7 +360,7 @@ def test_utilisation_is_that_of_the_chips_peak_where_it_is_known(tmp_path, loop_
     )
     train.fit(task, loop_config, tmp_path / "unknown")
     assert not [line for line in log_of(tmp_path / "unknown") if "mfu" in line]
-    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(memory=1, flops=1e-6, bandwidth=1, link=1))
+    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(memory=1, flops=1e-6, bandwidth=1, link=1, slowness=1))
     train.fit(task, loop_config, tmp_path / "known")
     # A row a device: the frozen product forwards, the other one forwards and for its gradient.
     seconds = (2 * 5 * 3 + 2 * 2 * 3 * 2) / 1e6

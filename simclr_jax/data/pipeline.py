@@ -26,6 +26,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    dtype: str = "uint8",
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every global batch, from `start_step` on, without end.
 
@@ -38,14 +39,15 @@ def train_batches(
 
     Args:
         source: from `datasets.load`.
-        transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: float32 [s, s, 3] in [0, 1]}.
+        transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: image float32 [s, s, 3], or a vector}.
         batch_size: rows of the global batch; may exceed the number of examples of a `Source`.
         seed: of the order and the augmentations.
         start_step: the first step to yield; records of earlier ones are not decoded.
         process_index, process_count: this process, and how many share every batch.
+        dtype: of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
 
     Returns:
-        Iterator of dicts, b = batch_size // process_count: what `transform` returns, as uint8
+        Iterator of dicts, b = batch_size // process_count: what `transform` returns, images as `dtype`
         [b, s, s, 3]; 'label' int32 [b], -1 where there is none; 'index' int64 [b].
 
     Raises:
@@ -53,11 +55,14 @@ def train_batches(
             label is out of range, or too many files can no longer be read.
     """
     rows = _rows(batch_size, process_count)
+    augmented = functools.partial(
+        _augmented, source=source, transform=transform, rows=rows, seed=seed, dtype=dtype
+    )
     if isinstance(source, Source):
         order = _order(source, batch_size, seed, process_index * rows, rows)
 
         def start(step):
-            return _augmented(_random_access(source, order, step), source, transform, rows, seed)
+            return augmented(_random_access(source, order, step))
 
         everything = np.arange(source.num_examples)
         return _surviving(source, start, start_step, lambda step: (order(step, 1)[1], everything))
@@ -76,7 +81,7 @@ def train_batches(
         )
     mine = range(process_index * readers // process_count, (process_index + 1) * readers // process_count)
     epochs = _streamed(source, batch_size, seed, start_step, readers, mine)
-    return _checked(source, _augmented(epochs, source, transform, rows, seed))
+    return _checked(source, augmented(epochs))
 
 
 def eval_batches(
@@ -268,12 +273,12 @@ def _reader(source, reader, readers, seed, epoch):
     )
 
 
-def _augmented(epochs, source, transform, rows, seed):
+def _augmented(epochs, source, transform, rows, seed, dtype):
     """Decodes, augments and batches one epoch after the other."""
 
     @tf.function  # or every epoch would trace it again
     def views(epoch, index, record, label):
-        images = _transformed(source, transform, record, seed, epoch, index)
+        images = _transformed(source, transform, record, seed, epoch, index, dtype)
         return images | {"label": label, "index": index}
 
     def start():
@@ -320,11 +325,13 @@ def _eval(source, transform, seed, rows, index, num_batches):
         }
 
 
-def _transformed(source, transform, record, seed, epoch, index):
-    """The views of a record as uint8, augmented by a key of (seed, epoch, index)."""
+def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
+    """The views of a record, images as `dtype`, augmented by a key of (seed, epoch, index)."""
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
-    return {name: _to_uint8(image) for name, image in transform(source.decode(record), key).items()}
+    to_dtype = _to_uint8 if dtype == "uint8" else functools.partial(tf.cast, dtype=dtype)
+    found = transform(source.decode(record), key)
+    return {name: to_dtype(value) if value.shape.rank == 3 else value for name, value in found.items()}
 
 
 def _to_uint8(image):

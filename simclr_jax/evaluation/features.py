@@ -21,10 +21,14 @@ class Features(NamedTuple):
 
 
 def batches_of(config, source, **options):
-    """`pipeline.eval_batches` as a task has them; `options` are its `transform` and its `seed`."""
+    """`pipeline.eval_batches` as a task has them; `options` are its `transform` and its `seed`.
+
+    Where a batch trains in microbatches, it is evaluated by these: the whole might not fit.
+    """
     from simclr_jax.data import pipeline
 
-    sizes = {"image_size": config.image_size, "batch_size": config.batch_size}
+    rows = config.batch_size // config.get("microbatches", 1)
+    sizes = {"image_size": config.image_size, "batch_size": rows}
     return pipeline.eval_batches(source, **sizes, **parallel.this_process(), **options)
 
 

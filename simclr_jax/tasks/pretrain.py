@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
+from simclr_jax.distort import DRAWS, distort
 from simclr_jax.errors import UserError
 from simclr_jax.evaluation import features, health, probes
 from simclr_jax.models import make_model
@@ -120,7 +121,7 @@ def make_task(config, model, source) -> train.Task:
         loss=make_loss(model, config),
         optimizer=train.make_optimizer(config, schedule),
         schedule=schedule,
-        batches=partial(_batches, config, source),
+        batches=partial(batches, config, source),
         num_steps=num_steps,
         meta={
             "config": config.to_dict(),
@@ -153,6 +154,8 @@ def check_batch(config, num_examples: int) -> None:
 def make_loss(model, config):
     """`config.loss` of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
 
+    With `config.augment.on_device` these are crops, and colour and blur are done here, see `crops`.
+
     Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
     its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
 
@@ -162,9 +165,13 @@ def make_loss(model, config):
 
     def loss(params, batch_stats, batch):
         def encode(batch_stats, batch):
+            images = jnp.concatenate([batch["view1"], batch["view2"]])
+            if config.augment.on_device:
+                draws = jnp.concatenate([batch["draws1"], batch["draws2"]])
+                images = distort(images, draws, **_of_colour(config))
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},
-                jnp.concatenate([batch["view1"], batch["view2"]]),
+                images,
                 train=True,
                 detach_logits=True,
                 mutable=["batch_stats"],
@@ -205,23 +212,47 @@ def views(config, image, seed):
     from simclr_jax.data import augment
 
     view1, view2 = augment.two_views(
-        image,
-        seed,
-        config.image_size,
-        color_jitter_strength=config.augment.color_jitter_strength,
-        blur=config.augment.blur,
-        min_area=config.augment.min_area,
-        flip=config.augment.flip,
+        image, seed, config.image_size, **_of_colour(config), **_of_crops(config)
     )
     return {"view1": view1, "view2": view2}
 
 
-def _batches(config, source, start_step):
+def crops(config, image, seed):
+    """What `views` are made of on the devices: as `view1` and `view2` their crops, `draws1` and `draws2`."""
+    from simclr_jax.data import augment
+
+    pair = augment.two_crops(image, seed, config.image_size, **_of_crops(config))
+    (view1, draws1), (view2, draws2) = pair
+    return {"view1": view1, "view2": view2, "draws1": draws1, "draws2": draws2}
+
+
+def _of_crops(config):
+    return {"min_area": config.augment.min_area, "flip": config.augment.flip}
+
+
+def _of_colour(config):
+    return {"color_jitter_strength": config.augment.color_jitter_strength, "blur": config.augment.blur}
+
+
+def batch_shapes(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of so many rows holds, as the train step takes it."""
+    on_device, images = config.augment.on_device, (rows, config.image_size, config.image_size, 3)
+    dtype = config.augment.crop_dtype if on_device else "uint8"
+    shapes = {view: jax.ShapeDtypeStruct(images, dtype) for view in ("view1", "view2")}
+    if on_device:
+        shapes |= {draws: jax.ShapeDtypeStruct((rows, DRAWS), "float32") for draws in ("draws1", "draws2")}
+    return shapes | {"label": jax.ShapeDtypeStruct((rows,), "int32")}
+
+
+def batches(config, source, start_step):
+    """This process's batches of `batch_shapes`, from `start_step` on."""
     from simclr_jax.data import pipeline
 
+    on_device = config.augment.on_device
     return pipeline.train_batches(
         source,
-        partial(views, config),
+        partial(crops if on_device else views, config),
+        dtype=config.augment.crop_dtype if on_device else "uint8",
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
