@@ -17,7 +17,7 @@ def load(path) -> "Encoder":
     path = os.path.expanduser(path)
     with errors.of_storage():
         files.check_reachable(path)
-        return Encoder(path, *pretrained.load_model(path), pretrained.calibration_temperature(path))
+        return Encoder(path, *pretrained.load_model(path))
 
 
 class Encoder:
@@ -34,13 +34,14 @@ class Encoder:
       class_names: of the classes, as far as they are known, in the order of `predict`'s columns.
     """
 
-    def __init__(self, path, model, variables: dict, meta: dict, temperature: float | None = None):
+    def __init__(self, path, model, variables: dict, meta: dict):
         self.config = ConfigDict(meta["config"])
         self.model = model
         self.variables = jax.device_put(variables)
         self.class_names = tuple(meta.get("class_names", ()))
         self._path, self._size = path, self.config.image_size
-        self._proportion, self._temperature = meta.get("proportion"), temperature or 1.0
+        self._proportion = meta.get("proportion")
+        self._temperature = meta.get("calibration_temperature") or 1.0
         self._apply = jax.jit(model.apply)
 
     def __call__(self, images, batch_size: int = 256) -> np.ndarray:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, files, official, parallel, report, torch_weights, train, workdirs
 from simclr_jax.console import shown
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, reason_of
 from simclr_jax.evaluation import features
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
@@ -148,18 +149,34 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
       changes: keys of its `config.model` that leave the parameters as they are, such as `dtype`.
 
     Returns:
-      model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}.
+      model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}, with the
+      'calibration_temperature' that the logits of its classifier are divided by, None where there is none.
     """
     variables, meta = read(path)
+    meta = {"calibration_temperature": _calibration_temperature(path)} | meta
     whole = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"] | changes)
     return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
 
 
-def calibration_temperature(path) -> float | None:
-    """What to divide the logits of a run's classifier by, as its summary tells; None where it does not."""
-    summary = None if others_format(path) else workdirs.read_summary(checkpoint.split(path)[0])
-    return (summary or {}).get("calibration_temperature")
+def _calibration_temperature(path):
+    """As the summary of a run tells it."""
+    file = None if others_format(path) else epath.Path(checkpoint.split(path)[0]) / "summary.json"
+    return read_summary(file).get("calibration_temperature") if file and files.exists(file) else None
+
+
+def read_summary(file) -> dict:
+    """The summary of another run, which stays as it is.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return files.read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{shown(file)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
+        ) from None
 
 
 def make_init(config, model):

@@ -19,9 +19,11 @@ import tensorflow as tf
 import yaml
 from networks import DEFAULTS, assert_close, build, by_tf1_name, golden_variables, write_tensors
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from simclr_jax import checkpoint, export
+import simclr_jax
+from simclr_jax import checkpoint, export, pretrained
 from simclr_jax.errors import UserError
 from simclr_jax.export import __main__ as export_main
 from simclr_jax.export import card, onnx, safetensors
@@ -283,6 +285,37 @@ def test_model_card(small):
         assert ("| `block_group1` | batch, 16, 16, 8 |" in body) == (form == "savedmodel")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(export.load(small)[1]["params"]["encoder"]))
         assert f"encoder {parameters:,}" in body
+
+
+def test_class_names_and_temperature_travel_along(tmp_path):
+    """In every format, its card, and back into this program."""
+    settings = {"depth": 8, "width": 0.125, "stem": "auto", "projection_layers": 0}
+    workdir, _, variables, size = save(tmp_path / "run", 16, settings, task="finetune", classes=3)
+    names = ["Grün, hell", 'a "b"', "c"]
+    with checkpoint.open_manager(workdir, keep=1) as manager:
+        _, meta = pretrained.read(workdir)
+        checkpoint.save(manager, 4, variables, meta | {"class_names": names})
+    (workdir / "summary.json").write_text(json.dumps({"top1": 0.5, "calibration_temperature": 1.25}))
+    expected = {"class_names": names, "calibration_temperature": 1.25}
+
+    import onnx as onnx_library
+
+    folders = {form: run(workdir, form)[0] for form in export_main.FORMATS}
+    found = onnx_library.load(folders["onnx"] / "model.onnx").metadata_props
+    assert {entry.key: json.loads(entry.value) for entry in found} == expected
+    loaded = tf.saved_model.load(str(folders["savedmodel"]))
+    assert [name.decode() for name in loaded.class_names().numpy()] == names
+    assert loaded.calibration_temperature().numpy() == 1.25
+    file = folders["safetensors"] / "model.safetensors"
+    with safe_open(file, "numpy") as opened:
+        assert json.loads(opened.metadata()["simclr_jax"]).items() >= expected.items()
+    for folder in folders.values():
+        card = (folder / "README.md").read_text()
+        assert json.dumps(names, ensure_ascii=False) in card and "Divide them by 1.25 first" in card
+    ours, back = simclr_jax.load(workdir), simclr_jax.load(file)
+    assert ours.class_names == back.class_names == tuple(names)
+    images = images_of(2, size)
+    np.testing.assert_allclose(back.predict(images), ours.predict(images), atol=1e-6)
 
 
 def card_of(workdir, form="onnx", outputs=()):

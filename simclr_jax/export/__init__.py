@@ -24,6 +24,13 @@ def load(path):
     return model, variables, meta
 
 
+def classes_of(meta) -> dict:
+    """`class_names` of a classifier, and its `calibration_temperature`, as far as a run tells them."""
+    found = {"class_names": list(meta.get("class_names", ()))}
+    found["calibration_temperature"] = meta["calibration_temperature"]
+    return {name: value for name, value in found.items() if value}
+
+
 def outputs(model, variables, images) -> dict[str, jax.Array]:
     """What the official hub modules give for images [b, h, w, 3], float32 in [0, 1], by their names.
 

@@ -26,7 +26,7 @@ from etils import epath
 
 from simclr_jax import checkpoint, errors, export, files, pretrained
 from simclr_jax.console import shown
-from simclr_jax.errors import UserError, reason_of
+from simclr_jax.errors import UserError
 from simclr_jax.export import onnx, safetensors, savedmodel
 from simclr_jax.export.card import model_card
 
@@ -83,7 +83,9 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=".export-", dir=files.plain(output.parent)) as unfinished:
         folder = Path(unfinished, "export")
         folder.mkdir()
-        difference = FORMATS[args.format].write(model, variables, folder, image_size=size)
+        difference = FORMATS[args.format].write(
+            model, variables, folder, image_size=size, classes=export.classes_of(meta)
+        )
         (folder / "README.md").write_text(card)
         for file in folder.glob("model.*"):  # safetensors and ONNX make theirs for the owner alone
             file.chmod((folder / "README.md").stat().st_mode)
@@ -100,9 +102,9 @@ def _results(run) -> dict | None:
     own, of_all = run / "summary.json", run.parent / "summary.json"
     draw = re.fullmatch(r"(draw|scratch)(\d+)", run.name)
     if own.exists():
-        summary, scratch, index = _read_json(own), False, 0
+        summary, scratch, index = pretrained.read_summary(own), False, 0
     elif draw and of_all.exists():
-        summary, scratch, index = _read_json(of_all), draw[1] == "scratch", int(draw[2])
+        summary, scratch, index = pretrained.read_summary(of_all), draw[1] == "scratch", int(draw[2])
     else:
         return None
     draws = summary.pop("draws", [])
@@ -118,15 +120,6 @@ def _results(run) -> dict | None:
     }
     rest = {name: value for name, value in summary.items() if name not in draws[index]}
     return scores | rest | {"draw": index}
-
-
-def _read_json(path):
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{shown(path)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
-        ) from None
 
 
 if __name__ == "__main__":

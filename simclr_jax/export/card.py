@@ -7,6 +7,7 @@ from string import Template
 import jax
 from ml_collections import ConfigDict
 
+from simclr_jax.export import classes_of
 from simclr_jax.models import describe
 from simclr_jax.workdirs import flatten
 
@@ -75,6 +76,13 @@ _CLASSIFIER = """
 
 `logits` are the classifier's, a number for each class: the index of the largest is the class that it
 predicts, and their softmax is how probable each of them is."""
+_CALIBRATED = """ Divide them by {:.4g} first, the temperature
+that calibrates them: then the probabilities are right as often as they say."""
+_HELD = {
+    "savedmodel": "`model.class_names()` has them, too",
+    "onnx": "The metadata of the file has them, too",
+    "safetensors": "The metadata of the file has them, too",
+}
 
 _POOL = """
 
@@ -128,7 +136,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size) if stem else "",
         pool=_POOL if stem == "imagenet" and model.encoder.max_pool == "tensorflow" else "",
     )
-    load += _CLASSIFIER if "logits_sup" in outputs else ""
+    load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
     numbers = {
         name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
     }
@@ -199,6 +207,16 @@ Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in si
 {json.dumps(config, indent=2)}
 ```
 """
+
+
+def _classes(form, classes):
+    text = _CLASSIFIER
+    if "calibration_temperature" in classes:
+        text += _CALIBRATED.format(classes["calibration_temperature"])
+    if names := classes.get("class_names"):
+        text += f"\n\nThe classes, in the order of the logits, as JSON. {_HELD[form]}.\n\n"
+        text += f"```json\n{json.dumps(names, ensure_ascii=False)}\n```"
+    return text
 
 
 def _origin(source) -> str:

@@ -1,5 +1,6 @@
 """ONNX, for ONNX Runtime and others."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,10 @@ OUTPUTS = ("final_avg_pool", "proj_head_output", "logits_sup")  # of `export.out
 _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights that fit into one file of ONNX, with their graph
 
 
-def write(model, variables, folder, *, image_size: int) -> float:
+def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     """Writes `folder`/model.onnx, and its weights beside it where they are large.
+
+    What `export.classes_of` tells becomes metadata, as JSON.
 
     Returns:
       How far its outputs are from JAX's, see `export.compare`.
@@ -45,6 +48,7 @@ def write(model, variables, folder, *, image_size: int) -> float:
     fits = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) < _PROTOBUF_LIMIT
     graph = onnx.load(path, load_external_data=fits)
     del graph.graph.value_info[:]  # some are wrong, of which ONNX Runtime would warn
+    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in classes.items()})
     onnx.save(graph, path)
     if fits:
         Path(f"{path}.data").unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from simclr_jax.torch_weights import INPUT_KEYS, METADATA
 from simclr_jax.torch_weights.names import to_torch
 
 
-def write(model, variables, folder, *, image_size: int) -> float:
+def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     """Writes `folder`/model.safetensors, the weights alone; returns 0, since it reads back as the same bits.
 
     Raises:
@@ -22,6 +22,7 @@ def write(model, variables, folder, *, image_size: int) -> float:
     # What names and shapes do not tell, for those who read the file back into this program.
     told = {"image_size": image_size, "max_pool": model.encoder.max_pool}
     told |= {key: getattr(model, key) for key in INPUT_KEYS if key not in told}
+    told |= classes if "fc.weight" in tensors else {}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", METADATA: json.dumps(told)})
     read = load_file(folder / "model.safetensors")
     bits = [{key: (x.dtype, x.shape, x.tobytes()) for key, x in of.items()} for of in (tensors, read)]

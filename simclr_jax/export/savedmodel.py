@@ -6,8 +6,11 @@ from simclr_jax.export import compare, outputs
 from simclr_jax.models.resnet import ResNet
 
 
-def write(model, variables, folder, *, image_size: int) -> float:
-    """Writes a SavedModel, called as the official ones; returns how far its outputs are from JAX's."""
+def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
+    """Writes a SavedModel, called as the official ones; returns how far its outputs are from JAX's.
+
+    What `export.classes_of` tells are functions of it, without arguments.
+    """
     from simclr_jax.data import tf  # keeps TensorFlow quiet, so it comes first
 
     # isort: split
@@ -29,6 +32,8 @@ def write(model, variables, folder, *, image_size: int) -> float:
     # Called as the official ones are; traced for `trainable=False` alone, so that True is refused.
     module.__call__ = tf.function(lambda inputs, trainable=False: call(inputs))
     module.__call__.get_concrete_function(images, trainable=False)
+    for name, value in classes.items():
+        setattr(module, name, tf.function(partial(tf.constant, value), input_signature=[]))
     signature = tf.function(lambda inputs: call(inputs), input_signature=[images])
     tf.saved_model.save(module, str(folder), signatures={"serving_default": signature, "default": signature})
     loaded = tf.saved_model.load(str(folder))

@@ -42,7 +42,7 @@ def run(config, workdir) -> dict:
         )
     todo = parts.plan(config, workdir, "predictions.csv")
     classes = _class_names(meta, todo.sources)
-    temperature = pretrained.calibration_temperature(config.pretrained)
+    temperature = meta["calibration_temperature"]
     table = {
         "task": "predict",
         "pretrained": config.pretrained,

@@ -92,7 +92,10 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     whole = {"task": "pretrain", "pretrained": str(path), "model": config, "ema": False, "seed": 0}
     _tell(path, describe(network), source, rivals)
-    return trees, {"config": whole | {"image_size": size}, "num_classes": num_classes, "source": source}
+    meta = {"config": whole | {"image_size": size}, "num_classes": num_classes, "source": source}
+    if len(told.get("class_names", ())) == num_classes:  # of our exports
+        meta |= {key: told[key] for key in ("class_names", "calibration_temperature") if key in told}
+    return trees, meta
 
 
 def _left(names, prefix: str) -> set[str]:
