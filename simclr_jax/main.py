@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 import shlex
 
+import jax
+
 from simclr_jax import command_line, files, pretrained, processes, report, runs
 from simclr_jax.console import shown
 
@@ -16,6 +18,9 @@ def main(_) -> None:
     config = command_line.read_config()
     pretrained.adopt(config, command_line.given())
     workdir = command_line.workdir(config)
+    if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
     except stopping.Stopped:  # all of them, after the same step

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -298,6 +299,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
     Returns:
       The final train state.
     """
+    begun = time.monotonic()
     processes.agree("data or model", workdirs.flatten(task.meta))
     processes.on_first(lambda: workdirs.save_config(workdir, config.to_dict()))
     with (
@@ -323,6 +325,9 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     if step == start + 1:
                         meter.seconds_at_peak = seconds_at_peak(task, state, batch)
                     state, results = train_step(state, batch)
+                if step == start + 1:
+                    jax.block_until_ready(results)
+                    report.say(f"first step {time.monotonic() - begun:.1f} s after the start of training")
                 stopping.begin()
                 profile.end_after(step, results)
                 meter.add(step, results)

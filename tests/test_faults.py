@@ -273,7 +273,9 @@ def test_nothing_is_left_where_nothing_came_of_a_run(tmp_path):
 def end_of(small, seconds=10):
     """Exit code and lines but those of steps, which have to come within so many seconds."""
     code, output = small.end(seconds)
-    return code, [line for line in output.splitlines() if line and not line.startswith("step")]
+    return code, [
+        line for line in output.splitlines() if line and not line.startswith(("step", "first step"))
+    ]
 
 
 LATER = {
