@@ -25,6 +25,12 @@ def of_product(equation) -> float:
     return 0.0
 
 
+def inner_jaxprs(equation) -> list:
+    """The jaxprs that an equation runs: of those for several platforms the last, that of accelerators."""
+    inner = list(jaxprs_in_params(equation.params))
+    return inner[-1:] if equation.primitive.name == "cond" else inner
+
+
 def of_training(loss, trained, *others) -> float:
     """Model FLOPs of a loss and its gradient, on one device: what a step cannot do without.
 
@@ -55,7 +61,8 @@ def _with_gradients(jaxpr, inputs):
         depends, parameters = which(equation.invars), equation.params
         outputs = [any(depends) and equation.primitive.name != "stop_gradient"] * len(equation.outvars)
         total += of_product(equation) * (1 + sum(depends))
-        for inner in jaxprs_in_params(parameters):
+        depends = depends[1:] if equation.primitive.name == "cond" else depends  # without the index
+        for inner in inner_jaxprs(equation):
             given = depends if len(depends) == len(inner.invars) else [any(depends)] * len(inner.invars)
             flops, found = _with_gradients(inner, given)
             if equation.primitive.name == "scan":

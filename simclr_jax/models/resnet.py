@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax import parallel
+from simclr_jax.models import on_cpu
 
 _initial = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -217,7 +218,9 @@ class ResNet(nn.Module):
           Features [b, w] float32, and the activations of every stage [b, h', w', c] in `dtype` under the
           official end point names.
         """
-        conv_ = partial(conv, dtype=self.dtype)
+        conv_ = partial(
+            conv, dtype=self.dtype, **({"conv_general_dilated": on_cpu.convolve} if train else {})
+        )
         norm = batch_norm(train=train and after_block < 0, sync=self.sync_batch_norm, dtype=self.dtype)
         filters = int(64 * self.width)
         stem = self.stem if self.stem != "auto" else "cifar" if max(images.shape[1:3]) <= 32 else "imagenet"
@@ -233,7 +236,10 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name=f"bn{index}")(x))
         if stem == "imagenet":
             padding = "SAME" if self.max_pool == "tensorflow" else ((1, 1), (1, 1))
-            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+            if train:
+                x = on_cpu.max_pool(x, padding)
+            else:
+                x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
-from jax.extend.core import jaxprs_in_params
 
 from simclr_jax import parallel, train
 from simclr_jax.chips import find_chip
 from simclr_jax.errors import UserError
-from simclr_jax.flops import of_product
+from simclr_jax.flops import inner_jaxprs, of_product
 from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
 from simclr_jax.tasks import pretrain
@@ -185,7 +184,7 @@ def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
             operands = sum(_bytes_of(v) for v in equation.invars)
             collectives[name] = times + len(equation.invars), size + operands
         repeats = parameters["length"] if name == "scan" else 1
-        for inner in jaxprs_in_params(parameters):
+        for inner in inner_jaxprs(equation):
             inner_flops, inner_traffic, inner_collectives = count(inner)
             flops, traffic = flops + repeats * inner_flops, traffic + repeats * inner_traffic
             for key, (times, size) in inner_collectives.items():
