@@ -5,17 +5,16 @@ r"""SimCLR on scikit-learn's handwritten digits: 1,797 real 8 x 8 images, learnt
         --workdir=RUN/linear_eval
 
 and so on with finetune, knn, transfer and embed; distill starts from RUN/finetune. Measured on the 360
-held-out digits, seed 0, on 2 CPU cores (2026-11-24, jax 0.10.2; pretrain's accuracies
-2026-11-25, when the same cores were slower and it took 390 s):
+held-out digits, seed 0, on 2 CPU cores (2026-11-26, jax 0.10.2; the seconds of all but pretrain 2026-11-24):
 
-    pretrain       219 s    by probes: linear 98.9 % (raw pixels 95.3 %), nearest neighbours 97.8 % (96.9 %),
-                            five labels a digit 94.6 % (84.0 %; the same encoder untrained 70.4 %)
-    linear_eval    56 s     98.3 %
-    finetune       112 s    94.0 % with five labels a digit, from scratch 82.1 %, means of five draws
-    distill        102 s    94.7 % with 45 % of its teacher's parameters; the teacher 93.3 %, the same small
-                            network on the teacher's 50 labels alone 83.1 %
-    knn            9 s      97.8 %
-    transfer       11 s     99.2 %
+    pretrain       263 s    by probes: linear 99.4 % (raw pixels 95.3 %), nearest neighbours 97.5 % (96.9 %),
+                            five labels a digit 94.2 % (84.0 %; the same encoder untrained 70.4 %)
+    linear_eval    56 s     97.8 %
+    finetune       112 s    94.2 % with five labels a digit, from scratch 80.9 %, means of five draws
+    distill        102 s    94.4 % with 45 % of its teacher's parameters; the teacher 94.2 %, the same small
+                            network on the teacher's 50 labels alone 84.4 %
+    knn            9 s      97.5 %
+    transfer       11 s     98.3 %
     embed          8 s      192 numbers for each of the 1,797 digits
 
 The settings were chosen while looking at these held-out digits, so the figures are a little optimistic. From
