@@ -99,7 +99,7 @@ def pretrain() -> ConfigDict:
             "log_every_steps": 50,  # averages go to the console and to the metric files
             "checkpoint_every_steps": 1000,  # what a crash costs at most
             "keep_checkpoints": 3,  # newest ones; the best by k-nearest neighbours stays as well
-            "keep_compiled": True,  # programs in WORKDIR/compiled: a run that goes on compiles nothing
+            "keep_compiled": True,  # the command's programs, in WORKDIR/compiled, for runs that go on
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
             "tracker": "",  # 'wandb' or 'mlflow' get config, metrics and summary, too
         }
