@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 
 from simclr_jax import flops, supervised, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_model, on_cpu
 from simclr_jax.parallel import AXIS
 from simclr_jax.plan import cost
 from simclr_jax.tasks import pretrain
@@ -101,3 +101,23 @@ def test_a_frozen_encoder_counts_forwards_alone():
         return rest | {"supervised_head": rest["supervised_head"] | {"kernel": head}}
 
     assert flops.of_training(of_head, head, *others) == forward + 2 * 4 * head.size
+
+
+def test_what_cpus_compute_otherwise_counts_as_the_plain_convolution():
+    """Once, not once a platform, and for the gradients that there are."""
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    x, kernel = (
+        jax.ShapeDtypeStruct((5, 2, 2, 4), jnp.float32),
+        jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32),
+    )
+    ours, plain = (
+        flops.of_training(
+            lambda kernel, x, convolve=convolve: convolve(
+                x, kernel, (1, 1), ((1, 1), (1, 1)), **options
+            ).sum(),
+            kernel,
+            x,
+        )
+        for convolve in (on_cpu.convolve, jax.lax.conv_general_dilated)
+    )
+    assert ours == plain > 0
