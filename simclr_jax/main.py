@@ -20,7 +20,7 @@ def main(_) -> None:
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
     except stopping.Stopped:  # all of them, after the same step
