@@ -28,6 +28,8 @@ def print_table(rows: dict[str, str]) -> None:
 def print_summary(summary: dict, workdir) -> None:
     """Prints a run's summary: scores as tables, whatever else it holds a line each."""
     groups = {name: value for name, value in summary.items() if isinstance(value, dict)}
+    for name, value in groups.pop("few_label_deviation", {}).items():
+        groups[name] = groups[name] | {"deviation": value}
     nested = {
         name: group for name, group in groups.items() if isinstance(next(iter(group.values()), 0), dict)
     }

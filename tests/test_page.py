@@ -13,7 +13,7 @@ from test_suggest import write_embedded
 
 from simclr_jax import workdirs
 from simclr_jax.plots import __main__ as plots
-from simclr_jax.plots import page
+from simclr_jax.plots import figures, page
 
 pytestmark = pytest.mark.slow
 COUNT = 120
@@ -92,6 +92,11 @@ def test_it_is_one_file_without_addresses(run):
 def test_a_point_shows_its_image_and_a_click_its_neighbours(run, browser, width):
     opened, faults = open_page(browser.new_context(viewport={"width": width, "height": 900}), run)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    opened.locator("#colour").select_option("cluster")
+    assert sum(map(int, re.findall(r"\((\d+)\)", opened.locator("#legend").inner_text()))) == COUNT
+    colours = opened.evaluate("Bokeh.documents[0].get_model_by_name('points').data.colour")
+    numbers = opened.evaluate("DATA.columns.cluster")
+    assert colours == [figures.CLASSES[number] for number in numbers]
     for row in (5, 60):
         opened.mouse.move(0, 0)
         opened.mouse.move(*place_of(opened, row))
@@ -105,7 +110,8 @@ def test_a_point_shows_its_image_and_a_click_its_neighbours(run, browser, width)
     similar = pixels @ pixels[60]
     similar[60] = -1
     np.testing.assert_allclose(np.sort(similar[near])[::-1], np.sort(similar)[::-1][: len(near)], atol=0.02)
-    opened.locator("#panel .rows .thumb").first.click()
+    opened.locator("#panel .rows .thumb").first.focus()
+    opened.keyboard.press("Enter")
     assert int(opened.locator("#panel").get_attribute("data-row")) == near[0]
     groups = opened.evaluate("DATA.duplicates")
     assert [3, 7] in groups and opened.locator("#duplicate-groups .group").count() == len(groups)

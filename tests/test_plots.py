@@ -11,7 +11,7 @@ from test_datasets import write_folder
 
 from simclr_jax.errors import UserError
 from simclr_jax.plots import __main__ as plots_main
-from simclr_jax.plots import board, figures
+from simclr_jax.plots import board, figures, gallery
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,15 @@ def test_learning_curves_show_every_point():
     assert loss.get_xlabel() == "step" and accuracy.get_ylabel() == "accuracy"
 
 
-def test_scores_show_every_score():
-    (axes,) = figures.scores(
-        {"trained": SCORES, "untrained": SCORES, "raw_pixels": {"knn_accuracy": 0.5}}
-    ).axes
+def test_scores_show_every_score_and_the_spread_over_draws():
+    summary = {"trained": SCORES, "untrained": SCORES, "raw_pixels": {"knn_accuracy": 0.5}}
+    (axes,) = figures.scores(summary, 7).axes
     assert sorted(bar.get_height() for bar in axes.patches) == [0.5, 0.7, 0.7, 0.8, 0.8, 0.9, 0.9]
+    assert axes.get_xticklabels()[0].get_text() == "linear, 7 labels a class" and len(axes.containers) == 3
+    (axes,) = figures.scores(summary | {"few_label_deviation": {"trained": 0.02, "untrained": 0.05}}, 7).axes
+    whiskers = [bars for bars in axes.containers if hasattr(bars, "has_yerr")]
+    spans = [bars.lines[2][0].get_segments()[0][:, 1] for bars in whiskers]
+    np.testing.assert_allclose(spans, [[0.75, 0.85], [0.78, 0.82]])
 
 
 def test_learning_curves_name_the_loss():
@@ -64,48 +68,66 @@ def test_few_labels_show_means_of_the_draws_against_the_number_of_labels():
 
 
 def examples(labelled=True):
-    """Forty images of one grey each, whose features and labels follow the grey."""
+    """Forty images of one grey each, whose places and labels follow the grey."""
     grey = np.arange(40)
     images = np.broadcast_to((6 * grey).astype(np.uint8)[:, None, None, None], (40, 8, 8, 3))
-    angles = grey / 40
-    features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return images, features, grey // 20 if labelled else np.full(40, -1)
+    places = np.stack([grey / 39, np.sin(grey) / 2 + 0.5], axis=1)
+    return images, places, np.where(grey < 5, -1, grey // 20) if labelled else np.full(40, -1)
 
 
-def test_neighbours_are_the_nearest_and_never_the_query_itself():
-    images, features, labels = examples()
-    figure = figures.neighbours(images, features, labels, ("dark", "light"), queries=3)
-    rows = np.array([cell.images[0].get_array()[0, 0, 0] // 6 for cell in figure.axes]).reshape(3, 9)
-    assert rows[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # the first of each class, and one more
-    assert rows[2].tolist()[0] == 20 and set(rows[2].tolist()[1:3]) == {19, 21}
-    framed = [tuple(cell.spines["top"].get_edgecolor()) != (0, 0, 0, 1) for cell in figure.axes[18:]]
-    assert framed == [bool(row < 20) for row in rows[2]]
-    assert figure.axes[0].get_xlabel() == "dark" and figure.axes[18].get_xlabel() == "light"
-
-
-def test_neighbours_need_no_labels():
-    figure = figures.neighbours(*examples(labelled=False), queries=2)
-    assert len(figure.axes) == 18 and not figure.axes[0].get_xlabel()
+def test_neighbours_have_names_and_similarities():
+    images, _, labels = examples()
+    chosen = np.array([[30, 31, 19, 2], [10, 11, 25, 9]])
+    pictures = [[images[row] for row in line] for line in chosen]
+    pictures[1][3] = None  # which is gone
+    names = [[f"a$b {row}" * 4 for row in line] for line in chosen]
+    similar = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]])
+    figure = figures.neighbours(pictures, names, labels[chosen], similar, ("dark", "light"))
+    told = [cell.get_xlabel() for cell in figure.axes]
+    assert told[:4] == ["light", "light\n0.900", "dark\n0.800", "a\\$b 2a\\$b 2a\\$b…\n0.700"]
+    framed = [tuple(cell.spines["top"].get_edgecolor()) != (0, 0, 0, 1) for cell in figure.axes]
+    assert framed == [False, False, True, False, False, False, True, False]
+    assert [len(cell.images) for cell in figure.axes] == [1] * 7 + [0]
+    figure.canvas.draw()  # names are no formulas
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_map_shows_images_and_where_there_are_labels_classes(labelled):
-    figure = figures.embedding_map(*examples(labelled), ("dark", "light") if labelled else ())
-    assert [cell.get_title() for cell in figure.axes] == ["images", "classes"][: 1 + labelled]
+    figure = figures.embedding_map(*examples(labelled), ("dark", "_$light$") if labelled else ())
+    assert len(figure.axes) == 1 + labelled and "40 images" in figure.axes[0].get_title()
     canvas = figure.axes[0].images[0].get_array()
     assert canvas.min() < 60 and canvas.max() == 255 and len(np.unique(canvas)) > 15
     if labelled:
-        assert [text.get_text() for text in figure.axes[1].texts] == ["dark", "light"]
-        assert len(figure.axes[1].collections[0].get_offsets()) == 40
+        points = [len(group.get_offsets()) for group in figure.axes[1].collections]
+        named = [text.get_text() for text in figure.axes[1].get_legend().texts]
+        assert points == [5, 15, 20] and named == ["without a label", "dark", "\u200b_\\$light\\$"]
+    figure.canvas.draw()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_map_of_many_classes_names_none():
+    images, places, _ = examples()
+    figure = figures.embedding_map(images, places, np.arange(40))
+    assert not figure.axes[1].get_legend() and "40 classes" in figure.axes[1].get_title()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("alike", [True, False])
-def test_pictures_of_a_few_images(count, alike):
-    images, features, labels = (part[:1].repeat(count, 0) if alike else part[:count] for part in examples())
-    assert len(figures.neighbours(images, features, labels).axes) == count * count
-    canvas = figures.embedding_map(images, features, labels).axes[0].images[0].get_array()
-    assert canvas.min() == images.min()
+def test_a_few_images_have_places_and_neighbours(count, alike):
+    angles = np.zeros(count) if alike else np.arange(count) / 9
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    places = gallery.places_of(features)
+    nearest, similar = gallery.nearest_of(features)
+    assert places.shape == (count, 2) and places.min() >= 0 and places.max() <= 1
+    assert len(np.unique(places, axis=0)) == count
+    assert nearest.shape == similar.shape == (count, count - 1)
+    assert all(row not in others for row, others in enumerate(nearest.tolist()))
+
+
+def test_queries_are_of_every_class():
+    labels = np.array([-1, 2, 2, 0, -1, 1, 0])
+    assert gallery._queries(labels).tolist() == [3, 5, 1, 0, 2, 4, 6]
+    assert len(np.unique(gallery._queries(np.arange(100) % 50))) == gallery.CLASSES
+    assert len(np.unique(gallery._queries(np.full(100, -1)))) == gallery.QUERIES
 
 
 def test_few_held_out_images_are_shown_with_training_images(pretrained_run, tmp_path, capsys):
@@ -124,9 +146,10 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(pretrained_run, run)
     (run / "summary.json").write_text(json.dumps({"trained": SCORES, "steps": 20}))
-    (run / "finetune").mkdir()
-    labels = {"labels_per_class": 5, "draws": [{"top1": 0.9, "from_scratch_top1": 0.5}]}
-    (run / "finetune" / "summary.json").write_text(json.dumps(labels))
+    for count in (5, 10):
+        (run / f"finetune{count}").mkdir()
+        labels = {"labels_per_class": count, "draws": [{"top1": 0.9, "from_scratch_top1": 0.5}]}
+        (run / f"finetune{count}" / "summary.json").write_text(json.dumps(labels))
     plots_main.main([str(run)])
     *written, page = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{run}/plots")
@@ -137,6 +160,24 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
     for path in written:
         pixels = np.asarray(Image.open(path).convert("L"))
         assert pixels.size > 100_000 and pixels.std() > 5
+
+
+def test_pictures_of_a_classifier_are_of_its_own_network(finetuned_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finetuned_run, run)
+    plots_main.main([str(run)])
+    drawn = sorted(path.name for path in (run / "plots").iterdir())
+    assert drawn == [
+        "curves.png",
+        "index.html",
+        "map.png",
+        "neighbours.png",
+    ]  # one number of labels: no curve
+    seen = gallery.read(run)
+    assert str(seen.found.run) == str(run) and len(seen.rows) == 1797 and len(seen.queries) == 10
+    assert seen.labels[seen.queries].tolist() == list(range(10))
+    config = ConfigDict(json.loads((run / "embed" / "config.json").read_text()))
+    assert config.pretrained == str(run)
 
 
 def test_folder_of_no_run_is_a_user_error(tmp_path):

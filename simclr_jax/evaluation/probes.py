@@ -61,10 +61,15 @@ def linear_accuracy(train: Features, held_out: Features) -> float:
     return accuracy
 
 
-def few_label_accuracy(
+def few_label_accuracy(train: Features, held_out: Features, **options) -> float:
+    """The mean of `few_label_accuracies`."""
+    return float(np.mean(few_label_accuracies(train, held_out, **options)))
+
+
+def few_label_accuracies(
     train: Features, held_out: Features, *, labels_per_class: int, draws: int = 20, seed: int = 0
-) -> float:
-    """Mean over `draws` of the linear accuracy with `labels_per_class` random labels of each class.
+) -> list[float]:
+    """The linear accuracy with `labels_per_class` random labels of each class, of each of `draws`.
 
     The scale of each feature comes from all of `train`, whose labels it does not need. A class with fewer
     images gives all of them. There are fewer draws, one at least, where all are more than `PRODUCTS` allow.
@@ -77,7 +82,7 @@ def few_label_accuracy(
         np.concatenate([rng.permutation(members)[:labels_per_class] for members in by_class])
         for _ in range(draws)
     )
-    return float(np.mean(_accuracies(train, drawn, held_out, _scale(train.features))))
+    return _accuracies(train, drawn, held_out, _scale(train.features))
 
 
 def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -94,11 +99,11 @@ def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(count)]
 
 
-def cross_validated(score: Callable[[Features, Features], float], examples: Features) -> float:
+def cross_validated(score: Callable[[Features, Features], np.ndarray], examples: Features) -> np.ndarray:
     """The mean over the folds of what `score(train, held_out)` makes of them, each image counting once."""
     parts = folds(examples.labels)
     scores = [score(*(Features(*(of[rows] for of in examples)) for rows in pair)) for pair in parts]
-    return float(np.average(scores, weights=[len(tested) for _, tested in parts]))
+    return np.average(scores, axis=0, weights=[len(tested) for _, tested in parts])
 
 
 def knn_accuracy(train: Features, held_out: Features, *, k: int = 20, temperature: float = 0.07) -> float:

@@ -1,18 +1,20 @@
 """Pictures of a run: `python -m simclr_jax.plots RUN` reads its files and writes `RUN/plots/*.png`.
 
-And `RUN/plots/index.html`, a page to look at all of its images, to label some, and to see what is predicted
-of others, by the newest run of predict in a folder of RUN.
+Curves, views and scores are those that the run has logged; neighbours and the map are of all of its images,
+of 20,000 random ones where there are more, by the run's own network. `RUN/plots/index.html` is a page to look
+at them, to label some, and to see what the newest run of predict in a folder of RUN says of others.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import errors, files, report, workdirs
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError
-from simclr_jax.plots import board, figures, page
+from simclr_jax.plots import figures, gallery, page
 from simclr_jax.tasks import pretrain
 
 
@@ -22,30 +24,38 @@ def _name_of_loss(config) -> str:
     return "cross entropy against the teacher" if config.task == "distill" else "cross entropy"
 
 
-def figures_of(run: Path):
-    """Yields (name, figure) of everything that a run's files tell."""
+def figures_of_log(run: Path):
+    """Yields (name, figure) of everything that was logged and summarised."""
     config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
     log = report.read(run / "metrics.jsonl")
     yield "curves", figures.learning_curves(log, _name_of_loss(config))
-    there = config.dataset.name != "arrays"
-    if not there:
-        print("the images were in memory: without views, neighbours and a map of them", flush=True)
     if config.task == "pretrain":
-        if there:
+        if config.dataset.name != "arrays":
             yield "views", figures.views(pretrain.example_views(config, run, count=10))
         if measured := [line for line in log if "features_effective_rank" in line]:
             yield "health", figures.health(measured)
     found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
     summaries = {path.parent: summary for path in found if (summary := workdirs.read_summary(path.parent))}
     if len(summaries.get(run, {}).get("trained", {})) > 1:
-        yield "scores", figures.scores(summaries[run])
-    if drawn := [summary for summary in summaries.values() if "labels_per_class" in summary]:
+        yield "scores", figures.scores(summaries[run], config.labels_per_class)
+    drawn = [summary for summary in summaries.values() if "labels_per_class" in summary]
+    if len({summary["labels_per_class"] for summary in drawn}) > 1:  # of one number there is no curve
         yield "few_labels", figures.few_labels(drawn)
-    if not there:
-        return
-    held_out = board.held_out(config, run)
-    yield "neighbours", figures.neighbours(*held_out)
-    yield "map", figures.embedding_map(*held_out)
+
+
+def figures_of_images(seen: gallery.Gallery):
+    """Yields (name, figure) of what the run's own network makes of all images."""
+    found, labels = seen.found, seen.labels
+    chosen = np.concatenate([seen.queries[:, None], seen.nearest[seen.queries]], axis=1)
+    rows = seen.rows[chosen].tolist()
+    pictures = [[seen.large.get(row) for row in line] for line in rows]
+    names = [[found.names[row] for row in line] for line in rows]
+    similar = seen.similar[seen.queries]
+    yield "neighbours", figures.neighbours(pictures, names, labels[chosen], similar, found.class_names)
+    title = f"{len(seen.rows):,} images"
+    if len(seen.rows) < len(found.names):
+        title += f", random ones of {len(found.names):,}"
+    yield "map", figures.embedding_map(seen.squares, seen.places, labels, found.class_names, title)
 
 
 def main(argv: list[str]) -> None:
@@ -64,13 +74,21 @@ def main(argv: list[str]) -> None:
     with files.storage(run):
         (run / "plots").mkdir(exist_ok=True)
     drawn = {}
-    for name, figure in figures_of(run) if logged else ():
-        path = run / "plots" / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        drawn[name] = figure
-        print(shown(path), flush=True)
-    if workdirs.read_config(run)["dataset"]["name"] != "arrays":
-        print(shown(page.write(run, drawn.get("views"))), flush=True)
+
+    def save(found):
+        for name, figure in found:
+            path = run / "plots" / f"{name}.png"
+            figure.savefig(path, dpi=150)
+            drawn[name] = figure
+            print(shown(path), flush=True)
+
+    save(figures_of_log(run) if logged else ())
+    if workdirs.read_config(run)["dataset"]["name"] == "arrays":
+        print("the images were in memory: without views, neighbours, a map and the page", flush=True)
+        return
+    images = gallery.read(run)
+    save(figures_of_images(images))
+    print(shown(page.write(run, images, drawn.get("views"))), flush=True)
 
 
 if __name__ == "__main__":

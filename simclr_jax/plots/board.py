@@ -9,7 +9,7 @@ from simclr_jax import report
 from simclr_jax.errors import reason_of
 from simclr_jax.tasks import pretrain
 
-HELD_OUT = 2000  # images at most that the map and the neighbours show
+HELD_OUT = 2000  # images at most that the map shows
 FEW = 40  # with fewer held-out images, training images are shown beside them
 
 
@@ -32,9 +32,12 @@ def end(config, workdir, step: int) -> None:
     """Writes a map of held-out images by the features that the run has learnt."""
 
     def embedding_map():
-        from simclr_jax.plots import figures
+        from simclr_jax.evaluation import embedded
+        from simclr_jax.plots import figures, gallery
 
-        return figures.embedding_map(*held_out(config, workdir))
+        images, features, labels, names = held_out(config, workdir)
+        places = gallery.places_of(embedded.directions(features))
+        return figures.embedding_map(images, places, labels, names)
 
     report.say("\n  drawing a map of held-out images for TensorBoard")
     _attempt("map", lambda: _show(workdir, step, "map", embedding_map()))
@@ -69,8 +72,8 @@ def held_out(config, run):
     if sources[0].num_examples < FEW:
         beside = datasets.sample(load("train"), FEW - sources[0].num_examples, seed=config.seed)
         report.say(
-            f"{sources[0].num_examples} images are held out: neighbours and map show {beside.num_examples} "
-            "training images beside them"
+            f"{sources[0].num_examples} images are held out: the map shows {beside.num_examples} training "
+            "images beside them"
         )
         sources.append(beside)
     images, labels = [], []

@@ -8,6 +8,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
 CLASSES += ["#92dadd"]
 UNLABELLED = "#d0d0d0"
+MOST_NAMED = 20  # classes that a legend names
 
 ACCURACIES = {
     "contrastive_accuracy": ("positive found in the batch", GREY),
@@ -70,23 +71,34 @@ def health(log: list[dict[str, float]]) -> Figure:
     return figure
 
 
-def scores(summary: dict) -> Figure:
-    """Accuracy on held-out images of the trained encoder, the untrained one and raw pixels, as bars."""
+def scores(summary: dict, labels_per_class: int) -> Figure:
+    """Accuracy on held-out images of the trained encoder, the untrained one and raw pixels, as bars.
+
+    Args:
+      summary: of pretraining; `few_label_deviation` is drawn as whiskers, where it has that.
+      labels_per_class: of the score of few labels.
+    """
     probes = {
-        "few_label_accuracy": "linear, few labels",
+        "few_label_accuracy": f"linear, {labels_per_class} labels a class",
         "knn_accuracy": "nearest neighbours",
         "linear_accuracy": "linear, all labels",
     }
     rows = {"untrained": ("untrained encoder", GREY), "raw_pixels": ("raw pixels", ORANGE)}
     rows["trained"] = ("SimCLR", BLUE)
+    spread = summary.get("few_label_deviation", {})
     figure, axes = _subplots(figsize=(6.5, 3.2))
     for offset, (row, (label, color)) in enumerate(rows.items()):
         present = [name for name in probes if name in summary.get(row, {})]
         positions = [list(probes).index(name) + (offset - 1) * 0.27 for name in present]
-        bars = axes.bar(positions, [summary[row][name] for name in present], 0.25, color=color, label=label)
-        axes.bar_label(bars, fmt=lambda value: f"{100 * value:.1f}", fontsize=8)
+        heights = [summary[row][name] for name in present]
+        bars = axes.bar(positions, heights, 0.25, color=color, label=label)
+        axes.bar_label(bars, fmt=lambda value: f"{100 * value:.1f}", fontsize=8, padding=1)
+        if row in spread and "few_label_accuracy" in present:
+            axes.errorbar(positions[0] + 0.09, heights[0], spread[row], color="black", capsize=2, linewidth=1)
     axes.set_xticks(range(len(probes)), probes.values())
-    axes.set(ylabel="accuracy", ylim=(0, 1.09), title="Held-out images")
+    axes.set(ylabel="accuracy", ylim=(0, 1.12))
+    whiskers = " (whiskers: deviation over the draws of labels)" if spread else ""
+    axes.set_title(f"Held-out images{whiskers}", fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -142,74 +154,75 @@ def views(batch: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def neighbours(
-    images: np.ndarray, features: np.ndarray, labels: np.ndarray, class_names=(), *, queries=8
-) -> Figure:
-    """Queries, a row each, and beside them their 8 nearest images by cosine similarity.
+def neighbours(images, names, labels: np.ndarray, similar: np.ndarray, class_names=()) -> Figure:
+    """Queries, a row each, and beside them their nearest images and the cosine similarities.
 
     Neighbours of another class than the query's have an orange frame.
 
     Args:
-      images: uint8 [n, h, w, 3].
-      features: float [n, w].
-      labels: int [n], -1 where there are none; of every class there is a query, as far as the rows reach.
+      images: q lists of 1 + k pictures, the query first, the others by similarity; None for a lost one.
+      names: of the images, likewise.
+      labels: int [q, 1 + k], -1 where there are none.
+      similar: float [q, k].
       class_names: names of the classes; their numbers where empty.
-      queries: number of rows.
     """
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    firsts = np.unique(labels, return_index=True)[1] if labels.max() >= 0 else []
-    rest = [row for row in range(len(images)) if row not in set(firsts)]
-    chosen = sorted([*firsts, *rest][:queries])
-    near = np.argsort(-features[chosen] @ features.T, axis=1, kind="stable")
-    columns = min(9, len(images))
-    figure, axes = _subplots(len(chosen), columns, figsize=(columns, 1.15 * len(chosen) + 0.3), squeeze=False)
-    for query, order, row in zip(chosen, near, axes):
-        shown = [query, *order[order != query]][:columns]
-        for cell, member in zip(row, shown):
-            cell.imshow(images[member])
+    rows, columns = labels.shape
+    figure, axes = _subplots(rows, columns, figsize=(columns, 1.32 * rows + 0.3), squeeze=False)
+    for cells, pictures, called, known, values in zip(axes, images, names, labels, similar):
+        told = [_class_name(label, class_names) if label >= 0 else "" for label in known]
+        for number, (cell, picture) in enumerate(zip(cells, pictures)):
+            if picture is not None:
+                cell.imshow(picture)
             cell.set(xticks=[], yticks=[])
-            if labels[member] >= 0:
-                cell.set_xlabel(_class_name(labels[member], class_names), fontsize=7, labelpad=2)
-            wrong = labels[member] != labels[query]
+            wrong = known[number] >= 0 and known[0] >= 0 and known[number] != known[0]
             cell.spines[:].set(color=ORANGE if wrong else "black", linewidth=3 if wrong else 0.8)
+            under = _short(told[number] or called[number], 14)
+            under += f"\n{values[number - 1]:.3f}" if number else ""
+            cell.set_xlabel(_plain(under), fontsize=7, labelpad=2)
     axes[0, 0].set_title("query", fontsize=9)
     if columns > 1:
-        axes[0, 1].set_title("nearest", fontsize=9, loc="left")
+        axes[0, 1].set_title("nearest, and how similar", fontsize=9, loc="left")
     return figure
 
 
-def embedding_map(images: np.ndarray, features: np.ndarray, labels: np.ndarray, class_names=()) -> Figure:
-    """A map of the images on which neighbours have similar features (t-SNE), and one of their classes.
+def embedding_map(
+    images: np.ndarray, places: np.ndarray, labels: np.ndarray, class_names=(), title=""
+) -> Figure:
+    """A map of images, and one of their classes.
 
     Args:
-      images, features, labels, class_names: as of `neighbours`.
+      images: uint8 [n, h, w, 3]; of those that lie in one cell of a grid one is drawn.
+      places: float [n, 2] in [0, 1], see `gallery.places_of`.
+      labels: int [n], -1 where there are none.
+      class_names: names of the classes; their numbers where empty.
+      title: what the map is of.
     """
-    from sklearn.manifold import TSNE
-
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if len(features) < 4 or not np.ptp(features, axis=0).any():  # nothing to lay out: beside each other
-        places = np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)
-    else:
-        perplexity = min(30, (len(features) - 1) / 3)
-        places = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)
-    places = (places - places.min(axis=0)) / np.maximum(np.ptp(places, axis=0), 1e-12)
-    labelled = labels.max() >= 0
-    figure, axes = _subplots(1, 1 + labelled, figsize=(6.2 * (1 + labelled), 6), squeeze=False)
+    known = np.unique(labels[labels >= 0])
+    columns = 2 if len(known) else 1
+    figure, axes = _subplots(1, columns, figsize=(6.7 * columns, 6), squeeze=False)
     axes[0, 0].imshow(_thumbnails(images, places), extent=(0, 1, 0, 1))
-    axes[0, 0].set_title("images")
-    if labelled:
-        colors = np.array(CLASSES)[labels % len(CLASSES)]
-        axes[0, 1].scatter(*places.T, c=colors, s=12, linewidths=0)
-        for label in np.unique(labels) if labels.max() < 20 else ():
-            axes[0, 1].annotate(
-                _class_name(label, class_names),
-                np.median(places[labels == label], axis=0),
-                ha="center",
-                va="center",
-                fontsize=11,
-                bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": CLASSES[label % len(CLASSES)]},
+    axes[0, 0].set_title(
+        f"{title or f'{len(images):,} images'}; where several lie, one is drawn", fontsize=10
+    )
+    if len(known):
+        few = len(known) <= MOST_NAMED
+        groups = {"without a label": (labels < 0, UNLABELLED)}
+        groups |= {
+            _plain(_short(_class_name(label, class_names), 24)): (
+                labels == label,
+                CLASSES[label % len(CLASSES)],
             )
-        axes[0, 1].set_title("classes")
+            for label in known
+        }
+        for name, (members, colour) in groups.items():
+            if members.any():
+                size = 12 if len(images) < 3000 else 4
+                axes[0, 1].scatter(*places[members].T, c=colour, s=size, linewidths=0, label=name)
+        if few:
+            axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
+        told = "" if few else f"{len(known):,} "
+        told += "classes" if len(known) <= len(CLASSES) else f"classes, in {len(CLASSES)} colours by turns"
+        axes[0, 1].set_title(told, fontsize=10)
         axes[0, 1].set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for cell in axes[0]:
         cell.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
@@ -243,7 +256,7 @@ def confusion(counts: np.ndarray, class_names) -> Figure:
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images with a label")
     if few:
-        names = [name if len(name) <= 20 else f"{name[:19]}…" for name in class_names]
+        names = [_plain(_short(name, 20)) for name in class_names]
         axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
         axes.set_xticklabels(names, rotation=45, ha="right")
     return figure
@@ -251,3 +264,12 @@ def confusion(counts: np.ndarray, class_names) -> Figure:
 
 def _class_name(label, class_names):
     return class_names[label] if class_names else str(label)
+
+
+def _short(name, most):
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _plain(text):
+    """For matplotlib: dollars are mathematics to it, and its legends leave out names that begin with _."""
+    return "\u200b" * text.startswith("_") + text.replace("$", r"\$")

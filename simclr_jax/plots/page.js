@@ -9,17 +9,18 @@ function make(tag, properties, ...children) {
 }
 
 function told(row) {
+  const { class: label, prediction } = DATA.columns;
   const parts = [images.names[row]];
-  if (images.labels[row] >= 0) parts.push(DATA.classes[images.labels[row]]);
-  if (images.predicted.length && images.predicted[row] >= 0) parts.push("predicted: " + DATA.predicted[images.predicted[row]]);
+  if (label && label[row] >= 0) parts.push(DATA.classes[label[row]]);
+  if (prediction && prediction[row] >= 0) parts.push("predicted: " + DATA.classes[prediction[row]]);
   return parts.join(" · ");
 }
 
-// A thumbnail, cut out of the sprite; a click shows the image and its neighbours.
+// A thumbnail, cut out of the sprite; a click, or Enter, shows the image and its neighbours.
 function thumb(row, caption, scale = 1) {
   const side = sprite.size * scale;
   const x = (row % sprite.columns) * side, y = Math.floor(row / sprite.columns) * side;
-  const picture = make("div", { className: "thumb", title: told(row), onclick: () => show(row) });
+  const picture = make("button", { className: "thumb", title: told(row), ariaLabel: told(row), onclick: () => show(row) });
   Object.assign(picture.style, {
     width: side + "px", height: side + "px", backgroundPosition: `-${x}px -${y}px`,
     backgroundSize: sprite.columns * side + "px auto",
@@ -31,7 +32,6 @@ function thumb(row, caption, scale = 1) {
 
 // The image at a point of the map, and those nearest to it.
 function show(row) {
-  if (row === undefined || !$("panel")) return;
   const near = images.nearest[row].map((other, place) => thumb(other, images.similar[row][place].toFixed(3)));
   $("panel").replaceChildren(
     thumb(row, told(row), Math.max(1, Math.round(128 / sprite.size))),
@@ -41,14 +41,32 @@ function show(row) {
   $("panel").dataset.row = row;
 }
 
+// Colours of the points, and what they mean: the last of the palette is for what has none.
 function colourBy(choice) {
+  const numbers = DATA.columns[choice], unknown = DATA.palette.length - 1;
+  const colour = (number) => DATA.palette[number < 0 ? unknown : number % unknown];
   const points = Bokeh.documents[0].get_model_by_name("points");
-  points.data.colour = points.data[choice];
+  points.data.colour = numbers.map(colour);
   points.change.emit();
+  const counts = new Map();
+  for (const number of numbers) counts.set(number, (counts.get(number) ?? 0) + 1);
+  const present = [...counts.keys()].sort((one, other) => (one < 0) - (other < 0) || one - other);
+  const name = (number) => number < 0 ? "none" : choice === "cluster" ? "cluster " + (number + 1) : DATA.classes[number];
+  const entries = present.slice(0, 40).map((number) => {
+    const swatch = make("i", {});
+    swatch.style.background = colour(number);
+    return make("span", {}, swatch, `${name(number)} (${counts.get(number).toLocaleString("en")})`);
+  });
+  if (present.length > 40) entries.push(make("span", { textContent: `and ${present.length - 40} more` }));
+  $("legend").replaceChildren(...entries);
 }
 
-if ($("colour")) $("colour").onchange = (event) => colourBy(event.target.value);
-if ($("panel")) show(0);
+$("colour").onchange = (event) => colourBy(event.target.value);
+window.addEventListener("load", () => {
+  const wait = () => Bokeh.documents[0]?.get_model_by_name("points") ? colourBy($("colour").value) : setTimeout(wait, 50);
+  wait();
+});
+show(0);
 for (const group of DATA.duplicates)
   $("duplicate-groups").append(
     make("div", { className: "group" }, ...group.map((row) => thumb(row, images.names[row]))),

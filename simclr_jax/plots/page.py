@@ -1,13 +1,10 @@
 """The page of a run: one HTML file that needs nothing else and no network, with what there is to look at."""
 
 import base64
-import concurrent.futures
 import hashlib
 import html
 import io
-import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -19,16 +16,11 @@ from pyarrow import parquet
 
 from simclr_jax import report, workdirs
 from simclr_jax.console import shown
-from simclr_jax.evaluation import embedded, neighbours, parts, suggest
-from simclr_jax.plots import figures
+from simclr_jax.evaluation import neighbours, parts, suggest
+from simclr_jax.plots import figures, gallery
 
-MOST = 20_000  # images that are shown, random ones of more
-MAPPED = 5_000  # of them that t-SNE places; the others lie where the one nearest to them is
-PIXELS = 12_000_000  # of all thumbnails together
-NEAREST = 8  # neighbours of every image
-SUGGESTED, OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 50, 24, 60, 50, 10
-_LARGE, _SMALL = 320, 112  # pixels of images to be labelled, and of doubtful ones
-_BLOCK = 2**26  # similarities that are held at a time
+OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
+_SMALL = 112  # pixels of doubtful images
 _HERE = Path(__file__).parent
 
 
@@ -50,65 +42,59 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
-def write(run: Path, views=None) -> Path:
+def write(run: Path, seen: gallery.Gallery, views=None) -> Path:
     """Writes `run`/plots/index.html.
 
     Args:
       run: the workdir of a run.
+      seen: its images.
       views: the matplotlib figure of some views, where the run has made any.
 
     Returns:
       The path of the file.
     """
-    found = embedded.load(run)
-    rows = np.sort(np.random.default_rng(0).permutation(len(found.names))[:MOST])
+    found = seen.found
     log = report.read(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     predictions = _read_predictions(run)
-    print(f"{shown(run)}: a map of {len(rows):,} images", flush=True)
-    features = found.features[rows]
-    nearest, similar = _nearest(features)
+    features = found.features[seen.rows]
     groups, _, threshold = neighbours.duplicates(features, neighbours.SHARE)
-    suggested = _suggested(found)
-    thumbnails, large = _thumbnails(found, rows, suggested)
-    sprite, geometry = _sprite(thumbnails)
-    said = {}
-    if predictions:
-        said = dict(zip(predictions.names, predictions.probabilities.argmax(axis=1).tolist()))
-    images = {
-        "names": [found.names[row] for row in rows],
-        "labels": found.labels[rows].tolist() if found.class_names else [-1] * len(rows),
-        "predicted": [said.get(found.names[row], -1) for row in rows] if said else [],
-        "nearest": nearest.tolist(),
-        "similar": similar.round(3).tolist(),
-    }
+    sprite, geometry = _sprite(seen.squares)
+    suggested = [row for row in seen.suggested.tolist() if row in seen.large]
+    classes = list(dict.fromkeys([*found.class_names, *(predictions.classes if predictions else [])]))
+    columns = _columns(seen, predictions, classes)
+    known = [str(run), *(found.names[row] for row in suggested)]
     data = {
-        "id": hashlib.sha256("\n".join([str(run), *large]).encode()).hexdigest()[:16],
-        "images": images,
+        "id": hashlib.sha256("\n".join(known).encode()).hexdigest()[:16],
+        "images": {
+            "names": [found.names[row] for row in seen.rows],
+            "nearest": seen.nearest.tolist(),
+            "similar": seen.similar.round(3).tolist(),
+        },
         "sprite": geometry,
-        "classes": list(found.class_names),
-        "predicted": predictions.classes if predictions else [],
+        "classes": classes,
+        "palette": [*figures.CLASSES, figures.UNLABELLED],
+        "columns": {name: numbers.tolist() for name, numbers in columns.items()},
         "duplicates": [
             np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)[:GROUPS]
         ],
-        "outliers": similar.mean(axis=1).argsort(kind="stable")[:OUTLIERS].tolist(),
+        "outliers": seen.similar.mean(axis=1).argsort(kind="stable")[:OUTLIERS].tolist(),
         "doubts": _doubts(predictions) if predictions else [],
         "suggested": [
-            {"name": name, "split": found.split[row], "index": int(found.index[row]), "url": large[name]}
+            {
+                "name": found.names[row],
+                "split": found.split[row],
+                "index": int(found.index[row]),
+                "url": _jpeg(seen.large[row]),
+            }
             for row in suggested
-            if (name := found.names[row]) in large
         ],
     }
-    columns = {"cluster": suggest.clusters(features, min(CLUSTERS, len(features)), 0)}
-    columns |= {"class": np.array(images["labels"])} if max(images["labels"]) >= 0 else {}
-    columns |= (
-        {"prediction": np.array(images["predicted"])} if max(images["predicted"], default=-1) >= 0 else {}
-    )
-    plots = _curves(log) | {"map": _map(_places(features), columns)}
+    plots = _curves(log) | {"map": _map(seen.places)}
     resources, scripts, places = _embed(plots)
-    sections = _sections(data, columns, places, views, len(found.names), threshold)
+    sections = _sections(data, places, views, threshold)
     text = Template((_HERE / "page.html").read_text()).substitute(
         title=html.escape(f"{run.absolute().name}: what was learnt"),
-        subtitle=html.escape(_subtitle(found, len(rows))),
+        subtitle=html.escape(_subtitle(found, len(seen.rows))),
         links=" ".join(f'<a href="#{section.key}">{section.title}</a>' for section in sections),
         sections="\n".join(
             f'<section id="{key}"><h2>{title}</h2><p>{told}</p>{body}</section>'
@@ -126,6 +112,20 @@ def write(run: Path, views=None) -> Path:
     return path
 
 
+def _columns(seen, predictions, classes):
+    """What the map may be coloured by: {name: int [n]}, -1 for nothing, of `classes` but for clusters."""
+    features = seen.found.features[seen.rows]
+    found = {}
+    if seen.found.class_names and seen.labels.max() >= 0:  # whose numbers come first in `classes`
+        found["class"] = seen.labels
+    if predictions:
+        numbers = np.array([classes.index(name) for name in predictions.classes])
+        said = dict(zip(predictions.names, numbers[predictions.probabilities.argmax(axis=1)].tolist()))
+        predicted = np.array([said.get(seen.found.names[row], -1) for row in seen.rows])
+        found |= {"prediction": predicted} if predicted.max() >= 0 else {}
+    return found | {"cluster": suggest.clusters(features, min(CLUSTERS, len(features)), 0)}
+
+
 def _subtitle(found, count):
     some = f", {count:,} of them here" if count < len(found.names) else ""
     known = int((found.labels >= 0).sum())
@@ -134,7 +134,7 @@ def _subtitle(found, count):
     return f"{len(found.names):,} images of {shown(where)}{some}, {labels}; features of {shown(found.run)}."
 
 
-def _sections(data, columns, places, views, count, threshold) -> list[Section]:
+def _sections(data, places, views, threshold) -> list[Section]:
     """The parts of the page that this run has something for."""
     curves = [places[name] for name in places if name != "map"]
     found = []
@@ -153,9 +153,9 @@ def _sections(data, columns, places, views, count, threshold) -> list[Section]:
             "both; where it is not, raise augment.min_area or lower augment.color_jitter_strength."
         )
         found.append(Section("views", "Views", told, f'<img alt="views" src="{_png(views)}">'))
-    options = "".join(f"<option value='{name}'>{name}</option>" for name in columns)
+    options = "".join(f"<option value='{name}'>{name}</option>" for name in data["columns"])
     body = (
-        f'<label>Colours: <select id="colour">{options}</select></label>'
+        f'<label>Colours: <select id="colour">{options}</select></label><div id="legend"></div>'
         f'<div class="split"><div>{places["map"]}</div><div id="panel"></div></div>'
     )
     told = (
@@ -197,118 +197,6 @@ def _sections(data, columns, places, views, count, threshold) -> list[Section]:
     )
     found.append(Section("outliers", "Outliers", told, '<div id="outlier-rows" class="rows"></div>'))
     return found
-
-
-def _nearest(features):
-    """Rows of the nearest images of each, int [n, k], the nearest first, and the similarities."""
-    count = len(features)
-    near = min(NEAREST, count - 1)
-    rows, similar = np.empty((count, near), int), np.empty((count, near), np.float32)
-    block = max(1, _BLOCK // count)
-    for start in range(0, count, block):
-        stop = min(start + block, count)
-        found = neighbours.to_others(features, np.arange(start, stop))
-        best = (
-            np.argpartition(-found, near - 1, axis=1)[:, :near] if near else np.empty((stop - start, 0), int)
-        )
-        order = np.argsort(-np.take_along_axis(found, best, axis=1), axis=1, kind="stable")
-        rows[start:stop] = np.take_along_axis(best, order, axis=1)
-        similar[start:stop] = np.take_along_axis(found, rows[start:stop], axis=1)
-    return rows, similar
-
-
-def _places(features):
-    """Where images lie on the map, [n, 2], in [0, 1]."""
-    from sklearn.manifold import TSNE
-
-    count = len(features)
-    placed = np.sort(np.random.default_rng(0).permutation(count)[:MAPPED])
-    if len(placed) < 5:
-        return np.stack([np.linspace(0, 1, count), np.full(count, 0.5)], axis=1)
-    perplexity = min(30, (len(placed) - 1) / 3)
-    found = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features[placed])
-    found = (found - found.min(axis=0)) / np.maximum(np.ptp(found, axis=0), 1e-12)
-    places = np.empty((count, 2))
-    places[placed] = found
-    others = np.setdiff1d(np.arange(count), placed)
-    rng = np.random.default_rng(0)
-    for start in range(0, len(others), 4096):
-        rows = others[start : start + 4096]
-        best = (features[rows] @ features[placed].T).argmax(axis=1)
-        places[rows] = found[best] + 0.004 * rng.standard_normal((len(rows), 2))
-    return places
-
-
-def _suggested(found):
-    """Rows of images to label, of what is trained on and has no label."""
-    rows = suggest.candidates(found)
-    known = found.labels[rows] >= 0
-    known = known if not known.all() else np.zeros(len(rows), bool)  # of a set that is labelled: as if not
-    count = min(SUGGESTED, int((~known).sum()))
-    return rows[suggest.typical(found.features[rows], count, np.flatnonzero(known), 0)]
-
-
-def _thumbnails(found, rows, suggested):
-    """Squares uint8 [n, s, s, 3] of the images in `rows`, and {name: data URL} of those to be labelled."""
-    size = int(np.clip(np.sqrt(PIXELS / len(rows)), 16, 64))
-    wanted = np.union1d(rows, suggested)
-    squares = np.full((len(rows), size, size, 3), 255, np.uint8)
-    places = {row: place for place, row in enumerate(rows.tolist())}
-    chosen, large = set(suggested.tolist()), {}
-    numbers = {split: {} for split in dict.fromkeys(found.split)}
-    for row in wanted.tolist():
-        numbers[found.split[row]][int(found.index[row])] = row
-    for split, by_index in numbers.items():
-        for index, image in _images(found.config, found.files, split, list(by_index)):
-            row = by_index[index]
-            if row in places:
-                squares[places[row]] = np.asarray(_square(image, size))
-            if row in chosen:
-                large[found.names[row]] = _jpeg(_within(image, _LARGE))
-    return squares, {
-        found.names[row]: large[found.names[row]] for row in suggested if found.names[row] in large
-    }
-
-
-def _images(config, workdir, split, indices) -> Iterator[tuple[int, Image.Image]]:
-    """Yields index and image of some examples of a split, those that can still be read."""
-    from simclr_jax.data import datasets
-
-    source = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
-
-    def decoded(index, record):
-        try:
-            return index, Image.fromarray(np.asarray(source.decode(record)))
-        except Exception:  # lost since: TensorFlow's and Pillow's errors
-            return index, None
-
-    if isinstance(source, datasets.Stream):
-        wanted = set(indices)
-        records = enumerate(example["image"] for example in source.read([(0, max(wanted, default=-1) + 1)]))
-        pairs = ((index, record) for index, record in records if index in wanted)
-    else:
-        pairs = ((index, source.records[index]) for index in indices)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        while some := list(itertools.islice(pairs, 64)):  # images of any size: few are held at a time
-            for index, image in pool.map(lambda pair: decoded(*pair), some):
-                if image is not None:
-                    yield index, image
-
-
-def _square(image, size):
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-
-
-def _within(image, size):
-    """An image of which neither side is above `size`; small ones are enlarged by whole factors."""
-    if max(image.size) * 2 <= size:
-        factor = size // max(image.size)
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image = image.copy()
-    image.thumbnail((size, size))
-    return image
 
 
 def _sprite(squares):
@@ -359,8 +247,8 @@ def _doubts(predictions):
     for split in parts.splits(config):
         names = _names(config, predictions.run, split)
         wanted = {index: name for index, name in enumerate(names) if name in told}
-        for index, image in _images(config, predictions.run, split, list(wanted)):
-            urls[wanted[index]] = _jpeg(_within(image, _SMALL))
+        for index, image in gallery.images(config, predictions.run, split, list(wanted)):
+            urls[wanted[index]] = _jpeg(gallery.within(image, _SMALL))
     return [{"name": name, "told": words, "url": urls[name]} for name, words in told.items() if name in urls]
 
 
@@ -406,20 +294,13 @@ def _curves(log):
     return found
 
 
-def _map(places, columns):
-    """The Bokeh figure of all images as points; the page's own script shows the one that is pointed at."""
+def _map(places):
+    """The Bokeh figure of all images as points, which the page's own script colours and shows."""
     from bokeh.models import ColumnDataSource, CustomJS, HoverTool, TapTool
     from bokeh.plotting import figure
 
-    palette = np.array([*figures.CLASSES, figures.UNLABELLED])
-    colours = {
-        name: palette[np.where(numbers < 0, len(palette) - 1, numbers % (len(palette) - 1))]
-        for name, numbers in columns.items()
-    }
-    source = ColumnDataSource(
-        {"x": places[:, 0], "y": places[:, 1], "colour": next(iter(colours.values())), **colours},
-        name="points",
-    )
+    colours = np.full(len(places), figures.UNLABELLED)
+    source = ColumnDataSource({"x": places[:, 0], "y": places[:, 1], "colour": colours}, name="points")
     plot = figure(
         height=520,
         sizing_mode="stretch_width",

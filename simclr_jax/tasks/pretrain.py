@@ -29,7 +29,8 @@ def run(config, workdir) -> dict:
       `raw_pixels`, each with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on the held-out
       images. The three are measured by the same probes: of the encoder, of the same network with random
       weights, even where the run started from others, and of the pixels themselves, see
-      `evaluation.features.raw_pixels`. Where labels by CSV are few, scores are those of a cross-validation.
+      `evaluation.features.raw_pixels`, and `few_label_deviation` has the deviation of each over the draws of
+      labels. Where labels by CSV are few, scores are those of a cross-validation.
     """
     from simclr_jax.data import datasets  # TensorFlow: not needed to build the step
 
@@ -70,13 +71,16 @@ def run(config, workdir) -> dict:
         compared["untrained"] = train.make_init(model, config.image_size)(jax.random.key(config.seed))
         compared |= {"raw_pixels": None} if measure else {}
     report.say(f"measuring: {', '.join(compared).replace('_', ' ')}")
-    summary = {"steps": task.num_steps, "health": {}}
+    summary, spread = {"steps": task.num_steps, "health": {}}, {}
     for name, variables in compared.items():
         if variables is not None:
             prefix = "" if name == "trained" else f"{name}_"
             summary["health"] |= {prefix + space: values for space, values in examine(variables).items()}
         if measure:
             summary[name] = measure(variables, only_knn=not config.evaluate.compare)
+        if config.evaluate.compare and measure:
+            summary[name]["few_label_accuracy"], spread[name] = map(float, summary[name].pop("few_labels"))
+    summary |= {"few_label_deviation": spread} if spread else {}
     images, dimensions = _health_examples(config, source), summary["health"]["features"]["dimensions"]
     if images < dimensions:
         report.say(
@@ -317,17 +321,19 @@ def _make_measure(config, model, source, load):
             raise _unlabelled(of)
         return found
 
+    def few_labels(train, held_out):
+        drawn = probes.few_label_accuracies(train, held_out, labels_per_class=config.labels_per_class)
+        return np.array([np.mean(drawn), np.std(drawn)])
+
     def measure(variables, only_knn=False):
         if variables is not None:
             variables = {name: variables[name] for name in ("params", "batch_stats")}
         found = [features_of(variables, of) for of in sources]
-        few = partial(probes.few_label_accuracy, labels_per_class=config.labels_per_class)
+        whole = partial(probes.cross_validated, examples=found[0]) if len(found) == 1 else None
         scores = {"knn_accuracy": probes.knn_accuracy}
         if not only_knn:
-            scores |= {"linear_accuracy": probes.linear_accuracy, "few_label_accuracy": few}
-        if len(found) == 1:
-            return {name: probes.cross_validated(score, *found) for name, score in scores.items()}
-        return {name: score(*found) for name, score in scores.items()}
+            scores |= {"linear_accuracy": probes.linear_accuracy, "few_labels": few_labels}
+        return {name: whole(score) if whole else score(*found) for name, score in scores.items()}
 
     return measure
 
