@@ -4,6 +4,9 @@ import csv
 
 import numpy as np
 import pytest
+from conftest import run_task
+from PIL import Image
+from sklearn.datasets import load_digits
 from test_suggest import blobs, write_embedded
 
 from simclr_jax.errors import UserError
@@ -69,3 +72,14 @@ def test_the_file_lists_every_group(tmp_path):
 def test_wrong_arguments_are_one_line(tmp_path, arguments, told):
     with pytest.raises(UserError, match=told):
         neighbours.main([str(tmp_path), *arguments])
+
+
+def test_new_images_of_16_bits_are_seen_as_those_of_the_folder(pretrained_run, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for row, digit in enumerate(load_digits().images[:12]):  # 12 bits in 16
+        Image.fromarray((digit * 255).astype(np.uint16)).save(tmp_path / "photos" / f"{row}.png")
+    settings = {"dataset.name": "folder", "dataset.path": str(tmp_path / "photos")}
+    run_task("embed", tmp_path / "run", pretrained=str(pretrained_run), **settings)
+    capsys.readouterr()
+    neighbours.main([str(tmp_path / "run"), str(tmp_path / "photos" / "7.png"), "--count=1"])
+    assert "1.000  7.png" in capsys.readouterr().out

@@ -117,11 +117,13 @@ def _print_neighbours(found, paths, count):
 
 
 def _decoded(found, paths):
-    from simclr_jax.data import decode
+    from simclr_jax.data import datasets, decode
 
-    options = {"max_pixels": found.config.dataset.max_pixels}
-    if found.config.dataset.value_range:
-        options["value_range"] = tuple(found.config.dataset.value_range)
+    config = found.config
+    options = {"max_pixels": config.dataset.max_pixels}
+    if config.dataset.name == "folder":  # which tells what is white of 16 bits
+        source = datasets.load(config.dataset, found.split[0], seed=config.seed, workdir=found.files)
+        options |= {"value_range": source.value_range} if source.value_range else {}
     images = []
     for path in paths:
         try:
