@@ -1,6 +1,7 @@
 """How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
 
-input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config
+input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
+       chains of data/peers.py beside it, in turns
 step   views/s and memory of the train step on this machine's devices, for a config, without an input
        pipeline, and with --peer=torch those of the same step in PyTorch, on one device
 loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
@@ -12,6 +13,8 @@ import io
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from multiprocessing import get_context
 
 import jax
@@ -27,40 +30,74 @@ from simclr_jax.tasks import pretrain
 
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
 
+ROWS = 64  # images of a batch of the input benchmark
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 def input_rate(config, seconds: float = 10.0) -> float:
     """Images/s a core, of two views each, that the input pipeline makes from JPEG files, with all cores busy.
 
-    The files are as large as ImageNet's, 500 x 375 pixels, or as `config.image_size` where that is up to 96.
+    The files are those of `jpeg_files`.
     """
+    from simclr_jax.data.peers import rate_of_batches
+
+    batches = _input_batches(config, jpeg_files(config.image_size))
+    for _ in range(3):  # buffers fill, functions are traced
+        next(batches)
+    return rate_of_batches(batches, ROWS, seconds)
+
+
+def jpeg_files(image_size: int) -> np.ndarray:
+    """64 JPEG files, as large as ImageNet's, 500 x 375 pixels, or as `image_size` where that is up to 96."""
     from PIL import Image
 
-    from simclr_jax.data import CORES, datasets
-    from simclr_jax.data.decode import decode_bytes
-
     rng = np.random.default_rng(0)
-    size = (500, 375) if config.image_size > 96 else (config.image_size, config.image_size)
+    size = (500, 375) if image_size > 96 else (image_size, image_size)
     records = np.empty(64, object)
     for row in range(len(records)):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))  # smooth, as photographs are
         file = io.BytesIO()
         coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         records[row] = file.getvalue()
+    return records
+
+
+def _input_batches(config, records):
+    from simclr_jax.data import datasets
+    from simclr_jax.data.decode import decode_bytes
+
     labels = np.full(len(records), -1, np.int32)
     source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
-    rows = 64
     config = ConfigDict(config)
-    config.batch_size = rows
-    batches = pretrain.batches(config, source, 0)
-    for _ in range(4):  # buffers fill, functions are traced
-        next(batches)
-    begun, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begun) < seconds:
-        next(batches)
-        steps += 1
-    return steps * rows / passed / CORES
+    config.batch_size = ROWS
+    return pretrain.batches(config, source, 0)
+
+
+def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list[float]]:
+    """Images/s a core of the input pipeline and of what `data.peers` has, in turns, one number a round.
+
+    'ours', 'ours, on_device', 'official', and 'albumentations' and 'lightly' where they are installed.
+    """
+    from simclr_jax.data import peers as others
+
+    records = jpeg_files(config.image_size)
+    options = {"image_size": config.image_size, "strength": config.augment.color_jitter_strength}
+    rates = {}
+    for name, on_device in (("ours", False), ("ours, on_device", True)):
+        form = ConfigDict(config)
+        form.augment.on_device = on_device
+        rates[name] = partial(others.rate_of_batches, _input_batches(form, records), ROWS)
+    official = others.official(records, batch_size=ROWS, **options)
+    rates["official"] = partial(others.rate_of_batches, official, ROWS)
+    with ExitStack() as stack:
+        for name in others.installed():
+            workers = others.Workers(name, records, **options)
+            stack.callback(workers.close)
+            rates[name] = workers.rate
+        for rate in rates.values():
+            rate(seconds)  # buffers fill, functions are traced
+        measured = [{name: rate(seconds) for name, rate in rates.items()} for _ in range(rounds)]
+    return {name: [line[name] for line in measured] for name in rates}
 
 
 def step_rate(config, steps: int = 10) -> dict[str, float]:
@@ -140,8 +177,18 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 def _input(_) -> None:
     from simclr_jax.data import CORES
 
-    rate = input_rate(_config())
+    rates = input_rates(_config())
+    ours = np.array(rates["ours"])
+    rate = np.median(ours)
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
+    print(
+        "\n| images/s a core | median | quartiles | ours to it, median | quartiles |\n" + "| --- " * 5 + "|"
+    )
+    for name, found in rates.items():
+        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+        lower, ratio, higher = np.quantile(ours / found, [0.25, 0.5, 0.75])
+        cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
+        print(f"| {' | '.join([*cells, f'{ratio:.2f}', f'{lower:.2f} to {higher:.2f}'])} |")
 
 
 def _step(_) -> None:

@@ -45,6 +45,7 @@ def meta_of(config, model, source) -> dict:
         "num_classes": model.supervised_head.features,
         "class_names": list(source.class_names),
         "value_range": source.value_range,
+        "order": source.order,
         "source": pretrained.source_of(config),
     }
 

@@ -310,6 +310,11 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         start = int(state["step"])
         if start:
             report.say(f"resuming after step {start} of {task.num_steps}")
+            if checkpoint.load_meta(workdir).get("order") != task.meta.get("order"):
+                report.say(
+                    "note: this run began when streams were shuffled otherwise: of the epoch that it goes on "
+                    "in, some images come twice and others not"
+                )
         train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
         with (
             closing(prefetch_to_devices(task.batches(start))) as batches,

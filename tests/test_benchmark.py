@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tiny_config
 
 import simclr_jax
 from simclr_jax import benchmark, peers
+from simclr_jax.data import peers as peers_of_input
 from simclr_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -20,6 +22,27 @@ def test_input_rate_is_that_of_the_pipeline():
     small = benchmark.input_rate(tiny_config("pretrain"), seconds=1.0)
     large = benchmark.input_rate(tiny_config("pretrain", image_size=224), seconds=1.0)
     assert small > 2 * large > 0
+
+
+def test_input_is_measured_beside_others_in_turns():
+    rates = benchmark.input_rates(tiny_config("pretrain", image_size=64), rounds=2, seconds=0.3)
+    assert {"ours", "ours, on_device", "official"} <= rates.keys()
+    assert all(len(found) == 2 and min(found) > 0 for found in rates.values())
+
+
+def test_the_official_chain_gives_two_views():
+    records = benchmark.jpeg_files(48)
+    batch = next(peers_of_input.official(records, image_size=32, strength=1.0, batch_size=8))
+    assert batch.shape == (8, 32, 32, 6) and batch.dtype == np.float32
+    assert batch.min() >= 0 and batch.max() <= 1 and np.abs(batch[..., :3] - batch[..., 3:]).mean() > 0.02
+
+
+@pytest.mark.parametrize("name", ["albumentations", "lightly"])
+def test_chains_of_others_give_two_views(name):
+    if name not in peers_of_input.installed():
+        pytest.skip(f"{name} is not installed")
+    views = peers_of_input._make(name, 32, 1.0)(benchmark.jpeg_files(48)[0])
+    assert [sorted(view.shape) for view in views] == [[3, 32, 32]] * 2
 
 
 def test_step_rate_counts_two_views_an_image():

@@ -29,6 +29,7 @@ class Source(NamedTuple):
         names: of the image files, relative to the folder; None where examples have none.
         class_names: where they are known.
         value_range: of a folder of images with 16 bits, what becomes black and white.
+        order: of a `Stream`, the name of how it is shuffled, which checkpoints keep.
         lost: of a folder, what cannot be read any more.
     """
 
@@ -41,6 +42,7 @@ class Source(NamedTuple):
     names: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     value_range: tuple[int, int] | None = None
+    order: None = None
     lost: "Lost | None" = None
 
 
@@ -76,7 +78,7 @@ class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode, names, class_names, value_range: as in `Source`.
+        name, num_examples, num_classes, decode, names, class_names, value_range, order: as in `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
     """
@@ -90,6 +92,7 @@ class Stream(NamedTuple):
     names: None = None
     class_names: tuple[str, ...] = ()
     value_range: None = None
+    order: str = "blocks"
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:

@@ -242,8 +242,7 @@ def _streamed(source, batch_size, seed, start_step, readers, mine):
     epoch, first_step = divmod(start_step, steps)
     while True:
         parts = [
-            _reader(source, reader, readers, seed, epoch).skip(first_step * rows).prefetch(rows)
-            for reader in mine
+            _reader(source, reader, readers, seed, epoch, first_step * rows).prefetch(rows) for reader in mine
         ]
         turns = tf.data.Dataset.from_tensor_slices(np.repeat(np.arange(len(mine)), rows))
         examples = tf.data.Dataset.choose_from_datasets(parts, turns.repeat(steps - first_step))
@@ -258,19 +257,31 @@ def _streamed(source, batch_size, seed, start_step, readers, mine):
         epoch, first_step = epoch + 1, 0
 
 
-def _reader(source, reader, readers, seed, epoch):
-    """Dataset of (index, example): a reader's range of the split, shuffled."""
+def _reader(source, reader, readers, seed, epoch, first_row):
+    """Dataset of (index, example): a reader's range of the split, shuffled, from `first_row` on.
+
+    Blocks are shuffled, each by a seed of its own: so it is computed where a row comes from, and a run that
+    goes on reads the rest of the epoch and the begin of one block.
+    """
     start, stop = (part * source.num_examples // readers for part in (reader, reader + 1))
     rng = np.random.default_rng([seed, epoch, reader])
-    # What fills no batch is read last: begin elsewhere in every epoch, and it is something else.
+    # What fills no batch is read last: begin elsewhere in every epoch, and it is something else; and other
+    # examples share a block.
     middle = int(rng.integers(start, stop))
-    index = tf.data.Dataset.range(middle, stop).concatenate(tf.data.Dataset.range(start, middle))
-    examples = tf.data.Dataset.zip(index, source.read([(middle, stop), (start, middle)]))
-    return examples.shuffle(
-        max(1, source.shuffle_buffer // readers),
-        seed=int(rng.integers(2**31)),
-        reshuffle_each_iteration=False,
+    most = max(1, source.shuffle_buffer // readers)
+    block = int(rng.integers(most - most // 4, most + 1))  # or all readers would fill theirs in the same step
+    first_block = first_row // block
+    begin = middle + first_block * block  # of a range that goes round
+    ranges = [(begin, stop), (start + max(0, begin - stop), middle)]
+    ranges = [(low, high) for low, high in ranges if low < high]
+    index = functools.reduce(tf.data.Dataset.concatenate, [tf.data.Dataset.range(*pair) for pair in ranges])
+    seeds = rng.integers(2**31, size=-(-(stop - start) // block))[first_block:]
+    blocks = tf.data.Dataset.zip(
+        tf.data.Dataset.from_tensor_slices(seeds),
+        tf.data.Dataset.zip(index, source.read(ranges)).window(block),
     )
+    shuffled = blocks.flat_map(lambda seed, part: tf.data.Dataset.zip(part).shuffle(block, seed=seed))
+    return shuffled.skip(first_row - first_block * block)
 
 
 def _augmented(epochs, source, transform, rows, seed, dtype):

@@ -41,6 +41,7 @@ class Examples(NamedTuple):
     num_classes: int
     class_names: tuple = ()
     value_range: None = None
+    order: None = None
 
     @classmethod
     def of(cls, dataset):

@@ -132,6 +132,7 @@ def make_task(config, model, source) -> train.Task:
             "num_classes": model.supervised_head.features if model.supervised_head else 0,
             "class_names": list(source.class_names),
             "value_range": source.value_range,
+            "order": source.order,
             "source": pretrained.source_of(config),
         },
     )
