@@ -49,6 +49,7 @@ def run(place, environment):
     return run
 
 
+@pytest.mark.journey
 def test_chain(run, place, environment):
     summary = run("pretrain", *TRAINED, *UNCOMPARED)
     assert set(summary["health"]) == {"features", "projection"}

@@ -32,6 +32,7 @@ def damage(saved, rng):
             saved.mkdir()
 
 
+@pytest.mark.journey
 def test_killed_and_damaged_runs_equal_a_straight_one(tmp_path):
     run, rng = tmp_path / "run", random.Random(0)
     saved, in_the_middle, damaged = 0, 0, set()

@@ -89,6 +89,7 @@ def straight(tmp_path_factory):
     return workdir, run("digits", workdir, *TINY, "--config.num_steps=20", devices=2)
 
 
+@pytest.mark.journey
 def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
     """It finds its mapped programs in the workdir, and none is added; without the key none is kept."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
@@ -134,6 +135,7 @@ def test_pretraining_tells_what_it_does_and_writes_everything(straight):
     assert list(workdir.glob("events.out.tfevents*"))
 
 
+@pytest.mark.journey
 def test_sigterm_and_restart_equal_twenty_steps_straight_bit_for_bit(straight, tmp_path):
     arguments = [*TINY, "--config.num_steps=20", "--config.log_every_steps=1"]
     with start("digits", tmp_path, *arguments) as process:
@@ -149,6 +151,7 @@ def test_sigterm_and_restart_equal_twenty_steps_straight_bit_for_bit(straight, t
     assert [line["step"] for line in log_of(tmp_path)] == list(range(21))
 
 
+@pytest.mark.journey
 def test_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     arguments = [
         *TINY,
@@ -187,6 +190,7 @@ def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
+@pytest.mark.journey
 def test_imagenet_starts_on_mock_data_by_overrides_alone(tmp_path):
     script = "import tensorflow_datasets as tfds; from simclr_jax import main\n"
     script += "with tfds.testing.mock_data(num_examples=16): main.run()"
@@ -303,6 +307,7 @@ def test_a_run_that_is_over_prints_its_summary_and_ends(straight):
     assert spent < 15  # CPU seconds, most of them imports
 
 
+@pytest.mark.journey
 def test_a_run_that_is_over_but_damaged_goes_on(straight, tmp_path):
     workdir = shutil.copytree(straight[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "20" / "meta")

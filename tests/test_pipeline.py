@@ -314,6 +314,7 @@ def digest(data_dir):
     return total.hexdigest()
 
 
+@pytest.mark.journey
 def test_python_processes_agree(data_dir):
     here = pathlib.Path(__file__).parent
     script = f"import test_pipeline; print(test_pipeline.digest({data_dir!r}))"

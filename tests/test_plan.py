@@ -143,6 +143,7 @@ def monkeypatch_module():
         yield patch
 
 
+@pytest.mark.journey
 def test_a_tpu_topology_is_compiled_for(libtpu):
     out = run(*TINY, "--topology=v4:2x2x1,v5e:4x4", code=0)
     head, _, *rows = out.splitlines()
@@ -150,6 +151,7 @@ def test_a_tpu_topology_is_compiled_for(libtpu):
     assert "4 x TPU v4 | 64 |" in rows[0] and "16 x TPU v5 lite | 16 |" in rows[1]
 
 
+@pytest.mark.journey
 def test_what_a_tpu_cannot_hold_is_refused(libtpu):
     sizes = ["--config.batch_size=1432", "--config.image_size=640"]
     out = run(*TINY, "--topology=v5e:1x1", *sizes, code=1)
@@ -175,9 +177,10 @@ def gpu_compiler(monkeypatch_module):
     monkeypatch_module.setenv("PYTHONPATH", str(folder))
 
 
+@pytest.mark.journey
 def test_gpus_that_are_not_here_are_compiled_for(gpu_compiler):
     """Quietly, and in bfloat16, as they would: half the traffic of float32."""
-    sizes = ["--config.batch_size=1408", "--config.image_size=64"]
+    sizes = ["--config.batch_size=65536", "--config.image_size=64", "--config.dataset.num_examples=70000"]
     out = run(*TINY, *sizes, "--topology=h200:2x8", code=0)
     assert "devices      16 x NVIDIA H200 141GB HBM3e, 2 host(s)\n" in out and out.endswith("fits\n")
     assert "cuda" not in out.lower() and re.search(r" of 105.7 GiB a device", out)
@@ -188,9 +191,10 @@ def test_gpus_that_are_not_here_are_compiled_for(gpu_compiler):
     assert traffic[0] < 0.7 * traffic[1]
 
 
+@pytest.mark.journey
 def test_what_a_gpu_cannot_hold_does_not_fit(gpu_compiler):
     """Its compiler refuses nothing."""
-    sizes = ["--config.batch_size=1432", "--config.image_size=960"]
+    sizes = ["--config.batch_size=131072", "--config.image_size=128", "--config.dataset.num_examples=140000"]
     out = run(*TINY, "--topology=a100:1", *sizes, code=1)
     assert "does not fit: set --config.microbatches=" in out
 

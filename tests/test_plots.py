@@ -142,6 +142,7 @@ def test_few_held_out_images_are_shown_with_training_images(pretrained_run, tmp_
     assert "training images beside them" in capsys.readouterr().out
 
 
+@pytest.mark.journey
 def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(pretrained_run, run)

@@ -183,6 +183,7 @@ def main_of_two_processes(workdir):
     return "".join(lines)
 
 
+@pytest.mark.journey
 def test_a_run_survives_a_stop_of_any_process_and_changes_of_their_number(tmp_path):
     straight = jax.device_get(twenty_steps(tmp_path / "straight", STEPS))
     twenty_steps(tmp_path / "moved", 4)
@@ -229,6 +230,7 @@ def ends_of(started, seconds):
     return found
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other_in_one_line(victim, tmp_path):
     started = start_digits(tmp_path / "run", [[], []])

@@ -43,6 +43,7 @@ def holds(table):
     return few[0] > max(few[1], 70.4) + 2 and every[0] > max(every[1], 92.5)
 
 
+@pytest.mark.journey
 @pytest.mark.slow
 def test_its_cells_run_from_an_empty_folder_and_what_they_say_holds(tmp_path):
     code = "\n\n".join("".join(cell["source"]) for cell in RUN)

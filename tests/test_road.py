@@ -25,6 +25,7 @@ def rows_in(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.journey
 @pytest.mark.timeout(1200)
 def test_thirty_suggested_labels_classify_unseen_images_better_than_thirty_random_ones(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
