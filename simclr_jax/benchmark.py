@@ -12,6 +12,7 @@ step and loss need no TensorFlow.
 import io
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 from simclr_jax import command_line, losses, parallel, peers, train
 from simclr_jax.errors import UserError
 from simclr_jax.plan import cost
+from simclr_jax.plan.forecast import forecast
 from simclr_jax.tasks import pretrain
 
 _PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
@@ -105,8 +107,8 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
 
     Returns:
       'seconds' a step, the median of `steps`; 'views' a second over all 'devices', in words; peak 'memory' of
-      a device in bytes, where the platform tells; 'flops' and 'bandwidth', shares of the chip's peaks, where
-      known, of what `cost.count` counts.
+      a device in bytes, where the platform tells; where the chip's peaks are known 'flops' and 'bandwidth',
+      shares of them, of what `cost.count` counts, and 'expected', the seconds that the planner expects.
 
     Raises:
       UserError: it does not fit, or the batch does not divide over the devices.
@@ -134,6 +136,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     peaks = cost.roofline(plan)
     if peaks:
         report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
+        report["expected"] = forecast(plan, config)["step"]
     return report
 
 
@@ -197,15 +200,15 @@ def _step(_) -> None:
         print(_line(step_rate(config)))
         return
     peers.check_torch(config)
-    # Each in a process of its own: a framework that is there holds most of a GPU's memory.
-    ours = _apart(step_rate, config)
+    ours = apart(step_rate, config)
     print(_line(ours), flush=True)
     classes = cost.Examples.of(config.dataset).num_classes
-    theirs = _apart(peers.torch_step_rate, config, classes)
+    theirs = apart(peers.torch_step_rate, config, classes)
     print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
 
 
-def _apart(function, *arguments):
+def apart(function, *arguments):
+    """What a function returns in a process of its own: a framework that is there holds most of a GPU."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -229,15 +232,22 @@ def _config():
 
 
 def _loss() -> None:
+    for line in loss_table(PAIRS):
+        print(line, flush=True)
+
+
+def loss_table(sizes: Iterable[int]) -> Iterator[str]:
+    """Yields a Markdown table's lines: NT-Xent's memory and time, plain and in tiles, of so many pairs."""
     limit = 12 * cost.GIB if jax.default_backend() == "cpu" else 60 * cost.GIB
-    print("| pairs | plain, GiB | plain, s | tiles, GiB | tiles, s |\n| --- | --- | --- | --- | --- |")
-    for pairs in PAIRS:
+    yield "| pairs | plain, GiB | plain, s | tiles, GiB | tiles, s |"
+    yield "| --- " * 5 + "|"
+    for pairs in sizes:
         cells = [f"{pairs:,}"]
         for tile in (0, losses.TILE):
             report = loss_cost(pairs, tile=tile, limit=limit)
             cells += [f"{report['bytes'] / cost.GIB:.3f}" if report else ""]
             cells += [f"{report['seconds']:.3f}" if "seconds" in report else "does not fit"]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config
 
 import simclr_jax
-from simclr_jax import benchmark, peers
+from simclr_jax import benchmark, gpu_report, peers
 from simclr_jax.data import peers as peers_of_input
 from simclr_jax.errors import UserError
 
@@ -80,3 +80,26 @@ def test_unknown_benchmarks_are_one_line():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: 'outputs' is unknown: give input, step or loss\n"
+
+
+def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
+    def no_torch(config):
+        raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
+
+    monkeypatch.setattr(peers, "check_torch", no_torch)
+    monkeypatch.setattr(benchmark, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
+    lines = list(
+        gpu_report.lines(tiny_config("pretrain"), images=[16, 20], large=(32, 2), pairs=2048, steps=1)
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    steps = [row for row in rows if len(row) == len(gpu_report._HEAD)][2:]
+    assert [row[:2] for row in steps] == [
+        [images, form] for images in ("16", "20", "32 in 2") for form in ("PyTorch", "ours", "on_device")
+    ]
+    for row in steps:
+        if row[0] == "20":
+            assert "batch_size=20 does not divide" in row[2] or row[1] == "PyTorch"
+        elif row[1] != "PyTorch":
+            assert float(row[2].replace(",", "")) > 0
+    assert lines[0] == "# cpu\n" and "2,048" in rows[-1] and "123 images/s a core" in lines[-1]
