@@ -86,7 +86,7 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
     options = {"image_size": config.image_size, "strength": config.augment.color_jitter_strength}
     rates = {}
     for name, on_device in (("ours", False), ("ours, on_device", True)):
-        form = ConfigDict(config)
+        form = config.copy_and_resolve_references()
         form.augment.on_device = on_device
         rates[name] = partial(others.rate_of_batches, _input_batches(form, records), ROWS)
     official = others.official(records, batch_size=ROWS, **options)

@@ -63,10 +63,8 @@ def lines(
 
 def _steps(config, steps):
     """A row for each form of the step."""
-    ours = ConfigDict(config)
-    ours.augment.on_device = False
-    distorting = ConfigDict(config)
-    distorting.augment.on_device = True
+    ours, distorting = (config.copy_and_resolve_references() for _ in range(2))
+    ours.augment.on_device, distorting.augment.on_device = False, True
     classes = cost.Examples.of(config.dataset).num_classes
     measures = {
         "PyTorch": (peers.torch_step_rate, config, classes, steps),

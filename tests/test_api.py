@@ -230,6 +230,7 @@ def test_a_run_of_an_older_version_goes_on(finished, tmp_path):
     assert simclr_jax.run(finished_config(), run) == finished[1]
 
 
+@pytest.mark.journey
 def test_arrays_are_learnt_from_as_the_same_dataset_is(finished, tmp_path):
     splits = {name: datasets.load(finished_config().dataset, name, seed=0) for name in ("train", "eval")}
     train, held_out = ((np.asarray(of.records), of.labels) for of in splits.values())
@@ -247,6 +248,7 @@ def test_arrays_are_learnt_from_as_the_same_dataset_is(finished, tmp_path):
         simclr_jax.run(config, tmp_path / "other")
 
 
+@pytest.mark.journey
 def test_arrays_need_no_labels(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 20, 24, 3), np.uint8)
     config = simclr_jax.get_config("folder", TINY | {"num_steps": 1, "dataset.num_examples": None})

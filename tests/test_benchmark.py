@@ -24,10 +24,19 @@ def test_input_rate_is_that_of_the_pipeline():
     assert small > 2 * large > 0
 
 
-def test_input_is_measured_beside_others_in_turns():
+def test_input_is_measured_beside_others_in_turns(monkeypatch):
+    open_batches, opened = benchmark._input_batches, []
+
+    def record(config, records):
+        for batch in open_batches(config, records):
+            opened.append(batch["view1"].dtype)
+            yield batch
+
+    monkeypatch.setattr(benchmark, "_input_batches", record)
     rates = benchmark.input_rates(tiny_config("pretrain", image_size=64), rounds=2, seconds=0.3)
     assert {"ours", "ours, on_device", "official"} <= rates.keys()
     assert all(len(found) == 2 and min(found) > 0 for found in rates.values())
+    assert {np.dtype(kind) for kind in opened} == {np.dtype(np.uint8), np.dtype(np.float16)}
 
 
 def test_the_official_chain_gives_two_views():
@@ -89,6 +98,12 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
     monkeypatch.setattr(peers, "check_torch", no_torch)
     monkeypatch.setattr(benchmark, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
+    measure, measured = benchmark.step_rate, []
+    monkeypatch.setattr(
+        benchmark,
+        "step_rate",
+        lambda config, steps: measured.append(config.augment.on_device) or measure(config, steps),
+    )
     lines = list(
         gpu_report.lines(tiny_config("pretrain"), images=[16, 20], large=(32, 2), pairs=2048, steps=1)
     )
@@ -102,4 +117,5 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
             assert "batch_size=20 does not divide" in row[2] or row[1] == "PyTorch"
         elif row[1] != "PyTorch":
             assert float(row[2].replace(",", "")) > 0
+    assert measured == [False, True] * 3
     assert lines[0] == "# cpu\n" and "2,048" in rows[-1] and "123 images/s a core" in lines[-1]

@@ -34,6 +34,7 @@ def pixels(strings):
     return picture
 
 
+@pytest.mark.journey
 def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
     config = tiny_config("pretrain", num_steps=2, **{"evaluate.pictures": True})
     runs.run(config, tmp_path)
@@ -49,6 +50,7 @@ def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
     assert shown(tmp_path).keys() == found.keys()
 
 
+@pytest.mark.journey
 def test_no_picture_stops_a_run(tmp_path, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise RuntimeError("no colours left")

@@ -103,6 +103,7 @@ def test_chain(run, place, environment):
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path
 
 
+@pytest.mark.journey
 def test_mistakes_are_one_line(run, place):
     (place / "nothing").mkdir()
     mistakes = [

@@ -1,5 +1,7 @@
 """A student learns what a teacher predicts, from images without labels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,10 +36,11 @@ def test_loss_is_distillation_with_a_share_of_the_known_labels(student, label_we
     model, variables = student
     config, batch = tiny_config("distill", temperature=0.5, label_weight=label_weight), batch_of()
     config.optimizer.weight_decay = 0.0
-    value, (_, results) = distill.make_loss(model, config)(
+    value, (_, results) = jax.jit(distill.make_loss(model, config))(
         variables["params"], variables["batch_stats"], batch
     )
-    logits = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])[0]["logits"]
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    logits = apply(variables, batch["image"])[0]["logits"]
     known = batch["label"] >= 0
     expected = (1 - label_weight) * losses.distillation(logits, batch["teacher_logits"], temperature=0.5)
     expected += label_weight * losses.softmax_cross_entropy(logits[known], batch["label"][known])
@@ -68,10 +71,11 @@ def test_teacher_answers_in_eval_mode_for_the_rows_it_is_asked(student):
     teach = distill.make_teach(model, parallel.replicate(variables))
     taught = teach(parallel.shard({"image": images}))
     assert taught["teacher_logits"].shape == (8, 2, 10)
-    expected = model.apply(variables, images)["logits"]
+    expected = jax.jit(model.apply)(variables, images)["logits"]
     np.testing.assert_allclose(taught["teacher_logits"].reshape(16, 10), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.journey
 def test_student_is_smaller_and_the_labels_are_the_teachers(finetuned_run, tmp_path):
     settings = {"model.width": 0.0625, "num_steps": 3}
     summary = run_task("distill", tmp_path, pretrained=str(finetuned_run), **settings)
@@ -83,6 +87,7 @@ def test_student_is_smaller_and_the_labels_are_the_teachers(finetuned_run, tmp_p
     assert (tmp_path / "labels_only" / "checkpoints" / "3").is_dir()
 
 
+@pytest.mark.journey
 def test_self_distillation_is_a_student_like_its_teacher(finetuned_run, tmp_path):
     settings = {"model.width": 0.125, "num_steps": 1, "temperature": 0.1, "evaluate.compare": False}
     summary = run_task("distill", tmp_path, pretrained=str(finetuned_run), **settings)

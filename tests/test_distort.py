@@ -87,6 +87,7 @@ def test_pixels_are_those_of_the_host(source, dtype, share, strength, blur, size
     assert (host["view1"] != host["view2"]).any()
 
 
+@pytest.mark.journey
 @pytest.mark.slow
 def test_a_run_goes_on_either_way(tmp_path):
     """The same examples and losses from the third step on, whichever side distorts them."""

@@ -129,6 +129,7 @@ def test_onnx(network, tmp_path, capfd):
         assert_close(named["logits_sup"], expected["logits"])
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("form", ["savedmodel", "onnx"])
 def test_selective_kernels_with_squeeze_and_excitation(form, tmp_path):
     """By the export's own comparison, which refuses what differs, as another test shows."""

@@ -49,6 +49,7 @@ def pretrained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.journey
 def test_an_encoder_of_ones_own_resumes_to_the_bit(pretrained, tmp_path):
     config = simclr_jax.get_config("digits", VIT | {"num_steps": 6})
     stops = iter([False] * 2 + [True])

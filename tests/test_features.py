@@ -34,7 +34,7 @@ def test_features_are_the_models_of_every_row_without_the_padding():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (27, 16, 16, 3), np.uint8), rng.integers(0, 3, 27)
     found = features.make_extract(model)(variables, batches(images, labels, 16))
-    expected = model.apply(variables, images)["features"]
+    expected = jax.jit(model.apply)(variables, images)["features"]
     np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.labels, labels)
 
@@ -46,7 +46,7 @@ def test_layer_of_the_projection_head_is_taken():
     variables = train.make_init(model, 16)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
     found = features.make_extract(model, layer=1)(variables, batches(images, np.zeros(16, int), 16))
-    expected = model.apply(variables, images)["projection_hiddens"][1]
+    expected = jax.jit(model.apply)(variables, images)["projection_hiddens"][1]
     np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -184,6 +184,7 @@ def test_a_signal_while_the_first_step_compiles_ends_it_in_order(tmp_path):
     assert process.returncode == 0 and time.monotonic() - begun < 8
 
 
+@pytest.mark.journey
 def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
     run("digits", tmp_path, *TINY, "--config.num_steps=20", devices=8)
     for one, other in zip(log_of(straight[0])[1:3], log_of(tmp_path)[1:3]):

@@ -268,6 +268,7 @@ def architectures():
         yield {"depth": depth, "width": 0.375, "stem": "cifar"}
 
 
+@pytest.mark.journey
 def test_networks_are_told_from_their_shapes():
     for index, network in enumerate(architectures()):
         layers, classes = index % 4, (0, 10)[index % 2]
@@ -563,6 +564,7 @@ def test_features_are_those_of_our_checkpoint(pretrained_run, official_run, tmp_
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.journey
 def test_an_official_classifier_teaches(official_run, tmp_path):
     summary = run_task("distill", tmp_path, pretrained=str(official_run), num_steps=2)
     teacher, variables, meta = pretrained.load_model(official_run)

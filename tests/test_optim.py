@@ -53,10 +53,10 @@ def follow(optimizer, golden, tolerance=2e-6):
     """Applies the six golden gradients and compares the parameters after every step."""
     names = [key.removeprefix("init/") for key in LARS if key.startswith("init/")]
     params = {name: jnp.asarray(LARS[f"init/{name}"]) for name in names}
-    state = optimizer.init(params)
+    state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
     for step in range(len(LARS["lrs"])):
         gradients = {name: jnp.asarray(LARS[f"grads/{name}"][step]) for name in names}
-        updates, state = optimizer.update(gradients, state, params)
+        updates, state = update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         for name in names:
             expected = LARS[f"{golden}/param/{name}"][step]

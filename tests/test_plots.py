@@ -163,6 +163,7 @@ def test_command_writes_the_pictures_of_a_run(pretrained_run, tmp_path, capsys):
         assert pixels.size > 100_000 and pixels.std() > 5
 
 
+@pytest.mark.journey
 def test_pictures_of_a_classifier_are_of_its_own_network(finetuned_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finetuned_run, run)

@@ -1,5 +1,7 @@
 """What the pretraining loss trains, and what it leaves alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -35,11 +37,11 @@ def test_reported_loss_is_nt_xent_of_the_projections_of_both_views():
     config, batch = config_of(), views_batch()
     model = make_model(config.model, num_classes=10)
     variables = train.make_init(model, 16)(jax.random.key(0))
-    _, (batch_stats, results) = pretrain.make_loss(model, config)(
+    _, (batch_stats, results) = jax.jit(pretrain.make_loss(model, config))(
         variables["params"], variables["batch_stats"], batch
     )
     both = np.concatenate([batch["view1"], batch["view2"]]).astype(np.float32) / 255
-    outputs, updates = model.apply(variables, both, train=True, mutable=["batch_stats"])
+    outputs, updates = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, both)
     expected, _ = losses.nt_xent(*np.split(outputs["projection"], 2), temperature=config.temperature)
     assert results["loss"] == pytest.approx(float(expected), rel=1e-5)
     assert_trees_close(batch_stats, updates["batch_stats"])
@@ -90,6 +92,7 @@ def test_config_that_names_no_labels_trains_without_a_probe():
     assert results["loss"] == value and "probe_accuracy" not in results
 
 
+@pytest.mark.journey
 def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrained_run, tmp_path, capsys):
     """And the console says what is measured, and of what there is too little."""
     settings = {"num_steps": 1, "evaluate.compare": True, "evaluate.max_examples": 24, "seed": 3}

@@ -101,6 +101,7 @@ def assert_close(actual, expected, prefix, tolerance):
             assert np.abs(actual[key] - expected[key]).max() <= tolerance * scale, key
 
 
+@pytest.mark.journey
 def test_processes_share_one_global_batch(shapes):
     found, _ = shapes
     for key in ("batch/view1", "batch/view2", "batch/label", "batch/index"):
@@ -110,16 +111,19 @@ def test_processes_share_one_global_batch(shapes):
         assert len(found["2x4-0"][key]) == 8
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("shape", ["2x4-0", "2x4-1", "1x8-0"])
 def test_raw_gradients_do_not_depend_on_processes_and_devices(shapes, shape):
     assert_close(shapes[0][shape], shapes[0]["1x1-0"], "['gradients']", 1e-4)
 
 
+@pytest.mark.journey
 @pytest.mark.parametrize("shape", ["2x4-0", "2x4-1", "1x8-0"])
 def test_parameters_after_five_steps_do_not_either(shapes, shape):
     assert_close(shapes[0][shape], shapes[0]["1x1-0"], "['after']", 2e-3)
 
 
+@pytest.mark.journey
 def test_processes_agree_to_the_bit(shapes):
     zero, one = shapes[0]["2x4-0"], shapes[0]["2x4-1"]
     for key in zero:
@@ -127,6 +131,7 @@ def test_processes_agree_to_the_bit(shapes):
             np.testing.assert_array_equal(zero[key], one[key])
 
 
+@pytest.mark.journey
 def test_checkpoint_of_two_processes_is_restored_by_one(shapes):
     found, folder = shapes
     variables, meta = checkpoint.load_params(folder / "two")

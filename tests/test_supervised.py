@@ -1,6 +1,7 @@
 """What training with labels shares: its loss, what it leaves alone, its labels and its evaluation."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -41,8 +42,9 @@ def test_loss_is_the_cross_entropy_in_training_mode_or_in_eval_mode(model, varia
     batch = batch_of()
     for after_block in (-1, None):
         loss = supervised.make_loss(model, tiny_config("finetune"), after_block=after_block)
-        value, (batch_stats, results) = loss(variables["params"], variables["batch_stats"], batch)
-        outputs = model.apply(variables, batch["image"], train=after_block == -1, mutable=["batch_stats"])[0]
+        value, (batch_stats, results) = jax.jit(loss)(variables["params"], variables["batch_stats"], batch)
+        apply = jax.jit(partial(model.apply, train=after_block == -1, mutable=["batch_stats"]))
+        outputs = apply(variables, batch["image"])[0]
         assert value == pytest.approx(float(losses.softmax_cross_entropy(outputs["logits"], batch["label"])))
         assert results["accuracy"] == (outputs["logits"].argmax(axis=1) == batch["label"]).mean()
         same = jax.tree.map(lambda a, b: bool((a == b).all()), batch_stats, variables["batch_stats"])
@@ -82,7 +84,7 @@ def test_evaluation_counts_every_example_once(model, variables, batch_size):
     source = datasets.load(tiny_config("finetune").dataset, "eval", seed=0)
     source = datasets.span(source, 0, 83)  # fills neither batches nor devices
     (batch,) = pipeline.eval_batches(source, image_size=16, batch_size=83)
-    ranked = np.argsort(-model.apply(variables, batch["image"])["logits"], axis=1)
+    ranked = np.argsort(-jax.jit(model.apply)(variables, batch["image"])["logits"], axis=1)
     ranks = np.arange(83) % 7  # the label is what the model ranks first, ..., seventh
     source = source._replace(labels=ranked[np.arange(83), ranks].astype(np.int32))
     config = tiny_config("finetune", batch_size=batch_size)
