@@ -166,7 +166,7 @@ def test_a_task_takes_the_network_of_its_checkpoint(finished, tmp_path):
         simclr_jax.run(config, tmp_path / "other")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.journey)])
 def test_a_stop_loses_nothing_and_the_same_call_goes_on(tmp_path, number):
     config = simclr_jax.get_config("digits", TINY | {"num_steps": 12})
     before = signal.getsignal(number)

@@ -98,12 +98,15 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
     monkeypatch.setattr(peers, "check_torch", no_torch)
     monkeypatch.setattr(benchmark, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
-    measure, measured = benchmark.step_rate, []
-    monkeypatch.setattr(
-        benchmark,
-        "step_rate",
-        lambda config, steps: measured.append(config.augment.on_device) or measure(config, steps),
-    )
+    measured = []
+
+    def step_rate(config, steps):
+        if config.batch_size % 8:
+            raise UserError(f"batch_size={config.batch_size} does not divide over 8 devices")
+        measured.append(config.augment.on_device)
+        return {"seconds": 0.5, "views": 4.0 * config.batch_size, "memory": 2**31, "expected": 0.25}
+
+    monkeypatch.setattr(benchmark, "step_rate", step_rate)
     lines = list(
         gpu_report.lines(tiny_config("pretrain"), images=[16, 20], large=(32, 2), pairs=2048, steps=1)
     )
@@ -113,9 +116,12 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
         [images, form] for images in ("16", "20", "32 in 2") for form in ("PyTorch", "ours", "on_device")
     ]
     for row in steps:
-        if row[0] == "20":
-            assert "batch_size=20 does not divide" in row[2] or row[1] == "PyTorch"
-        elif row[1] != "PyTorch":
-            assert float(row[2].replace(",", "")) > 0
-    assert measured == [False, True] * 3
+        if row[1] == "PyTorch":
+            assert "needs PyTorch" in row[2]
+        elif row[0] == "20":
+            assert "batch_size=20 does not divide" in row[2]
+        else:
+            count = int(row[0].split()[0])
+            assert row[2:] == [str(4 * count), "", "2.0", "", "", str(8 * count)]
+    assert measured == [False, True] * 2
     assert lines[0] == "# cpu\n" and "2,048" in rows[-1] and "123 images/s a core" in lines[-1]

@@ -51,6 +51,7 @@ def test_stages_up_to_a_chosen_one_are_frozen_with_their_statistics(pretrained_r
         assert changed(*encoders) == behind
 
 
+@pytest.mark.journey
 def test_draws_have_labels_of_their_own_and_networks_from_scratch_the_same(pretrained_run, tmp_path):
     settings = {"labels_per_class": 2, "draws": 2, "evaluate.compare": True}
     summary = finetune(pretrained_run, tmp_path, **settings)

@@ -221,6 +221,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.journey
 def test_folder_without_labels_skips_corrupt_images(photos, tmp_path):
     good = (photos / "roll0" / "nested" / "0.jpg").read_bytes()
     for path in sorted(photos.rglob("*.jpg")):

@@ -42,7 +42,7 @@ def test_thirty_suggested_labels_classify_unseen_images_better_than_thirty_rando
         return run("main", *config, f"--config.dataset.path={photos}", *arguments)
 
     run("data.sources.digits", "digits")
-    quick = ["--config.num_epochs=12", "--config.evaluate.compare=False", "--config.evaluate.pictures=False"]
+    quick = ["--config.num_epochs=30", "--config.evaluate.compare=False", "--config.evaluate.pictures=False"]
     main("pretrain", "digits/photos", *quick, "--workdir=run")
     run("evaluation.suggest", "run", "--count=30")
     rows = rows_in(tmp_path / "labels.csv")

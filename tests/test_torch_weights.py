@@ -392,6 +392,7 @@ class TestTasks:
         ):
             self.config("knn", file, **{"model.depth": 50})
 
+    @pytest.mark.journey
     def test_pretraining_goes_on_from_them_with_a_head_of_its_own(self, file, tmp_path, capsys):
         small = {
             "num_steps": 2,

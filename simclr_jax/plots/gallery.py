@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from simclr_jax.console import shown
 from simclr_jax.evaluation import embedded, neighbours, suggest
 
 MOST = 20_000  # images that are shown, random ones of more
@@ -57,11 +58,12 @@ def read(run: Path) -> Gallery:
     found = embedded.load(run)
     rows = np.sort(np.random.default_rng(0).permutation(len(found.names))[:MOST])
     features = found.features[rows]
+    print(f"{shown(run)}: a map of {len(rows):,} images", flush=True)
     nearest, similar = nearest_of(features)
     queries = _queries(found.labels[rows])
     suggested = _suggested(found)
-    shown = np.union1d(queries, nearest[queries].ravel()).astype(int)
-    squares, large = _pictures(found, rows, np.union1d(suggested, rows[shown]))
+    drawn = np.union1d(queries, nearest[queries].ravel()).astype(int)
+    squares, large = _pictures(found, rows, np.union1d(suggested, rows[drawn]))
     return Gallery(found, rows, places_of(features), nearest, similar, queries, suggested, squares, large)
 
 
