@@ -8,7 +8,8 @@ and so on with finetune, knn, transfer and embed; distill starts from RUN/finetu
 held-out digits, seed 0, on 2 CPU cores (2026-11-26, jax 0.10.2; the seconds of all but pretrain 2026-11-24):
 
     pretrain       263 s    by probes: linear 99.4 % (raw pixels 95.3 %), nearest neighbours 97.5 % (96.9 %),
-                            five labels a digit 94.2 % (84.0 %; the same encoder untrained 70.4 %)
+                            five labels a digit 94.2 % (84.0 %; the same encoder untrained 70.4 %); on
+                            another processor, whose last bits differ, in 156 s: 99.2, 97.5, 92.9 %
     linear_eval    56 s     97.8 %
     finetune       112 s    94.2 % with five labels a digit, from scratch 80.9 %, means of five draws
     distill        102 s    94.4 % with 45 % of its teacher's parameters; the teacher 94.2 %, the same small
