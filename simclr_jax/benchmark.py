@@ -1,7 +1,7 @@
 """How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
 
 input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
-       chains of data/peers.py beside it, in turns
+       official chain, albumentations and lightly beside it, in turns
 step   views/s and memory of the train step on this machine's devices, for a config, without an input
        pipeline, and with --peer=torch those of the same step in PyTorch, on one device
 loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
@@ -24,8 +24,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import command_line, losses, parallel, peers, train
+from simclr_jax import command_line, losses, parallel, train
 from simclr_jax.errors import UserError
+from simclr_jax.peers import step as peers
+from simclr_jax.peers import views
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
 from simclr_jax.tasks import pretrain
@@ -41,12 +43,10 @@ def input_rate(config, seconds: float = 10.0) -> float:
 
     The files are those of `jpeg_files`.
     """
-    from simclr_jax.data.peers import rate_of_batches
-
     batches = _input_batches(config, jpeg_files(config.image_size))
     for _ in range(3):  # buffers fill, functions are traced
         next(batches)
-    return rate_of_batches(batches, ROWS, seconds)
+    return _rate_of(batches, seconds)
 
 
 def jpeg_files(image_size: int) -> np.ndarray:
@@ -75,12 +75,24 @@ def _input_batches(config, records):
     return pretrain.batches(config, source, 0)
 
 
+def _rate_of(batches, seconds):
+    """Images/s a core that an open pipeline gives, whose first batch, made before, does not count."""
+    from simclr_jax.data import CORES
+
+    next(batches)
+    begun, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begun) < seconds:
+        next(batches)
+        steps += 1
+    return steps * ROWS / passed / CORES
+
+
 def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list[float]]:
-    """Images/s a core of the input pipeline and of what `data.peers` has, in turns, one number a round.
+    """Images/s a core of the input pipeline and of what others do, in turns, one number a round.
 
     'ours', 'ours, on_device', 'official', and 'albumentations' and 'lightly' where they are installed.
     """
-    from simclr_jax.data import peers as others
+    from simclr_jax.data import CORES, official_chain
 
     records = jpeg_files(config.image_size)
     options = {"image_size": config.image_size, "strength": config.augment.color_jitter_strength}
@@ -88,12 +100,11 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
     for name, on_device in (("ours", False), ("ours, on_device", True)):
         form = config.copy_and_resolve_references()
         form.augment.on_device = on_device
-        rates[name] = partial(others.rate_of_batches, _input_batches(form, records), ROWS)
-    official = others.official(records, batch_size=ROWS, **options)
-    rates["official"] = partial(others.rate_of_batches, official, ROWS)
+        rates[name] = partial(_rate_of, _input_batches(form, records))
+    rates["official"] = partial(_rate_of, official_chain.batches(records, batch_size=ROWS, **options))
     with ExitStack() as stack:
-        for name in others.installed():
-            workers = others.Workers(name, records, **options)
+        for name in views.installed():
+            workers = views.Workers(name, records, cores=CORES, **options)
             stack.callback(workers.close)
             rates[name] = workers.rate
         for rate in rates.values():

@@ -17,9 +17,10 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import benchmark, command_line, peers
+from simclr_jax import benchmark, command_line
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError, reason_of
+from simclr_jax.peers import step as peers
 from simclr_jax.plan import cost
 
 _OUTPUT = flags.DEFINE_string("output", "docs/gpu.md", "The file to write.")

@@ -1,0 +1,61 @@
+"""What google-research/simclr does with an image on the host, for `benchmark input`: all but its blur."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from simclr_jax.data import CORES
+
+
+def batches(records: np.ndarray, *, image_size: int, strength: float, batch_size: int) -> Iterator[dict]:
+    """Batches of view pairs of JPEG files, float32 [b, s, s, 6], without end, as official code makes them.
+
+    See `tf2/data.py` and `tf2/data_util.py` there: the whole image to floats for each view, a crop, bicubic,
+    a flip, the colour ops in an order of each view, clipped after each.
+    """
+
+    def colour(image, op):
+        contrast, hue = 0.8 * strength, 0.2 * strength
+        ops = [
+            lambda: image * tf.random.uniform([], max(1 - contrast, 0), 1 + contrast),
+            lambda: tf.image.random_contrast(image, 1 - contrast, 1 + contrast),
+            lambda: tf.image.random_saturation(image, 1 - contrast, 1 + contrast),
+            lambda: tf.image.random_hue(image, hue),
+        ]
+        return tf.clip_by_value(tf.switch_case(op, ops), 0.0, 1.0)
+
+    def jitter(image):
+        order = tf.random.shuffle(tf.range(4))
+        for place in range(4):
+            image = colour(image, order[place])
+        return image
+
+    def sometimes(function, probability, image):
+        return tf.cond(tf.random.uniform([]) < probability, lambda: function(image), lambda: image)
+
+    def view(pixels):
+        image = tf.image.convert_image_dtype(pixels, tf.float32)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=100,
+        )
+        image = tf.image.resize(tf.slice(image, begin, size), [image_size, image_size], "bicubic")
+        image = tf.image.random_flip_left_right(image)
+        image = sometimes(jitter, 0.8, image)
+        image = sometimes(lambda image: tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3]), 0.2, image)
+        return tf.clip_by_value(tf.reshape(image, [image_size, image_size, 3]), 0.0, 1.0)
+
+    def views(record):
+        pixels = tf.io.decode_jpeg(record, 3)
+        return tf.concat([view(pixels), view(pixels)], -1)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = CORES
+    options.threading.max_intra_op_parallelism = 1
+    examples = tf.data.Dataset.from_tensor_slices(records).repeat().map(views, tf.data.AUTOTUNE)
+    return examples.batch(batch_size).prefetch(2).with_options(options).as_numpy_iterator()

@@ -1,0 +1,1 @@
+"""Other programs, measured beside ours: PyTorch's step, the views of others."""

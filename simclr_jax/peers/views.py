@@ -1,0 +1,101 @@
+"""Two views of an image by albumentations and by lightly, for `benchmark input`, a process a core.
+
+albumentations   with OpenCV, and with blur
+lightly          its SimCLRTransform, with blur: torchvision on Pillow's images
+"""
+
+import functools
+import importlib.util
+import io
+import itertools
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+_NEEDS = {"albumentations": ("albumentations", "cv2"), "lightly": ("lightly", "torchvision")}
+
+
+def installed() -> list[str]:
+    """Those of albumentations and lightly that are here."""
+    return [name for name, needs in _NEEDS.items() if all(map(importlib.util.find_spec, needs))]
+
+
+def albumentations(image_size: int, strength: float) -> Callable[[bytes], list[np.ndarray]]:
+    """JPEG file -> two views, uint8 [s, s, 3]."""
+    import albumentations as library
+    import cv2
+
+    cv2.setNumThreads(1)
+    kernel = max(3, image_size // 10 // 2 * 2 + 1)
+    transform = library.Compose(
+        [
+            library.RandomResizedCrop(
+                size=(image_size, image_size), scale=(0.08, 1.0), interpolation=cv2.INTER_CUBIC
+            ),
+            library.HorizontalFlip(p=0.5),
+            library.ColorJitter(
+                brightness=0.8 * strength,
+                contrast=0.8 * strength,
+                saturation=0.8 * strength,
+                hue=0.2 * strength,
+                p=0.8,
+            ),
+            library.ToGray(p=0.2),
+            library.GaussianBlur(blur_limit=(kernel, kernel), sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+    def views(record):
+        image = cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(record, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
+        return [transform(image=image)["image"] for _ in range(2)]
+
+    return views
+
+
+def lightly(image_size: int, strength: float) -> Callable[[bytes], list]:
+    """JPEG file -> two views, float32 [3, s, s], normalised."""
+    import torch
+    from lightly.transforms import SimCLRTransform
+    from PIL import Image
+
+    torch.set_num_threads(1)
+    transform = SimCLRTransform(input_size=image_size, cj_strength=strength)
+    return lambda record: transform(Image.open(io.BytesIO(record)).convert("RGB"))
+
+
+class Workers:
+    """Processes that make views with `albumentations` or `lightly`."""
+
+    def __init__(self, name: str, records: np.ndarray, *, cores: int, image_size: int, strength: float):
+        self._pool, self._cores = ProcessPoolExecutor(cores, mp_context=get_context("spawn")), cores
+        self._arguments = (name, records.tolist(), image_size, strength)
+
+    def rate(self, seconds: float) -> float:
+        """Images/s a core, all at work."""
+        return float(np.mean([done.result() for done in self._submit(seconds)]))
+
+    def _submit(self, seconds):
+        return [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
+
+    def close(self):
+        self._pool.shutdown()
+
+
+@functools.cache
+def _make(name, image_size, strength):
+    return {"albumentations": albumentations, "lightly": lightly}[name](image_size, strength)
+
+
+def _work(name, records, image_size, strength, seconds):
+    views = _make(name, image_size, strength)
+    views(records[0])
+    begun = time.perf_counter()
+    for count, record in enumerate(itertools.cycle(records), start=1):
+        views(record)
+        if (passed := time.perf_counter() - begun) >= seconds:
+            return count / passed
