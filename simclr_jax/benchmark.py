@@ -26,8 +26,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import command_line, losses, parallel, train
 from simclr_jax.errors import UserError
-from simclr_jax.peers import step as peers
-from simclr_jax.peers import views
+from simclr_jax.peers import torch_step, views
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
 from simclr_jax.tasks import pretrain
@@ -138,7 +137,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
         state, results = step(state, batch)
         jax.block_until_ready(results)
 
-    seconds = peers.seconds_of(take, steps)
+    seconds = torch_step.seconds_of(take, steps)
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
     report["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -210,11 +209,11 @@ def _step(_) -> None:
     if not _PEER.value:
         print(_line(step_rate(config)))
         return
-    peers.check_torch(config)
+    torch_step.check_torch(config)
     ours = apart(step_rate, config)
     print(_line(ours), flush=True)
     classes = cost.Examples.of(config.dataset).num_classes
-    theirs = apart(peers.torch_step_rate, config, classes)
+    theirs = apart(torch_step.torch_step_rate, config, classes)
     print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
 
 

@@ -20,13 +20,15 @@ from ml_collections import ConfigDict
 from simclr_jax import benchmark, command_line
 from simclr_jax.console import shown
 from simclr_jax.errors import UserError, reason_of
-from simclr_jax.peers import step as peers
+from simclr_jax.peers import torch_step
 from simclr_jax.plan import cost
 
 _OUTPUT = flags.DEFINE_string("output", "docs/gpu.md", "The file to write.")
 _IMAGES = flags.DEFINE_list("images", ["256", "512", "1024"], "Images of the steps to measure.")
 _LARGE = flags.DEFINE_list("large", ["8192", "64"], "Images and microbatches of a large batch; '' for none.")
-_PAIRS = flags.DEFINE_integer("pairs", 131072, "Pairs of the largest NT-Xent.")
+_PAIRS = flags.DEFINE_integer(
+    "pairs", 131072, "Pairs of the largest NT-Xent.", lower_bound=min(benchmark.PAIRS)
+)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "tensorflow")
 _HEAD = ("images", "", "views/s", "to PyTorch", "GiB", "peak FLOPs", "peak bandwidth", "planned views/s")
@@ -68,7 +70,7 @@ def _steps(config, steps):
     ours.augment.on_device, distorting.augment.on_device = False, True
     classes = cost.Examples.of(config.dataset).num_classes
     measures = {
-        "PyTorch": (peers.torch_step_rate, config, classes, steps),
+        "PyTorch": (torch_step.torch_step_rate, config, classes, steps),
         "ours": (benchmark.step_rate, ours, steps),
         "on_device": (benchmark.step_rate, distorting, steps),
     }
@@ -78,7 +80,7 @@ def _steps(config, steps):
         cells = [f"{config.batch_size:,}{parts}", name]
         try:
             if name == "PyTorch":
-                peers.check_torch(config)
+                torch_step.check_torch(config)
             found = benchmark.apart(function, *arguments)
         except Exception as error:  # PyTorch's own is a RuntimeError
             yield from _row([*cells, reason_of(error, 60)])
@@ -113,12 +115,25 @@ def _version(name):
         return None
 
 
+def _numbers(name, words):
+    """The whole numbers of a flag's list; an empty word is none."""
+    if wrong := [word for word in words if word and not (word.isdecimal() and int(word))]:
+        raise UserError(f"--{name}={','.join(words)}: '{wrong[0]}' is no whole number from 1 on")
+    return [int(word) for word in words if word]
+
+
 def _report(_) -> None:
     config = command_line.read_config()
     if config.task != "pretrain":
         raise UserError(f"the report is of pretraining, not of {config.task}: give the config without a task")
-    images, large = ([int(number) for number in of if number] for of in (_IMAGES.value, _LARGE.value))
+    images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
+    if len(large) not in (0, 2):
+        raise UserError(
+            f"--large={','.join(_LARGE.value)}: expected images and microbatches, as in --large=8192,64"
+        )
     output = Path(_OUTPUT.value)
+    if output.exists():
+        raise UserError(f"--output={shown(output)} exists already: choose another file, or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:
         for line in lines(config, images=images, large=tuple(large) or None, pairs=_PAIRS.value):

@@ -12,8 +12,7 @@ import simclr_jax
 from simclr_jax import benchmark, gpu_report
 from simclr_jax.data import official_chain
 from simclr_jax.errors import UserError
-from simclr_jax.peers import step as peers
-from simclr_jax.peers import views
+from simclr_jax.peers import torch_step, views
 
 pytestmark = pytest.mark.slow
 
@@ -73,18 +72,18 @@ def test_tiles_save_memory():
 def test_the_peer_takes_the_same_step():
     pytest.importorskip("torchvision")
     small = {"batch_size": 8, "image_size": 40, "model.depth": 18, "microbatches": 2}
-    report = peers.torch_step_rate(simclr_jax.get_config("imagenet", small), 10, steps=1)
+    report = torch_step.torch_step_rate(simclr_jax.get_config("imagenet", small), 10, steps=1)
     assert report["views"] == pytest.approx(2 * 8 / report["seconds"])
 
 
 def test_a_peer_without_such_a_network_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    peers.check_torch(simclr_jax.get_config("imagenet", {}))
+    torch_step.check_torch(simclr_jax.get_config("imagenet", {}))
     with pytest.raises(UserError, match="ResNet-18, 34, 50, 101, 152 of width 1"):
-        peers.check_torch(simclr_jax.get_config("digits", {}))
+        torch_step.check_torch(simclr_jax.get_config("digits", {}))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install torch torchvision"):
-        peers.check_torch(simclr_jax.get_config("imagenet", {}))
+        torch_step.check_torch(simclr_jax.get_config("imagenet", {}))
 
 
 def test_unknown_benchmarks_are_one_line():
@@ -98,7 +97,7 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
     def no_torch(config):
         raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
 
-    monkeypatch.setattr(peers, "check_torch", no_torch)
+    monkeypatch.setattr(torch_step, "check_torch", no_torch)
     monkeypatch.setattr(benchmark, "apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
     measured = []
@@ -128,3 +127,20 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
             assert row[2:] == [str(4 * count), "", "2.0", "", "", str(8 * count)]
     assert measured == [False, True] * 2
     assert lines[0] == "# cpu\n" and "2,048" in rows[-1] and "123 images/s a core" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--images=256,many", "--images=256,many: 'many' is no whole number"),
+        ("--large=8192", "--large=8192: expected images and microbatches"),
+        ("--config=configs/digits.py:knn", "the report is of pretraining, not of knn"),
+        ("--output=README.md", "--output=README.md exists already"),
+    ],
+)
+def test_mistakes_of_the_report_are_one_line(flag, told):
+    config = [] if flag.startswith("--config=") else ["--config=configs/digits.py"]
+    command = [sys.executable, "-m", "simclr_jax.gpu_report", *config, flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1

@@ -295,6 +295,13 @@ def test_an_accelerator_and_the_tests_are_both_installed_once(gpus):
     assert [install(), install()] == [2, 0]
 
 
+def test_the_report_is_of_one_gpu_with_what_gpus_need(gpus):
+    gpus.run("gpu_report.sh", "--images=256")
+    installed, *_, last = gpus.calls("python")
+    assert f"--requirement={gpus.root}/launch/requirements-gpu.txt" in installed
+    assert last[1:] == ["-m", "simclr_jax.gpu_report", "--config=configs/imagenet.py", "--images=256"]
+
+
 def test_local_takes_an_accelerator_and_refuses_others(gpus):
     gpus.run("local.sh", CONFIG, ACCELERATOR="tpu")
     assert f"--requirement={gpus.root}/launch/requirements-tpu.txt" in gpus.calls("python")[0]

@@ -231,7 +231,7 @@ class TestStreamed:
         assert order[0] != 0
         assert (joined(train(shuffled, N, batch_size=1), "index") != order).mean() > 0.9
 
-    @pytest.mark.parametrize("step", [0, 1, 7, STEPS + 5])
+    @pytest.mark.parametrize("step", [0, 7, 50, N + 90])
     def test_a_restart_reads_one_block_before_its_place(self, sources, step):
         reads = []
 
@@ -262,7 +262,7 @@ class TestStreamed:
         for start in (0, 2, 4):
             index = joined(run[start : start + 2], "index")
             assert len(set(index)) == 20 and max(index) < 20
-        np.testing.assert_array_equal(joined(run[3:], "index"), joined(resumed, "index"))
+        assert_equal(run[3:], resumed)
         assert masks.sum() == 3
 
     def test_batch_and_processes(self, sources):

@@ -91,6 +91,16 @@ def test_neighbours_have_names_and_similarities():
     figure.canvas.draw()  # names are no formulas
 
 
+def test_neighbours_need_no_labels():
+    images, _, labels = examples(labelled=False)
+    names = [["first", "second"], ["third", "fourth"]]
+    figure = figures.neighbours(
+        images.reshape(2, 20, 8, 8, 3)[:, :2], names, labels[:4].reshape(2, 2), np.ones((2, 1))
+    )
+    assert [cell.get_xlabel() for cell in figure.axes] == ["first", "second\n1.000", "third", "fourth\n1.000"]
+    assert all(tuple(cell.spines["top"].get_edgecolor()) == (0, 0, 0, 1) for cell in figure.axes)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_map_shows_images_and_where_there_are_labels_classes(labelled):
     figure = figures.embedding_map(*examples(labelled), ("dark", "_$light$") if labelled else ())
@@ -121,6 +131,19 @@ def test_a_few_images_have_places_and_neighbours(count, alike):
     assert len(np.unique(places, axis=0)) == count
     assert nearest.shape == similar.shape == (count, count - 1)
     assert all(row not in others for row, others in enumerate(nearest.tolist()))
+    images, _, labels = (part[:count] for part in examples())
+    canvas = figures.embedding_map(images, places, labels).axes[0].images[0].get_array()
+    assert canvas.min() == images.min()
+
+
+@pytest.mark.parametrize("block", [2**26, 100])
+def test_nearest_are_the_nearest_and_never_the_image_itself(block, monkeypatch):
+    monkeypatch.setattr(gallery, "_BLOCK", block)
+    angles = np.arange(40) / 40
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    nearest, similar = gallery.nearest_of(features)
+    assert nearest[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8] and set(nearest[20, :2].tolist()) == {19, 21}
+    np.testing.assert_allclose(similar[0], np.cos(angles[1:9]), rtol=1e-6)
 
 
 def test_queries_are_of_every_class():

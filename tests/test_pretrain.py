@@ -105,6 +105,11 @@ def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrai
         assert started["health"][f"untrained_{of}"] == scratch["health"][f"untrained_{of}"]
         assert started["health"][of] != scratch["health"][of]
     assert started["untrained"] == scratch["untrained"] and started["raw_pixels"] == scratch["raw_pixels"]
+    for summary in summaries:
+        spread = summary["few_label_deviation"]
+        assert spread.keys() == {"trained", "untrained", "raw_pixels"} and 0 < min(spread.values()) < 0.5
+        assert spread["raw_pixels"] == scratch["few_label_deviation"]["raw_pixels"]
+        assert "few_labels" not in summary["trained"] and 0 < summary["trained"]["few_label_accuracy"] < 1
     printed = capsys.readouterr().out
     assert printed.count("measuring: trained, untrained, raw pixels\n") == 2
     assert "note: health is that of 24 images, fewer than the features' 32 dimensions" in printed

@@ -1,6 +1,7 @@
 """The metrics file over restarts, and what the console shows."""
 
 import json
+import re
 import types
 from contextlib import closing
 
@@ -142,6 +143,16 @@ def test_summary_is_a_table(capsys, tmp_path):
     report.print_summary({"trained": {"knn_accuracy": 0.75}, "untrained": {}, "steps": 3}, tmp_path)
     out = capsys.readouterr().out
     assert "knn accuracy" in out and "0.750" in out and "steps 3" in out and "summary.json" in out
+
+
+def test_the_spread_over_draws_stands_beside_the_scores(tmp_path, capsys):
+    scores = {"trained": {"few_label_accuracy": 0.75}, "untrained": {"few_label_accuracy": 0.5}}
+    report.print_summary(scores | {"few_label_deviation": {"trained": 0.02, "untrained": 0.03}}, tmp_path)
+    out = capsys.readouterr().out
+    assert re.search(
+        r"few label accuracy +deviation\n +trained +0.750 +0.020\n +untrained +0.500 +0.030\n", out
+    )
+    assert "few label deviation" not in out and "few_label_deviation" not in scores
 
 
 def test_a_run_that_takes_long_without_an_accelerator_is_told_early(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_runs
 from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -471,3 +472,14 @@ def test_state_beside_the_weights_outlives_a_restart_to_the_bit(tmp_path, monkey
     assert int(resumed["extra"]["filled"]) == 5 * ROWS
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_that_began_with_another_order_of_a_stream_says_so(tmp_path, capsys):
+    config = config_of()
+    config.update(checkpoint_every_steps=2, keep_checkpoints=2, log_every_steps=2, profile_steps=None)
+    orders = [(None, 2), (None, 4), ("blocks", 6), ("blocks", 8)]  # and steps; the first two know no order
+    for order, num_steps in orders:
+        task = small_runs.task_of(num_steps=num_steps)
+        train.fit(task._replace(meta=task.meta | ({"order": order} if order else {})), config, tmp_path)
+    said = capsys.readouterr().out.split("resuming after step ")[1:]
+    assert ["streams were shuffled otherwise" in part for part in said] == [False, True, False]

@@ -77,10 +77,8 @@ class Workers:
 
     def rate(self, seconds: float) -> float:
         """Images/s a core, all at work."""
-        return float(np.mean([done.result() for done in self._submit(seconds)]))
-
-    def _submit(self, seconds):
-        return [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
+        done = [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
+        return float(np.mean([of.result() for of in done]))
 
     def close(self):
         self._pool.shutdown()

@@ -78,8 +78,10 @@ def run(config, workdir) -> dict:
             summary["health"] |= {prefix + space: values for space, values in examine(variables).items()}
         if measure:
             summary[name] = measure(variables, only_knn=not config.evaluate.compare)
-        if config.evaluate.compare and measure:
-            summary[name]["few_label_accuracy"], spread[name] = map(float, summary[name].pop("few_labels"))
+            if "few_labels" in summary[name]:
+                summary[name]["few_label_accuracy"], spread[name] = map(
+                    float, summary[name].pop("few_labels")
+                )
     summary |= {"few_label_deviation": spread} if spread else {}
     images, dimensions = _health_examples(config, source), summary["health"]["features"]["dimensions"]
     if images < dimensions:
@@ -330,11 +332,12 @@ def _make_measure(config, model, source, load):
         if variables is not None:
             variables = {name: variables[name] for name in ("params", "batch_stats")}
         found = [features_of(variables, of) for of in sources]
-        whole = partial(probes.cross_validated, examples=found[0]) if len(found) == 1 else None
         scores = {"knn_accuracy": probes.knn_accuracy}
         if not only_knn:
             scores |= {"linear_accuracy": probes.linear_accuracy, "few_labels": few_labels}
-        return {name: whole(score) if whole else score(*found) for name, score in scores.items()}
+        if len(found) == 1:
+            return {name: probes.cross_validated(score, *found) for name, score in scores.items()}
+        return {name: score(*found) for name, score in scores.items()}
 
     return measure
 
