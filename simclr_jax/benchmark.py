@@ -42,23 +42,28 @@ def input_rate(config, seconds: float = 10.0) -> float:
 
     The files are those of `jpeg_files`.
     """
-    batches = _input_batches(config, jpeg_files(config.image_size))
-    for _ in range(3):  # buffers fill, functions are traced
-        next(batches)
-    return _rate_of(batches, seconds)
+    return _rate_of(_input_batches(config, jpeg_files(config.image_size)), seconds)
 
 
 def jpeg_files(image_size: int) -> np.ndarray:
-    """64 JPEG files, as large as ImageNet's, 500 x 375 pixels, or as `image_size` where that is up to 96."""
-    from PIL import Image
+    """64 JPEG files of parts of two photographs, `image_size` pixels a side up to 96, else as ImageNet's are.
 
-    rng = np.random.default_rng(0)
-    size = (500, 375) if image_size > 96 else (image_size, image_size)
+    Those are 500 x 375 pixels and 100 KB.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    rng, width, height = np.random.default_rng(0), 500, 375
     records = np.empty(64, object)
     for row in range(len(records)):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))  # smooth, as photographs are
+        whole = photographs[row % len(photographs)]
+        left, top = rng.integers(whole.width - width + 1), rng.integers(whole.height - height + 1)
+        part = whole.crop((left, top, left + width, top + height))
+        if image_size <= 96:
+            part = part.resize((image_size, image_size))
         file = io.BytesIO()
-        coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        part.save(file, "JPEG", quality=97)
         records[row] = file.getvalue()
     return records
 
@@ -75,10 +80,11 @@ def _input_batches(config, records):
 
 
 def _rate_of(batches, seconds):
-    """Images/s a core that an open pipeline gives, whose first batch, made before, does not count."""
+    """Images/s a core that an open pipeline gives; its first batches, made before, do not count."""
     from simclr_jax.data import CORES
 
-    next(batches)
+    for _ in range(4):
+        next(batches)
     begun, steps = time.perf_counter(), 0
     while (passed := time.perf_counter() - begun) < seconds:
         next(batches)
@@ -106,10 +112,12 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
             workers = views.Workers(name, records, cores=CORES, **options)
             stack.callback(workers.close)
             rates[name] = workers.rate
-        for rate in rates.values():
-            rate(seconds)  # buffers fill, functions are traced
-        measured = [{name: rate(seconds) for name, rate in rates.items()} for _ in range(rounds)]
-    return {name: [line[name] for line in measured] for name in rates}
+        found = {name: [] for name in rates}
+        for _ in range(1 + rounds):
+            for name, rate in rates.items():
+                found[name].append(rate(seconds))
+                time.sleep(1)  # its buffers fill in nobody's turn
+    return {name: line[1:] for name, line in found.items()}  # functions were traced in the first
 
 
 def step_rate(config, steps: int = 10) -> dict[str, float]:

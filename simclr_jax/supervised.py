@@ -174,7 +174,7 @@ def labelled_by_csv(load):
         return everything, held_out
     report.say_once(
         f"note: {everything.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
-        f"them out, so accuracy is that of a cross-validation ({probes.FOLDS} folds)"
+        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(everything.labels))} folds)"
     )
     return everything, None
 

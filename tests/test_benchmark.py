@@ -1,5 +1,6 @@
 """Benchmarks: that they measure what they say."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_config
+from PIL import Image
 
 import simclr_jax
 from simclr_jax import benchmark, gpu_report
@@ -38,6 +40,12 @@ def test_input_is_measured_beside_others_in_turns(monkeypatch):
     assert {"ours", "ours, on_device", "official"} <= rates.keys()
     assert all(len(found) == 2 and min(found) > 0 for found in rates.values())
     assert {np.dtype(kind) for kind in opened} == {np.dtype(np.uint8), np.dtype(np.float16)}
+
+
+def test_files_are_as_large_as_those_of_imagenet():
+    records = benchmark.jpeg_files(224)
+    assert {Image.open(io.BytesIO(record)).size for record in records} == {(500, 375)}
+    assert 80_000 < np.mean([len(record) for record in records]) < 130_000
 
 
 def test_the_official_chain_gives_two_views():

@@ -1,13 +1,16 @@
 """The page of a run, as a person uses it: in a browser, by mouse and keys, on a wide screen and a phone."""
 
 import csv
+import json
 import re
 import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import run_task, tiny_config
 from PIL import Image
+from pyarrow import parquet
 from sklearn.datasets import load_digits
 from test_suggest import write_embedded
 
@@ -85,6 +88,26 @@ def test_it_is_one_file_without_addresses(run):
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["']?(?!data:|#|")""", markup)
     assert len(text) < 4_000_000 and "<b>&amp;" not in markup
+
+
+def test_predictions_come_by_doubt_and_tell_who_made_them(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    predicted = copy / "a<b>"
+    predicted.mkdir()
+    config = tiny_config("predict", **{"dataset.name": "folder"})
+    config.update(dataset=workdirs.read_config(run)["dataset"], pretrained="RUN")
+    workdirs.save_config(predicted, config.to_dict())
+    sure = np.linspace(0.51, 1, COUNT, dtype=np.float32)[::-1]
+    columns = {"name": list(map(name_of, range(COUNT))), "label": ["yes"] * COUNT, "probability": sure}
+    table = pyarrow.table(columns | {"yes": sure, "no": 1 - sure})
+    table = table.replace_schema_metadata({"class_names": json.dumps(["yes", "no"])})
+    parquet.write_table(table, predicted / "predictions.parquet")
+    plots.main([str(copy)])
+    text = (copy / "plots" / "index.html").read_text()
+    doubts = json.loads(re.search(r"const DATA = (.*);</script>", text)[1])["doubts"]
+    assert [doubt["name"] for doubt in doubts] == [name_of(row) for row in range(COUNT)][::-1][: len(doubts)]
+    assert len(doubts) == page.DOUBTFUL and doubts[0]["told"] == "yes 0.51, no 0.49"
+    assert "a&lt;b&gt; tells them apart" in text
 
 
 @needs_chromium

@@ -113,6 +113,16 @@ def test_dataset_without_labels_is_a_user_error(tmp_path, monkeypatch):
         supervised.load_labelled(tiny_config("linear_eval"), tmp_path)
 
 
+def test_few_labels_are_not_held_out_and_the_note_tells_how_many_folds(capsys):
+    source = datasets.load(tiny_config("linear_eval").dataset, "train", seed=0)
+    rows = np.concatenate([np.flatnonzero(source.labels == digit)[:3] for digit in range(10)])
+    few = datasets.subset(source, rows)
+    everything, held_out = supervised.labelled_by_csv(lambda split: few)
+    assert held_out is None and len(everything.labels) == 30
+    assert "30 labels, 3 of the smallest class" in (said := capsys.readouterr().out) and "(3 folds)" in said
+    assert supervised.labelled_by_csv(lambda split: source)[1] is not None
+
+
 def test_folds_are_judged_on_what_they_have_not_learnt(monkeypatch, tmp_path):
     config = tiny_config("linear_eval")
     source = datasets.subset(datasets.load(config.dataset, "train", seed=0), np.arange(43))

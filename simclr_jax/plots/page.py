@@ -91,7 +91,7 @@ def write(run: Path, seen: gallery.Gallery, views=None) -> Path:
     }
     plots = _curves(log) | {"map": _map(seen.places)}
     resources, scripts, places = _embed(plots)
-    sections = _sections(data, places, views, threshold)
+    sections = _sections(data, places, views, threshold, predictions)
     text = Template((_HERE / "page.html").read_text()).substitute(
         title=html.escape(f"{run.absolute().name}: what was learnt"),
         subtitle=html.escape(_subtitle(found, len(seen.rows))),
@@ -134,7 +134,7 @@ def _subtitle(found, count):
     return f"{len(found.names):,} images of {shown(where)}{some}, {labels}; features of {shown(found.run)}."
 
 
-def _sections(data, places, views, threshold) -> list[Section]:
+def _sections(data, places, views, threshold, predictions) -> list[Section]:
     """The parts of the page that this run has something for."""
     curves = [places[name] for name in places if name != "map"]
     found = []
@@ -178,8 +178,8 @@ def _sections(data, places, views, threshold) -> list[Section]:
     found.append(Section("label", "Label", told, body))
     if data["doubts"]:
         told = (
-            "Predicted images, the most doubtful first: the two likeliest classes are nearly as likely. If "
-            "many are wrong in the same way, label some of them."
+            f"Images as {html.escape(shown(predictions.run))} tells them apart, the most doubtful first: the two "
+            "likeliest classes are nearly as likely. If many are wrong in the same way, label some of them."
         )
         found.append(Section("predictions", "Predictions", told, '<div id="doubt-rows" class="rows"></div>'))
     told = (

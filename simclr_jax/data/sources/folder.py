@@ -392,7 +392,7 @@ def _relabelled(listed, labels, path):
     each = f"{min(counts.values())} to {max(counts.values())}"
     notes = [
         f"labels: {len(found)} of {shown(labels)} in {len(classes)} classes, {each} each: {_some(classes)}; "
-        "images without a label are trained on without one"
+        "what it does not name has no label"
     ]
     notes += [f"labels: {pair} are two classes" for pair in label_files.alike(classes)]
     entries = {
