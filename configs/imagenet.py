@@ -37,7 +37,7 @@ them by LARS, as configs/imagenet_v2.py does, or search SGD's learning rate and 
 (simclr_jax/official/ tells more).
 
 Where the host's cores cannot feed its accelerators, as `data_wait` in the log and the planner tell,
-`--config.augment.on_device=True` distorts the views in the train step: the host needs a third of its time,
+`--config.augment.on_device=True` distorts the views in the train step: the host needs half of its time,
 the accelerator a twentieth more (docs/accelerators.md).
 
 For other batch sizes the paper scales the learning rate linearly, as here; appendix B.1 finds

@@ -1,7 +1,7 @@
 """Colour and blur of SimCLR's views inside the train step, in JAX: what `data/augment.py` does on the host.
 
-The input pipeline then hands over crops and the draws of every view (`augment.two_crops`), and saves two
-thirds of its time. The same draws give the same pixels, within float rounding.
+The input pipeline then hands over crops and the draws of every view (`augment.two_crops`), and saves
+half of its time. The same draws give the same pixels, within float rounding.
 """
 
 import itertools

@@ -26,6 +26,25 @@ def transform(image, seed):
     return {"number": number, "noise": tf.random.stateless_uniform([2, 2, 3], seed)}
 
 
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_tensorflow_keeps_its_memory_and_one_core_an_image():
+    asked = "tf.config.threading.get_intra_op_parallelism_threads()"
+    done = python(
+        f"import os; from simclr_jax.data import tf; print({asked}, os.environ['TF_CPU_ALLOCATOR_USE_BFC'])"
+    )
+    assert done.stdout.split() == ["1", "true"], done.stderr
+
+
+def test_programs_that_have_used_tensorflow_before_are_not_refused():
+    done = python(
+        "import tensorflow as tf; tf.ones(3) + 1; from simclr_jax.data import augment; print('well')"
+    )
+    assert done.stdout == "well\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return prepare(Shards, tmp_path_factory.mktemp("tfds"))

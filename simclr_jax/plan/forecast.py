@@ -87,4 +87,4 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
 
 
 def _advice(config):
-    return "" if config.augment.on_device else "; --config.augment.on_device=True wants a third of them"
+    return "" if config.augment.on_device else "; --config.augment.on_device=True wants half of them"

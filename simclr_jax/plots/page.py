@@ -178,8 +178,8 @@ def _sections(data, places, views, threshold, predictions) -> list[Section]:
     found.append(Section("label", "Label", told, body))
     if data["doubts"]:
         told = (
-            f"Images as {html.escape(shown(predictions.run))} tells them apart, the most doubtful first: the two "
-            "likeliest classes are nearly as likely. If many are wrong in the same way, label some of them."
+            f"Images as {html.escape(shown(predictions.run))} tells them apart, the most doubtful first: the "
+            "two likeliest classes are nearly as likely. If many are wrong in one way, label some of them."
         )
         found.append(Section("predictions", "Predictions", told, '<div id="doubt-rows" class="rows"></div>'))
     told = (
