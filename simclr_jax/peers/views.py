@@ -77,8 +77,8 @@ class Workers:
 
     def rate(self, seconds: float) -> float:
         """Images/s a core, all at work."""
-        done = [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
-        return float(np.mean([of.result() for of in done]))
+        futures = [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
+        return float(np.mean([future.result() for future in futures]))
 
     def close(self):
         self._pool.shutdown()
