@@ -74,9 +74,34 @@ def test_what_is_labelled_is_not_suggested_nor_its_cluster(method):
     assert set(everything) | set(labelled) == set(range(len(features)))
 
 
-def test_images_that_are_all_alike_are_suggested_too():
-    features = np.ones((12, 4), np.float32) / 2
-    assert set(suggest.typical(features, 12, NOBODY, 0)) == set(range(12))
+def test_every_choice_brings_the_most_images_near_to_a_label():
+    features, _ = blobs([9, 8, 7], spread=0.5)
+    labelled = np.array([2, 11])
+    chosen = suggest.typical(features, 6, labelled, 0)
+    points = suggest._balanced(features[np.r_[np.setdiff1d(np.arange(24), labelled), labelled]]).astype(float)
+    similarity = np.exp((points @ points.T - 1) / suggest._WIDTH)[:, :22]  # to each of those without a label
+    unknown, have = np.setdiff1d(np.arange(24), labelled), [22, 23]
+    for row in chosen:
+        covered = [similarity[[*have, place]].max(axis=0).sum() for place in range(22)]
+        assert unknown[np.argmax(covered)] == row
+        have.append(int(np.argmax(covered)))
+
+
+def test_of_many_images_a_sample_is_looked_at_and_the_rest_drawn(monkeypatch):
+    features, labels = blobs([60, 60, 60])
+    monkeypatch.setattr(suggest, "_SAMPLE", 30)
+    chosen = suggest.typical(features, 178, np.array([5, 70]), 3)
+    assert len(set(chosen.tolist())) == 178 and not {5, 70} & set(chosen.tolist())
+    assert labels[chosen[0]] == 2
+    np.testing.assert_array_equal(suggest.typical(features, 100, np.array([5, 70]), 3), chosen[:100])
+    assert list(suggest.typical(features, 178, np.array([5, 70]), 4)) != list(chosen)
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_all_alike_are_suggested_too(count):
+    features = np.ones((count, 4), np.float32) / 2
+    assert set(suggest.typical(features, count, NOBODY, 0)) == set(range(count))
 
 
 def test_the_file_has_names_in_order_and_goes_on_from_labels(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import json
+import warnings
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from pyarrow import parquet
 
 from simclr_jax import report, workdirs
 from simclr_jax.console import shown
-from simclr_jax.evaluation import neighbours, parts, suggest
+from simclr_jax.evaluation import neighbours, parts
 from simclr_jax.plots import figures, gallery
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
@@ -123,7 +124,16 @@ def _columns(seen, predictions, classes):
         said = dict(zip(predictions.names, numbers[predictions.probabilities.argmax(axis=1)].tolist()))
         predicted = np.array([said.get(seen.found.names[row], -1) for row in seen.rows])
         found |= {"prediction": predicted} if predicted.max() >= 0 else {}
-    return found | {"cluster": suggest.clusters(features, min(CLUSTERS, len(features)), 0)}
+    return found | {"cluster": _clusters(features)}
+
+
+def _clusters(features):
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of images that are the same
+        return KMeans(min(CLUSTERS, len(features)), n_init=5, random_state=0).fit(features).labels_
 
 
 def _subtitle(found, count):
