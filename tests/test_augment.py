@@ -413,6 +413,26 @@ def test_values_stay_in_range(size):
         assert 0 <= views.min() < 0.2 and 0.8 < views.max() <= 1
 
 
+def test_views_as_uint8_are_the_nearest_levels():
+    image = tf.constant(OPERATIONS["in/img64"])
+    options = {"color_jitter_strength": 1.0, "blur": True}
+    for seed in range(20):
+        real = np.stack(augment.two_views(image, [seed, 7], 64, **options))
+        levels = np.stack(augment.two_views(image, [seed, 7], 64, **options, dtype="uint8"))
+        assert levels.dtype == np.uint8
+        np.testing.assert_allclose(levels, real * 255, atol=0.5 + 1e-3)  # where a level is as near, either
+        assert len(np.unique(levels)) > 10
+
+
+def test_crops_as_float16_are_those_of_float32():
+    image = tf.constant(OPERATIONS["in/img64"])
+    for seed in range(8):  # of which some are mirrored
+        whole, half = (augment.two_crops(image, [seed, 7], 32, dtype=of) for of in ("float32", "float16"))
+        for (crop, draws), (other, others) in zip(whole, half):
+            np.testing.assert_array_equal(np.float16(crop), other)
+            np.testing.assert_array_equal(draws, others)
+
+
 def test_uint8_and_float32_agree():
     image = OPERATIONS["in/img40x56"]
     real = image.astype(np.float32) / 255

@@ -176,11 +176,13 @@ class TestTrainBatches:
                 "high": tf.fill([1, 1, 3], 254.6 / 255),
                 "over": tf.fill([1, 1, 3], 1.01),
                 "under": tf.fill([1, 1, 3], -0.01),
+                "already": tf.cast(tf.fill([1, 1, 3], 77), tf.uint8),
             }
 
         (batch,) = train(source, 1, transform=views)
         assert np.unique(batch["low"]) == np.unique(batch["under"]) == 0
         assert np.unique(batch["high"]) == np.unique(batch["over"]) == 255
+        assert np.unique(batch["already"]) == 77
 
 
 class TestRandomAccess:

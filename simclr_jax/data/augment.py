@@ -7,7 +7,7 @@ from (experiment seed, epoch, example index).
 The pipeline of views is the official one: crop and bicubic resize, flip, colour jitter (p 0.8),
 grayscale (p 0.2), Gaussian blur (p 0.5). It deviates once: the official code draws one blur sigma a batch,
 the paper and this file one an image. A crop is taken from the uint8 image, before it becomes float;
-everything behind the flip runs as one XLA program of fixed shape, on planes [3, h, w], which XLA
+everything behind the resize runs as one XLA program of fixed shape, on planes [3, h, w], which XLA
 vectorises and channels-last images it does not.
 """
 
@@ -32,10 +32,16 @@ def two_views(
     blur: bool,
     min_area: float = 0.08,
     flip: bool = True,
+    dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3] in [0, 1]."""
+    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
     view = functools.partial(
-        simclr_view, color_jitter_strength=color_jitter_strength, blur=blur, min_area=min_area, flip=flip
+        simclr_view,
+        color_jitter_strength=color_jitter_strength,
+        blur=blur,
+        min_area=min_area,
+        flip=flip,
+        dtype=dtype,
     )
     seed1, seed2 = _split(seed)
     return view(image, seed1, size), view(image, seed2, size)
@@ -50,6 +56,7 @@ def simclr_view(
     blur: bool,
     min_area: float = 0.08,
     flip: bool = True,
+    dtype: str = "float32",
 ) -> tf.Tensor:
     """One random view for pretraining (appendix A).
 
@@ -61,25 +68,40 @@ def simclr_view(
       blur: whether to blur half of the views; the paper does not on CIFAR-10.
       min_area: smallest crop as a share of the image; see `random_resized_crop`.
       flip: whether to mirror half of the views; wrong where mirroring changes the class (digits).
+      dtype: float32, or uint8: the nearest of its levels, where it is cheapest.
 
     Returns:
-      float32 [size, size, 3] in [0, 1].
+      [size, size, 3], float32 in [0, 1] or uint8.
     """
     _check_strength(color_jitter_strength)
-    crop, draws = _crop_and_draws(image, seed, size, min_area, flip)
+    crop_seed, draws = _draws(seed)
+    crop_seed, flip_seed = _split(crop_seed)
+    crop = _random_crop(image, crop_seed, size, min_area)
+    flipped = tf.random.stateless_uniform([], flip_seed) < 0.5 if flip else tf.constant(False)
     kernel_size = 2 * (size // 10 // 2) + 1 if blur else None
-    return _distort(crop, draws, color_jitter_strength, kernel_size)
+    return _distort(crop, flipped, _unit(image), draws, color_jitter_strength, kernel_size, dtype)
 
 
 def two_crops(
-    image: tf.Tensor, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    size: int,
+    *,
+    min_area: float = 0.08,
+    flip: bool = True,
+    dtype: str = "float32",
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """The crops and draws of which `distort.distort` makes on the devices what `two_views` returns.
 
-    Each crop is float32 [size, size, 3], not clipped to [0, 1], with its draws, float32 [9].
+    Each crop is [size, size, 3] of `dtype`, float16 or float32, not clipped to [0, 1], with its draws,
+    float32 [9].
     """
+
+    def crop(seed):
+        crop_seed, draws = _draws(seed)
+        return _crop_and_flip(image, crop_seed, size, min_area, flip, dtype), draws
+
     seed1, seed2 = _split(seed)
-    crop = functools.partial(_crop_and_draws, image, size=size, min_area=min_area, flip=flip)
     return crop(seed1), crop(seed2)
 
 
@@ -110,6 +132,11 @@ def random_resized_crop(
     `min_object_covered` of 0.1, kept here, wins: smaller values change nothing. Bicubic overshoots: the
     result is not clipped to [0, 1], since the official code feeds the overshoot to the colour operations.
     """
+    return _random_crop(image, seed, size, min_area) * _unit(image)
+
+
+def _random_crop(image, seed, size, min_area):
+    """What `random_resized_crop` is before it is divided into [0, 1]."""
     height, width = _pair(size)
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
@@ -120,7 +147,7 @@ def random_resized_crop(
         area_range=(min_area, 1.0),
         max_attempts=100,
     )
-    return _crop_and_resize(image, begin[:2], extent[:2], (height, width))
+    return _resized(image, begin[:2], extent[:2], (height, width))
 
 
 def center_crop(
@@ -183,16 +210,21 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
 
 
 @tf.function(jit_compile=True)
-def _distort(crop: tf.Tensor, draws: tf.Tensor, strength: float, kernel_size: int | None) -> tf.Tensor:
-    """Colours and blurs a crop [h, w, 3] by nine draws of U(0, 1); compiled once for each shape."""
+def _distort(crop, flipped, unit, draws, strength, kernel_size, dtype):
+    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`, by nine draws of U(0, 1).
+
+    Compiled once for each shape.
+    """
     jitters, greys, blurs, sigma = tf.unstack(draws[:4])
     x = _to_planes(crop)
+    x = tf.cond(flipped, lambda: x[..., ::-1] * unit, lambda: x * unit)
     x = tf.cond(jitters < 0.8, lambda: _jitter(x, draws[4:], strength), lambda: x)
     x = _clip(tf.cond(greys < 0.2, lambda: _grayscale(x), lambda: x))
     if kernel_size is not None:
         sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * sigma
         x = _clip(tf.cond(blurs < 0.5, lambda: _blur(x, kernel_size, sigma), lambda: x))
-    return _to_image(x)
+    x = _to_image(x)
+    return tf.cast(tf.round(x * 255), tf.uint8) if dtype == "uint8" else x
 
 
 def _jitter(planes, draws, strength):
@@ -273,21 +305,26 @@ def _blur(planes, kernel_size, sigma, block=32):
     return tf.concat([planes[..., near] @ columns[near, out] for out, near in blocks(width)], axis=2)
 
 
-def _crop_and_draws(image, seed, size, min_area, flip):
+def _draws(seed):
+    """The seed of a view's crop, and the draws of its colours and blur."""
     crop_seed, color_seed = _split(seed)
     # Drawn out here: XLA may use another generator than TensorFlow.
-    draws = tf.random.stateless_uniform([9], color_seed, alg="philox")
-    return _crop_and_flip(image, crop_seed, size, min_area, flip), draws
+    return crop_seed, tf.random.stateless_uniform([9], color_seed, alg="philox")
 
 
-def _crop_and_flip(image, seed, size, min_area, flip):
+def _crop_and_flip(image, seed, size, min_area, flip, dtype="float32"):
     crop_seed, flip_seed = _split(seed)
-    crop = random_resized_crop(image, crop_seed, size, min_area=min_area)
+    crop = tf.cast(random_resized_crop(image, crop_seed, size, min_area=min_area), dtype)
     return tf.image.stateless_random_flip_left_right(crop, flip_seed) if flip else crop
 
 
 def _crop_and_resize(image, begin, extent, size):
     """Resizes the box at `begin` (y, x) of `extent` (height, width) and turns it into float."""
+    return _resized(image, begin, extent, size) * _unit(image)
+
+
+def _resized(image, begin, extent, size):
+    """What `_crop_and_resize` is before it is divided into [0, 1]."""
     crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
     resize = functools.partial(tf.image.resize, size=size, method="bicubic")
     if image.dtype == tf.uint8:
@@ -296,8 +333,12 @@ def _crop_and_resize(image, begin, extent, size):
         resized = tf.cond(small, lambda: resize(tf.cast(crop, tf.float32)), lambda: resize(crop))
     else:
         resized = resize(crop)
-    resized = tf.ensure_shape(resized, [*size, 3])
-    return resized * (1 / 255) if image.dtype == tf.uint8 else resized
+    return tf.ensure_shape(resized, [*size, 3])
+
+
+def _unit(image):
+    """What takes an image's range to [0, 1]."""
+    return 1 / 255 if image.dtype == tf.uint8 else 1.0
 
 
 def _to_planes(image):

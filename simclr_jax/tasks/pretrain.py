@@ -219,7 +219,7 @@ def views(config, image, seed):
     from simclr_jax.data import augment
 
     view1, view2 = augment.two_views(
-        image, seed, config.image_size, **_of_colour(config), **_of_crops(config)
+        image, seed, config.image_size, **_of_colour(config), **_of_crops(config), dtype="uint8"
     )
     return {"view1": view1, "view2": view2}
 
@@ -228,7 +228,8 @@ def crops(config, image, seed):
     """What `views` are made of on the devices: as `view1` and `view2` their crops, `draws1` and `draws2`."""
     from simclr_jax.data import augment
 
-    pair = augment.two_crops(image, seed, config.image_size, **_of_crops(config))
+    dtype = config.augment.crop_dtype
+    pair = augment.two_crops(image, seed, config.image_size, **_of_crops(config), dtype=dtype)
     (view1, draws1), (view2, draws2) = pair
     return {"view1": view1, "view2": view2, "draws1": draws1, "draws2": draws2}
 
