@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import socket
 
@@ -200,16 +201,18 @@ def plain(image, seed):
 
 
 def test_lost_files_are_replaced_in_training_and_left_out_elsewhere(tmp_path, capsys):
-    root = write_folder(tmp_path, [f"{number}.png" for number in range(60)])
+    ahead = 4 + math.ceil(pipeline._CALLS / 8)  # batches that may be read already
+    root = write_folder(tmp_path, [f"{number}.png" for number in range(10 * (ahead + 2))])
     source = load_folder(root)
-    whole = list(itertools.islice(pipeline.train_batches(source, plain, batch_size=8, seed=0), 12))
+    steps = 2 * (ahead + 2)
+    whole = list(itertools.islice(pipeline.train_batches(source, plain, batch_size=8, seed=0), steps))
     batches = pipeline.train_batches(source, plain, batch_size=8, seed=0)
     first = next(batches)
-    ahead = np.concatenate([batch["index"] for batch in whole[:5]])  # what may be read already
+    ahead = np.concatenate([batch["index"] for batch in whole[:ahead]])
     gone, broken = np.setdiff1d(np.arange(source.num_examples), ahead)[:2]
     (root / source.names[gone]).unlink()
     (root / source.names[broken]).write_bytes(b"cut")
-    others = [first, *itertools.islice(batches, 11)]
+    others = [first, *itertools.islice(batches, steps - 1)]
     for one, two in zip(whole, others, strict=True):
         kept = ~np.isin(one["index"], [gone, broken])
         np.testing.assert_array_equal(one["index"][kept], two["index"][kept])
