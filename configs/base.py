@@ -55,7 +55,7 @@ def pretrain() -> ConfigDict:
                 "flip": True,  # half of the views, from left to right
                 "color_jitter_strength": 1.0,  # 0.5 for small images in the paper
                 "blur": True,  # half of the views
-                # Colour and blur in the train step, on the accelerator: a view costs the host a third.
+                # What follows a crop in the train step, on the accelerator: the host needs half of its time.
                 "on_device": False,
                 "crop_dtype": "float16",  # of what the host hands over then; 'float32': the very same pixels
             },

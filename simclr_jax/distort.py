@@ -1,4 +1,4 @@
-"""Colour and blur of SimCLR's views inside the train step, in JAX: what `data/augment.py` does on the host.
+"""Mirroring, colour and blur of views inside the train step, in JAX: `data/augment.py` does so on the host.
 
 The input pipeline then hands over crops and the draws of every view (`augment.two_crops`), and saves
 half of its time. The same draws give the same pixels, within float rounding.
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DRAWS = 9  # of a view
+DRAWS = 10  # of a view
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 _SIGMA = (0.1, 2.0)  # of the blur, in pixels (arXiv 2002.05709, appendix A)
@@ -18,20 +18,23 @@ _NO_BLUR = 1e-3  # pixels: all weights but the middle one are 0
 
 
 def distort(crops: jax.Array, draws: jax.Array, *, color_jitter_strength: float, blur: bool) -> jax.Array:
-    """Colour jitter, grayscale and blur of `augment.simclr_view`, of a batch.
+    """Mirroring, colour jitter, grayscale and blur of `augment.simclr_view`, of a batch.
 
     Args:
-      crops: float [b, s, s, 3], bicubic's overshoot beyond [0, 1] included.
-      draws: float32 [b, 9] in [0, 1): whether to jitter, to turn grey, to blur; the blur's sigma; the order
-        of the colour operations; the factors of brightness, contrast and saturation, and the turn of the hue.
+      crops: float [b, s, s, 3], of levels 0 to 255 and bicubic's overshoot.
+      draws: float32 [b, 10] in [0, 1]: whether to mirror, to jitter, to turn grey, to blur; the blur's sigma;
+        the order of the colour operations; the factors of brightness, contrast and saturation, and the turn
+        of the hue.
       color_jitter_strength, blur: as of `augment.simclr_view`.
 
     Returns:
       uint8 [b, s, s, 3], as the pipeline hands over whole views.
     """
-    planes = tuple(jnp.moveaxis(crops.astype(jnp.float32), -1, 0))  # each [b, s, s]: TPUs pad short last axes
-    jitters, greys, blurs, sigma = draws[:, :4].T
-    planes = _jitter(planes, jitters < 0.8, draws[:, 4:], color_jitter_strength)
+    mirrors, jitters, greys, blurs, sigma = draws[:, :5].T
+    crops = jnp.where((mirrors < 0.5)[:, None, None, None], crops[:, :, ::-1], crops)
+    crops = crops.astype(jnp.float32) * np.float32(1 / 255)
+    planes = tuple(jnp.moveaxis(crops, -1, 0))  # each [b, s, s]: TPUs pad short last axes
+    planes = _jitter(planes, jitters < 0.8, draws[:, 5:], color_jitter_strength)
     luma = 0.2989 * planes[0] + 0.587 * planes[1] + 0.114 * planes[2]
     planes = [_clip(jnp.where(_each(greys < 0.2), luma, plane)) for plane in planes]
     views = jnp.stack(planes, axis=1)

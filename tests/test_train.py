@@ -37,7 +37,7 @@ def views_batch(seed=0, on_device=False):
     images = {name: rng.integers(0, 256, (ROWS, 16, 16, 3), np.uint8) for name in ("view1", "view2")}
     images |= {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
     if on_device:
-        images |= {name: images[name].astype(np.float32) / 255 for name in ("view1", "view2")}
+        images |= {name: images[name].astype(np.float32) for name in ("view1", "view2")}
         images |= {name: rng.random((ROWS, distort.DRAWS), np.float32) for name in ("draws1", "draws2")}
     return images
 

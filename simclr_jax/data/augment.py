@@ -74,12 +74,10 @@ def simclr_view(
       [size, size, 3], float32 in [0, 1] or uint8.
     """
     _check_strength(color_jitter_strength)
-    crop_seed, draws = _draws(seed)
-    crop_seed, flip_seed = _split(crop_seed)
+    crop_seed, draws = _draws(seed, flip)
     crop = _random_crop(image, crop_seed, size, min_area)
-    flipped = tf.random.stateless_uniform([], flip_seed) < 0.5 if flip else tf.constant(False)
     kernel_size = 2 * (size // 10 // 2) + 1 if blur else None
-    return _distort(crop, flipped, _unit(image), draws, color_jitter_strength, kernel_size, dtype)
+    return _distort(crop, _unit(image), draws, color_jitter_strength, kernel_size, dtype)
 
 
 def two_crops(
@@ -93,13 +91,14 @@ def two_crops(
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """The crops and draws of which `distort.distort` makes on the devices what `two_views` returns.
 
-    Each crop is [size, size, 3] of `dtype`, float16 or float32, not clipped to [0, 1], with its draws,
-    float32 [9].
+    Each crop is [size, size, 3] of `dtype`, float16 or float32, in the image's levels, 0 to 255 and bicubic's
+    overshoot, with its draws, float32 [10].
     """
 
     def crop(seed):
-        crop_seed, draws = _draws(seed)
-        return _crop_and_flip(image, crop_seed, size, min_area, flip, dtype), draws
+        crop_seed, draws = _draws(seed, flip)
+        levels = _random_crop(image, crop_seed, size, min_area)
+        return tf.cast(levels if image.dtype == tf.uint8 else 255 * levels, dtype), draws
 
     seed1, seed2 = _split(seed)
     return crop(seed1), crop(seed2)
@@ -109,7 +108,9 @@ def crop_and_flip(
     image: tf.Tensor, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
 ) -> tf.Tensor:
     """Training view of fine-tuning, linear evaluation and distillation: [size, size, 3] in [0, 1]."""
-    return _clip(_crop_and_flip(image, seed, size, min_area, flip))
+    crop_seed, flip_seed = _split(seed)
+    crop = random_resized_crop(image, crop_seed, size, min_area=min_area)
+    return _clip(tf.image.stateless_random_flip_left_right(crop, flip_seed) if flip else crop)
 
 
 def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -> tf.Tensor:
@@ -147,7 +148,7 @@ def _random_crop(image, seed, size, min_area):
         area_range=(min_area, 1.0),
         max_attempts=100,
     )
-    return _resized(image, begin[:2], extent[:2], (height, width))
+    return _resized(tf.slice(image, begin, extent), (height, width))
 
 
 def center_crop(
@@ -210,15 +211,15 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
 
 
 @tf.function(jit_compile=True)
-def _distort(crop, flipped, unit, draws, strength, kernel_size, dtype):
-    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`, by nine draws of U(0, 1).
+def _distort(crop, unit, draws, strength, kernel_size, dtype):
+    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`, by ten draws.
 
     Compiled once for each shape.
     """
-    jitters, greys, blurs, sigma = tf.unstack(draws[:4])
+    mirrors, jitters, greys, blurs, sigma = tf.unstack(draws[:5])
     x = _to_planes(crop)
-    x = tf.cond(flipped, lambda: x[..., ::-1] * unit, lambda: x * unit)
-    x = tf.cond(jitters < 0.8, lambda: _jitter(x, draws[4:], strength), lambda: x)
+    x = tf.cond(mirrors < 0.5, lambda: x[..., ::-1] * unit, lambda: x * unit)
+    x = tf.cond(jitters < 0.8, lambda: _jitter(x, draws[5:], strength), lambda: x)
     x = _clip(tf.cond(greys < 0.2, lambda: _grayscale(x), lambda: x))
     if kernel_size is not None:
         sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * sigma
@@ -305,31 +306,27 @@ def _blur(planes, kernel_size, sigma, block=32):
     return tf.concat([planes[..., near] @ columns[near, out] for out, near in blocks(width)], axis=2)
 
 
-def _draws(seed):
-    """The seed of a view's crop, and the draws of its colours and blur."""
+def _draws(seed, flip):
+    """The seed of a view's crop, and its other draws, of U(0, 1); the first says whether to mirror."""
     crop_seed, color_seed = _split(seed)
-    # Drawn out here: XLA may use another generator than TensorFlow.
-    return crop_seed, tf.random.stateless_uniform([9], color_seed, alg="philox")
-
-
-def _crop_and_flip(image, seed, size, min_area, flip, dtype="float32"):
-    crop_seed, flip_seed = _split(seed)
-    crop = tf.cast(random_resized_crop(image, crop_seed, size, min_area=min_area), dtype)
-    return tf.image.stateless_random_flip_left_right(crop, flip_seed) if flip else crop
+    crop_seed, flip_seed = _split(crop_seed)
+    # Drawn out here: XLA uses another generator. To name TensorFlow's own would cost 45 operations.
+    mirrors = tf.random.stateless_uniform([1], flip_seed) if flip else tf.ones([1])
+    return crop_seed, tf.concat([mirrors, tf.random.stateless_uniform([9], color_seed)], 0)
 
 
 def _crop_and_resize(image, begin, extent, size):
     """Resizes the box at `begin` (y, x) of `extent` (height, width) and turns it into float."""
-    return _resized(image, begin, extent, size) * _unit(image)
-
-
-def _resized(image, begin, extent, size):
-    """What `_crop_and_resize` is before it is divided into [0, 1]."""
     crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
+    return _resized(crop, size) * _unit(image)
+
+
+def _resized(crop, size):
+    """A crop in its own range, resized (bicubic), float32."""
     resize = functools.partial(tf.image.resize, size=size, method="bicubic")
-    if image.dtype == tf.uint8:
+    if crop.dtype == tf.uint8:
         # Of floats it is a tenth faster, while these stay in the cache.
-        small = tf.reduce_prod(extent) <= _CACHED
+        small = tf.size(crop) <= 3 * _CACHED
         resized = tf.cond(small, lambda: resize(tf.cast(crop, tf.float32)), lambda: resize(crop))
     else:
         resized = resize(crop)

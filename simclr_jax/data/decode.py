@@ -36,6 +36,7 @@ _EXIF_TAGS = (
     r"\x01\x12\x00[\x01\x03\x04\x09]\x00\x00\x00\x01\x00{0,3}[\x02-\x08]",
     r"\x12\x01[\x01\x03\x04\x09]\x00\x01\x00\x00\x00[\x02-\x08]",
 )
+_EXIF = r"Exif\x00\x00"
 _XMP_TAG = "tiff:Orientation"
 _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
 _SEARCHED = 2**17  # bytes of a JPEG file's begin; half of them of a PNG file's begin and of its end
@@ -63,9 +64,9 @@ def decode_bytes(
         tf.errors.OpError: no image, damaged or too large.
     """
     by_type = _make_by_type(value_range, max_pixels)
-    # Nearly all files are JPEG: one branch for them, since a branch costs more than the search for tags. Of
-    # their size TensorFlow has the same limit.
-    at_once = _is_jpeg(contents) & ~_is_turned(contents)
+    # Nearly all files are JPEG without tags: one branch for them, since a branch costs more than the search.
+    # Of their size TensorFlow has the same limit.
+    at_once = _is_jpeg(contents) & ~_is_tagged(contents)
     if max_pixels != MAX_PIXELS:
         at_once = tf.constant(False)
     image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
@@ -111,12 +112,17 @@ def _is_jpeg(contents):
     return tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
 
 
+def _is_tagged(contents):
+    """Whether a JPEG file has tags of Exif, or XMP's orientation."""
+    found = tf.strings.substr(contents, 0, _SEARCHED)
+    for pattern in (_EXIF, _XMP_TAG):  # in place: no copy, where nothing else reads what is searched
+        found = tf.strings.regex_replace(found, pattern, "", replace_global=False)
+    return tf.strings.length(found) != tf.minimum(tf.strings.length(contents), _SEARCHED)
+
+
 def _is_turned(contents):
     begin = tf.strings.substr(contents, 0, _SEARCHED)
-    tagged = tf.cond(
-        _holds(begin, [r"Exif\x00\x00"]), lambda: _holds(begin, _EXIF_TAGS), lambda: tf.constant(False)
-    )
-    return tagged | _holds(begin, [_XMP_TAG])
+    return (_holds(begin, [_EXIF]) & _holds(begin, _EXIF_TAGS)) | _holds(begin, [_XMP_TAG])
 
 
 def _is_plain_beside_jpeg(contents, limit):

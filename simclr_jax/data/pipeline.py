@@ -62,9 +62,10 @@ def train_batches(
     )
     if isinstance(source, Source):
         order = _order(source, batch_size, seed, process_index * rows, rows)
+        fetch = _fetch(source)
 
         def start(step):
-            return augmented(_random_access(source, order, step))
+            return augmented(_random_access(order, step), lambda epoch, index: (epoch, index, *fetch(index)))
 
         everything = np.arange(source.num_examples)
         return _surviving(source, start, start_step, lambda step: (order(step, 1)[1], everything))
@@ -83,7 +84,12 @@ def train_batches(
         )
     mine = range(process_index * readers // process_count, (process_index + 1) * readers // process_count)
     epochs = _streamed(source, batch_size, seed, start_step, readers, mine)
-    return _checked(source, augmented(epochs))
+
+    def read(epoch, row):
+        index, example = row
+        return epoch, index, *unpack(example, source.num_classes)
+
+    return _checked(source, augmented(epochs, read))
 
 
 def eval_batches(
@@ -210,8 +216,8 @@ def _order(source, batch_size, seed, first_row, rows):
     return order
 
 
-def _random_access(source, order, step):
-    """Yields (steps, dataset of (epoch, index, record, label)), one dataset for all epochs."""
+def _random_access(order, step):
+    """Yields (steps, dataset of (epoch, index)), one dataset for all epochs."""
 
     def blocks():
         steps = max(1, BLOCK // len(order(step, 1)[0]))
@@ -219,9 +225,7 @@ def _random_access(source, order, step):
             yield order(begin, steps)
 
     spec = tf.TensorSpec([None], tf.int64)
-    fetch = _fetch(source)
-    examples = tf.data.Dataset.from_generator(blocks, output_signature=(spec, spec)).unbatch()
-    yield sys.maxsize, examples.map(lambda epoch, index: (epoch, index, *fetch(index)))
+    yield sys.maxsize, tf.data.Dataset.from_generator(blocks, output_signature=(spec, spec)).unbatch()
 
 
 def _fetch(source):
@@ -234,7 +238,7 @@ def _fetch(source):
 
 
 def _streamed(source, batch_size, seed, start_step, readers, mine):
-    """Yields (steps, dataset of (epoch, index, record, label)) for one epoch after the other.
+    """Yields (steps, dataset of (epoch, (index, example))) for one epoch after the other.
 
     Not processes but readers own ranges of the split, and each fills its rows of every batch: so the
     global batch is the same for any number of processes.
@@ -249,13 +253,7 @@ def _streamed(source, batch_size, seed, start_step, readers, mine):
         turns = tf.data.Dataset.from_tensor_slices(np.repeat(np.arange(len(mine)), rows))
         examples = tf.data.Dataset.choose_from_datasets(parts, turns.repeat(steps - first_step))
         epochs = tf.data.Dataset.from_tensors(np.int64(epoch)).repeat()
-        # One function for all readers: tracing is what an epoch's start costs.
-        yield (
-            steps - first_step,
-            tf.data.Dataset.zip(epochs, examples).map(
-                lambda epoch, row: (epoch, row[0], *unpack(row[1], source.num_classes))
-            ),
-        )
+        yield steps - first_step, tf.data.Dataset.zip(epochs, examples)
         epoch, first_step = epoch + 1, 0
 
 
@@ -286,11 +284,12 @@ def _reader(source, reader, readers, seed, epoch, first_row):
     return shuffled.skip(first_row - first_block * block)
 
 
-def _augmented(epochs, source, transform, rows, seed, dtype):
-    """Decodes, augments and batches one epoch after the other."""
+def _augmented(epochs, read, source, transform, rows, seed, dtype):
+    """Reads, decodes, augments and batches one epoch after the other; `read` makes records of elements."""
 
     @tf.function  # or every epoch would trace it again
-    def views(epoch, index, record, label):
+    def views(*element):
+        epoch, index, record, label = read(*element)
         images = _transformed(source, transform, record, seed, epoch, index, dtype)
         return images | {"label": label, "index": index}
 
@@ -360,6 +359,7 @@ def _options():
     options.experimental_warm_start = True
     # The map already keeps every core busy: no threads inside its operations.
     options.autotune.enabled = False
+    options.experimental_optimization.map_and_batch_fusion = True
     options.threading.private_threadpool_size = CORES
     options.threading.max_intra_op_parallelism = 1
     return options

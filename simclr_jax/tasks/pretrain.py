@@ -161,7 +161,7 @@ def check_batch(config, num_examples: int) -> None:
 def make_loss(model, config):
     """`config.loss` of the batch's `view1` and `view2`, uint8 [b, h, w, 3]; a `train.Task.loss`.
 
-    With `config.augment.on_device` these are crops, and colour and blur are done here, see `crops`.
+    With `config.augment.on_device` these are crops, and what follows a crop is done here, see `crops`.
 
     Where there are classes, the supervised head learns beside it from `label`, int32 [b], on features that
     its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
