@@ -3,7 +3,7 @@
     python -m simclr_jax.gpu_report --config=configs/imagenet.py --output=docs/gpu.md [--images=256,512,1024]
 
 Steps of so many images, and of a large batch in microbatches: PyTorch's where it is installed, ours, ours
-with colour and blur on the device, and what the planner expects. Then NT-Xent from 2,048 pairs on, and the
+with views distorted on the device, and what the planner expects. Then NT-Xent from 2,048 pairs on, and the
 input pipeline where TensorFlow is installed. Each line is written as soon as it is known.
 """
 

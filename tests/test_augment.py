@@ -440,6 +440,7 @@ def test_uint8_and_float32_agree():
     def all_of(x):
         seed = tf.constant([1, 2])
         yield from augment.two_views(x, seed, 40, color_jitter_strength=1.0, blur=True)
+        yield from (crop / 255 for crop, _ in augment.two_crops(x, seed, 40, dtype="float32"))
         yield augment.crop_and_flip(x, seed, 40)
         yield augment.eval_view(x, 40)
         yield augment.center_crop(x, 40)

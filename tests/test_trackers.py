@@ -90,6 +90,7 @@ def values_of(items):
 
 def wandb_runs(folder):
     """[(id, config, rows of the history, summary, exit code)] of the runs there, in order of time."""
+    wandb.teardown()  # its service writes what it holds, which a finished run need not wait for
     for run in sorted(folder.glob("offline-run-*"), key=lambda path: path.stat().st_mtime_ns):
         records = list(records_of(run))
         first = next(record.run for record in records if record.HasField("run"))

@@ -122,7 +122,8 @@ def _is_tagged(contents):
 
 def _is_turned(contents):
     begin = tf.strings.substr(contents, 0, _SEARCHED)
-    return (_holds(begin, [_EXIF]) & _holds(begin, _EXIF_TAGS)) | _holds(begin, [_XMP_TAG])
+    tagged = tf.cond(_holds(begin, [_EXIF]), lambda: _holds(begin, _EXIF_TAGS), lambda: tf.constant(False))
+    return tagged | _holds(begin, [_XMP_TAG])
 
 
 def _is_plain_beside_jpeg(contents, limit):
