@@ -32,7 +32,7 @@ def distort(crops: jax.Array, draws: jax.Array, *, color_jitter_strength: float,
     """
     mirrors, jitters, greys, blurs, sigma = draws[:, :5].T
     crops = jnp.where((mirrors < 0.5)[:, None, None, None], crops[:, :, ::-1], crops)
-    crops = crops.astype(jnp.float32) * np.float32(1 / 255)
+    crops = crops.astype(jnp.float32) * (1 / 255)
     planes = tuple(jnp.moveaxis(crops, -1, 0))  # each [b, s, s]: TPUs pad short last axes
     planes = _jitter(planes, jitters < 0.8, draws[:, 5:], color_jitter_strength)
     luma = 0.2989 * planes[0] + 0.587 * planes[1] + 0.114 * planes[2]

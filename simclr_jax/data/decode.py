@@ -114,10 +114,7 @@ def _is_jpeg(contents):
 
 def _is_tagged(contents):
     """Whether a JPEG file has tags of Exif, or XMP's orientation."""
-    found = tf.strings.substr(contents, 0, _SEARCHED)
-    for pattern in (_EXIF, _XMP_TAG):  # in place: no copy, where nothing else reads what is searched
-        found = tf.strings.regex_replace(found, pattern, "", replace_global=False)
-    return tf.strings.length(found) != tf.minimum(tf.strings.length(contents), _SEARCHED)
+    return _holds(tf.strings.substr(contents, 0, _SEARCHED), [_EXIF, _XMP_TAG])
 
 
 def _is_turned(contents):
@@ -227,12 +224,10 @@ TOLD = {
 
 def _holds(text, patterns):
     """Whether one of the patterns is in a string []."""
-    found = [
-        tf.strings.length(tf.strings.regex_replace(text, pattern, "", replace_global=False))
-        != tf.strings.length(text)
-        for pattern in patterns
-    ]
-    return functools.reduce(tf.logical_or, found)
+    rest = text
+    for pattern in patterns:  # one after the other: all but the first work in place, without a copy
+        rest = tf.strings.regex_replace(rest, pattern, "", replace_global=False)
+    return tf.strings.length(rest) != tf.strings.length(text)
 
 
 def _open(contents, max_pixels):
