@@ -106,6 +106,7 @@ def batches(config, source, start_step):
     return pipeline.train_batches(
         source,
         transform,
+        undecoded=True,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

@@ -91,6 +91,62 @@ def test_a_tag_behind_other_segments_and_in_xmp():
     assert_alike(pixels(file(turned, "JPEG", quality=95, subsampling=0, xmp=xmp)), PICTURE)
 
 
+def looked_at(contents, rows=None, **options):
+    """As in a pipeline: the image and its shape where so many rows, or all, are looked at."""
+
+    def look(shape):
+        return shape[0] if rows is None else tf.constant(rows), shape
+
+    dataset = tf.data.Dataset.from_tensors(contents)
+    ((image, shape),) = dataset.map(lambda one: decode.decode_bytes(one, look, **options)).as_numpy_iterator()
+    return image, shape.tolist()
+
+
+@pytest.mark.parametrize(
+    "mode, options",
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 1, "optimize": True}),
+        ("RGB", {"progressive": True, "quality": 20}),
+        ("RGB", {"restart_marker_rows": 1, "quality": 95}),
+        ("RGB", {"icc_profile": b"profile " * 9000, "comment": b"\xff\xd9"}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_of_a_jpeg_file_no_more_rows_are_decoded_than_are_looked_at(mode, options):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (131, 97, 3), np.uint8))
+    contents = file(image.resize((97, 131), Image.Resampling.BOX).convert(mode), "JPEG", **options)
+    whole = pixels(contents)
+    for rows in (1, 7, 8, 9, 16, 17, 63, 130, 131):
+        upper, shape = looked_at(contents, rows)
+        np.testing.assert_array_equal(upper, whole[:rows])
+        assert shape == [131, 97, len(mode) if mode != "L" else 1]
+
+
+def test_files_of_other_types_are_decoded_whole_and_have_the_shape_that_is_shown():
+    trailing = file(IMAGE, "JPEG") + b"\0"
+    for contents in (file(IMAGE, "PNG"), file(IMAGE, "GIF"), trailing):
+        image, shape = looked_at(contents, 3)
+        np.testing.assert_array_equal(image, pixels(contents))
+        assert shape == [H, W, 3]
+    turned = file(IMAGE.transpose(STORED[6]), "JPEG", quality=95, subsampling=0, exif=exif(6))
+    image, shape = looked_at(turned, 3)
+    assert_alike(image, PICTURE)
+    assert shape == [H, W, 3]
+    assert looked_at(file(IMAGE, "JPEG"), 3, max_pixels=H * W)[0].shape == (H, W, 3)
+    with pytest.raises(tf.errors.OpError, match=f"{W} x {H} pixels"):
+        looked_at(file(IMAGE, "JPEG"), 3, max_pixels=H * W - 1)
+
+
+def test_a_jpeg_file_that_is_cut_off_is_damaged_wherever_it_is_looked_at():
+    contents = file(IMAGE.resize((400, 300)), "JPEG")
+    for length in (len(contents) - 1, len(contents) // 2):
+        with pytest.raises(tf.errors.OpError):
+            looked_at(contents[:length], 8)
+
+
 def hidden(inside):
     """The picture, and noise where it is transparent."""
     noise = np.random.default_rng(1).integers(0, 256, (H, W, 3), np.uint8)
@@ -207,12 +263,17 @@ def decode_mutants(count):
     import time
     from pathlib import Path
 
-    decode_one = tf.function(decode.decode_bytes, input_signature=[tf.TensorSpec([], tf.string)])
+    def decode_both(contents):
+        image = decode.decode_bytes(contents)
+        return image, *decode.decode_bytes(contents, lambda shape: (shape[0] // 2, shape[0] // 2))
+
+    decode_both = tf.function(decode_both, input_signature=[tf.TensorSpec([], tf.string)])
     told, longest = {"decoded": 0, "refused": 0}, 0.0
     for contents in mutants(count):
         begun = time.monotonic()
         try:
-            assert decode_one(contents).shape[-1] == 3
+            image, upper, rows = decode_both(contents)
+            np.testing.assert_array_equal(upper[:rows], image[:rows])
             told["decoded"] += 1
         except tf.errors.OpError:
             told["refused"] += 1

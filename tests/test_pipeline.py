@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from PIL import Image
 from test_datasets import Shards, config, prepare, write_folder
 
+import simclr_jax
+from simclr_jax import supervised
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.errors import UserError
+from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -322,6 +326,48 @@ class TestEvalBatches:
     def test_batch_and_processes(self, source):
         with pytest.raises(UserError, match="batch_size=10 cannot be shared by 4 processes; .*multiple of 4"):
             pipeline.eval_batches(source, image_size=2, batch_size=10, process_count=4)
+
+
+@pytest.mark.parametrize(
+    "batches, keys",
+    [
+        (pretrain.batches, {}),
+        (pretrain.batches, {"augment.on_device": True}),
+        (supervised.batches, {}),
+    ],
+    ids=["pretrain", "on_device", "supervised"],
+)
+def test_training_decodes_what_its_crops_show_and_sees_the_same(tmp_path, sources, batches, keys):
+    rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for number in range(12):
+        picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).resize((160, 120))
+        kind, options = [("jpg", {}), ("jpg", {"exif": turned}), ("png", {}), ("gif", {})][number % 4]
+        picture.convert("L" if number % 3 else "RGB").save(tmp_path / f"{number}.{kind}", **options)
+    mine = simclr_jax.get_config(
+        "imagenet", {"batch_size": 8, "image_size": 32, "dataset.name": "folder", **keys}
+    )
+    source = datasets.load(config("folder", path=str(tmp_path)), "train", seed=0)
+    assert source.of_files and all(shards.of_files for shards in sources.values())
+    rows = []
+
+    def decode(path, look=None):
+        decoded = source.decode(path, look)
+        image = decoded[0] if look else decoded
+        with tf.control_dependencies(
+            [tf.py_function(lambda n: rows.append(int(n)), [tf.shape(image)[0]], [])]
+        ):
+            return tf.nest.map_structure(tf.identity, decoded)
+
+    found = {}
+    for of_files in (True, False):
+        rows.clear()
+        found[of_files] = list(
+            itertools.islice(batches(mine, source._replace(decode=decode, of_files=of_files), 0), 4)
+        )
+        assert (min(rows) < 120) == of_files and max(rows) >= 120
+    assert_equal(found[True], found[False])
 
 
 def digest(data_dir):

@@ -13,6 +13,7 @@ vectorises and channels-last images it does not.
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +25,7 @@ _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
 def two_views(
-    image: tf.Tensor,
+    image: tf.Tensor | Callable,
     seed: tf.Tensor,
     size: int,
     *,
@@ -34,21 +35,13 @@ def two_views(
     flip: bool = True,
     dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
-    view = functools.partial(
-        simclr_view,
-        color_jitter_strength=color_jitter_strength,
-        blur=blur,
-        min_area=min_area,
-        flip=flip,
-        dtype=dtype,
-    )
-    seed1, seed2 = _split(seed)
-    return view(image, seed1, size), view(image, seed2, size)
+    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3], of one decoded image."""
+    colour = {"color_jitter_strength": color_jitter_strength, "blur": blur}
+    return _views(image, _split(seed), size, **colour, min_area=min_area, flip=flip, dtype=dtype)
 
 
 def simclr_view(
-    image: tf.Tensor,
+    image: tf.Tensor | Callable,
     seed: tf.Tensor,
     size: int,
     *,
@@ -61,7 +54,8 @@ def simclr_view(
     """One random view for pretraining (appendix A).
 
     Args:
-      image: [h, w, 3], float32 in [0, 1] or uint8 (faster).
+      image: [h, w, 3], float32 in [0, 1] or uint8 (faster); or, not decoded yet, a function of `look` as
+        `decode.decode_bytes` is of a file's contents, which leaves out what is below the crop.
       seed: int32 [2].
       size: side of the view in pixels; the blur kernel is a tenth of it.
       color_jitter_strength: 1 for ImageNet, 0.5 for CIFAR-10; see `color_jitter`. 0 still leaves grayscale.
@@ -73,15 +67,23 @@ def simclr_view(
     Returns:
       [size, size, 3], float32 in [0, 1] or uint8.
     """
+    colour = {"color_jitter_strength": color_jitter_strength, "blur": blur}
+    return _views(image, [seed], size, **colour, min_area=min_area, flip=flip, dtype=dtype)[0]
+
+
+def _views(image, seeds, size, *, color_jitter_strength, blur, min_area, flip, dtype):
     _check_strength(color_jitter_strength)
-    crop_seed, draws = _draws(seed, flip)
-    crop = _random_crop(image, crop_seed, size, min_area)
+    crop_seeds, draws = zip(*[_draws(seed, flip) for seed in seeds])
+    crops, unit = _random_crops(image, crop_seeds, size, min_area)
     kernel_size = 2 * (size // 10 // 2) + 1 if blur else None
-    return _distort(crop, _unit(image), draws, color_jitter_strength, kernel_size, dtype)
+    distort = functools.partial(
+        _distort, unit=unit, strength=color_jitter_strength, kernel_size=kernel_size, dtype=dtype
+    )
+    return tuple(distort(crop, draws=of_view) for crop, of_view in zip(crops, draws))
 
 
 def two_crops(
-    image: tf.Tensor,
+    image: tf.Tensor | Callable,
     seed: tf.Tensor,
     size: int,
     *,
@@ -94,14 +96,10 @@ def two_crops(
     Each crop is [size, size, 3] of `dtype`, float16 or float32, in the image's levels, 0 to 255 and bicubic's
     overshoot, with its draws, float32 [10].
     """
-
-    def crop(seed):
-        crop_seed, draws = _draws(seed, flip)
-        levels = _random_crop(image, crop_seed, size, min_area)
-        return tf.cast(levels if image.dtype == tf.uint8 else 255 * levels, dtype), draws
-
-    seed1, seed2 = _split(seed)
-    return crop(seed1), crop(seed2)
+    crop_seeds, draws = zip(*[_draws(one, flip) for one in _split(seed)])
+    crops, unit = _random_crops(image, crop_seeds, size, min_area)
+    levels = [tf.cast(crop if unit != 1 else 255 * crop, dtype) for crop in crops]
+    return tuple(zip(levels, draws))
 
 
 def crop_and_flip(
@@ -133,22 +131,35 @@ def random_resized_crop(
     `min_object_covered` of 0.1, kept here, wins: smaller values change nothing. Bicubic overshoots: the
     result is not clipped to [0, 1], since the official code feeds the overshoot to the colour operations.
     """
-    return _random_crop(image, seed, size, min_area) * _unit(image)
+    (crop,), unit = _random_crops(image, [seed], size, min_area)
+    return crop * unit
 
 
-def _random_crop(image, seed, size, min_area):
-    """What `random_resized_crop` is before it is divided into [0, 1]."""
+def _random_crops(image, seeds, size, min_area):
+    """What `random_resized_crop` is of each seed, before it is divided into [0, 1]; and what divides it."""
     height, width = _pair(size)
-    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
-        seed=seed,
-        min_object_covered=0.1,
-        aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
-        area_range=(min_area, 1.0),
-        max_attempts=100,
-    )
-    return _resized(tf.slice(image, begin, extent), (height, width))
+
+    def look(shape):
+        boxes = [
+            tf.image.stateless_sample_distorted_bounding_box(
+                shape,
+                bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+                seed=seed,
+                min_object_covered=0.1,
+                aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
+                area_range=(min_area, 1.0),
+                max_attempts=100,
+            )[:2]
+            for seed in seeds
+        ]
+        return functools.reduce(tf.maximum, [begin[0] + extent[0] for begin, extent in boxes]), boxes
+
+    if callable(image):
+        image, boxes = image(look)
+    else:
+        boxes = look(tf.shape(image))[1]
+    crops = [_resized(tf.slice(image, *box), (height, width)) for box in boxes]
+    return crops, _unit(image)
 
 
 def center_crop(

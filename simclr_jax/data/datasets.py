@@ -31,6 +31,7 @@ class Source(NamedTuple):
         value_range: of a folder of images with 16 bits, what becomes black and white.
         order: of a `Stream`, the name of how it is shuffled, which checkpoints keep.
         lost: of a folder, what cannot be read any more.
+        of_files: whether `decode` takes a `look` too, as `decode.decode_bytes` does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     value_range: tuple[int, int] | None = None
     order: None = None
     lost: "Lost | None" = None
+    of_files: bool = False
 
 
 class Lost:
@@ -78,7 +80,8 @@ class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode, names, class_names, value_range, order: as in `Source`.
+        name, num_examples, num_classes, decode, names, class_names, value_range, order, of_files: as in
+            `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
     """
@@ -93,6 +96,7 @@ class Stream(NamedTuple):
     class_names: tuple[str, ...] = ()
     value_range: None = None
     order: str = "blocks"
+    of_files: bool = False
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:

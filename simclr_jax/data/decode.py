@@ -8,6 +8,7 @@ bits scaled by a range. Other types (TIFF, DICOM, ...) would be one more branch 
 import functools
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -42,23 +43,30 @@ _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
 _SEARCHED = 2**17  # bytes of a JPEG file's begin; half of them of a PNG file's begin and of its end
 
 
-def decode(path: tf.Tensor, **options) -> tf.Tensor:
-    """Path of an image file, string [] -> uint8 [h, w, 3]; `options` as of `decode_bytes`."""
-    return decode_bytes(tf.io.read_file(path), **options)
+def decode(path: tf.Tensor, look: Callable | None = None, **options) -> tf.Tensor | tuple:
+    """Path of an image file, string [] -> uint8 [h, w, 3]; `look` and `options` as of `decode_bytes`."""
+    return decode_bytes(tf.io.read_file(path), look, **options)
 
 
 def decode_bytes(
-    contents: tf.Tensor, *, value_range: tuple[int, int] = FULL_RANGE, max_pixels: int = MAX_PIXELS
-) -> tf.Tensor:
+    contents: tf.Tensor,
+    look: Callable | None = None,
+    *,
+    value_range: tuple[int, int] = FULL_RANGE,
+    max_pixels: int = MAX_PIXELS,
+) -> tf.Tensor | tuple:
     """Contents of an image file -> its pixels, inside a graph or outside.
 
     Args:
         contents: string [].
+        look: the image's shape, int32 [3] -> (rows, found): how many of its rows, from the top, will be
+            looked at, int32 [], and tensors of any kind. Most JPEG files are decoded no further, which leaves
+            the pixels above as they are.
         value_range: what becomes black and white, of images of 16 bits.
         max_pixels: of larger images nothing but the header is read.
 
     Returns:
-        uint8 [h, w, 3].
+        uint8 [h, w, 3]; with `look` a pair of it, perhaps without its lower rows, and `found`.
 
     Raises:
         tf.errors.OpError: no image, damaged or too large.
@@ -69,8 +77,23 @@ def decode_bytes(
     at_once = _is_jpeg(contents) & ~_is_tagged(contents)
     if max_pixels != MAX_PIXELS:
         at_once = tf.constant(False)
-    image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
-    return tf.ensure_shape(image, [None, None, 3])
+    if look is None:
+        image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
+        return tf.ensure_shape(image, [None, None, 3])
+
+    def upper():
+        shape = tf.io.extract_jpeg_shape(contents)
+        rows, found = look(shape)
+        return tf.io.decode_and_crop_jpeg(contents, tf.stack([0, 0, rows, shape[1]]), channels=3), found
+
+    def whole():
+        image = by_type(contents)
+        return image, look(tf.shape(image))[1]
+
+    # A file that is cut off is damaged, wherever it is looked at.
+    at_once &= tf.strings.substr(contents, -2, 2) == b"\xff\xd9"
+    image, found = tf.cond(at_once, upper, whole)
+    return tf.ensure_shape(image, [None, None, 3]), found
 
 
 @functools.cache  # or every image that is decoded outside a graph would trace it

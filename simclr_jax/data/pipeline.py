@@ -28,6 +28,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     dtype: str = "uint8",
+    undecoded: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every global batch, from `start_step` on, without end.
 
@@ -47,6 +48,7 @@ def train_batches(
         start_step: the first step to yield; records of earlier ones are not decoded.
         process_index, process_count: this process, and how many share every batch.
         dtype: of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
+        undecoded: whether `transform` takes images that are not decoded yet too, see `augment.simclr_view`.
 
     Returns:
         Iterator of dicts, b = batch_size // process_count: what `transform` returns, images as `dtype`
@@ -58,7 +60,13 @@ def train_batches(
     """
     rows = _rows(batch_size, process_count)
     augmented = functools.partial(
-        _augmented, source=source, transform=transform, rows=rows, seed=seed, dtype=dtype
+        _augmented,
+        source=source,
+        transform=transform,
+        rows=rows,
+        seed=seed,
+        dtype=dtype,
+        undecoded=undecoded and source.of_files,
     )
     if isinstance(source, Source):
         order = _order(source, batch_size, seed, process_index * rows, rows)
@@ -284,13 +292,13 @@ def _reader(source, reader, readers, seed, epoch, first_row):
     return shuffled.skip(first_row - first_block * block)
 
 
-def _augmented(epochs, read, source, transform, rows, seed, dtype):
+def _augmented(epochs, read, source, transform, rows, seed, dtype, undecoded):
     """Reads, decodes, augments and batches one epoch after the other; `read` makes records of elements."""
 
     @tf.function  # or every epoch would trace it again
     def views(*element):
         epoch, index, record, label = read(*element)
-        images = _transformed(source, transform, record, seed, epoch, index, dtype)
+        images = _transformed(source, transform, record, seed, epoch, index, dtype, undecoded)
         return images | {"label": label, "index": index}
 
     def start():
@@ -337,11 +345,12 @@ def _eval(source, transform, seed, rows, index, num_batches):
         }
 
 
-def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
+def _transformed(source, transform, record, seed, epoch, index, dtype="uint8", undecoded=False):
     """The views of a record, images as `dtype`, augmented by a key of (seed, epoch, index)."""
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
-    found = transform(source.decode(record), key)
+    image = functools.partial(source.decode, record) if undecoded else source.decode(record)
+    found = transform(image, key)
     to_dtype = _to_uint8 if dtype == "uint8" else functools.partial(tf.cast, dtype=dtype)
     return {
         name: to_dtype(value) if value.shape.rank == 3 and value.dtype != dtype else value

@@ -261,6 +261,7 @@ def batches(config, source, start_step):
         source,
         partial(crops if on_device else views, config),
         dtype=config.augment.crop_dtype if on_device else "uint8",
+        undecoded=True,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
