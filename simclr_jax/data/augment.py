@@ -1,8 +1,9 @@
 """Data augmentation of SimCLR (arXiv 2002.05709, appendix A) as pure functions for `tf.data`.
 
-Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. A seed is an int32 [2] and decides
-every random draw: the same seed gives the same pixels in any process and at any parallelism. Derive it
-from (experiment seed, epoch, example index).
+Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. Random crops also take an image that
+is not decoded yet: a function of `look`, as `decode.decode_bytes` is of the contents of a file. A seed is an
+int32 [2] and decides every random draw: the same seed gives the same pixels in any process and at any
+parallelism. Derive it from (experiment seed, epoch, example index).
 
 The pipeline of views is the official one: crop and bicubic resize, flip, colour jitter (p 0.8),
 grayscale (p 0.2), Gaussian blur (p 0.5). It deviates once: the official code draws one blur sigma a batch,
@@ -54,8 +55,7 @@ def simclr_view(
     """One random view for pretraining (appendix A).
 
     Args:
-      image: [h, w, 3], float32 in [0, 1] or uint8 (faster); or, not decoded yet, a function of `look` as
-        `decode.decode_bytes` is of a file's contents, which leaves out what is below the crop.
+      image: [h, w, 3], float32 in [0, 1] or uint8 (faster); or one that is not decoded yet.
       seed: int32 [2].
       size: side of the view in pixels; the blur kernel is a tenth of it.
       color_jitter_strength: 1 for ImageNet, 0.5 for CIFAR-10; see `color_jitter`. 0 still leaves grayscale.
@@ -103,7 +103,7 @@ def two_crops(
 
 
 def crop_and_flip(
-    image: tf.Tensor, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
+    image: tf.Tensor | Callable, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
 ) -> tf.Tensor:
     """Training view of fine-tuning, linear evaluation and distillation: [size, size, 3] in [0, 1]."""
     crop_seed, flip_seed = _split(seed)
@@ -123,7 +123,7 @@ def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -
 
 
 def random_resized_crop(
-    image: tf.Tensor, seed: tf.Tensor, size: int | tuple[int, int], *, min_area: float = 0.08
+    image: tf.Tensor | Callable, seed: tf.Tensor, size: int | tuple[int, int], *, min_area: float = 0.08
 ) -> tf.Tensor:
     """A random box of aspect ratio 3/4 to 4/3, resized (bicubic) to `size`, a side or (height, width).
 
@@ -136,7 +136,7 @@ def random_resized_crop(
 
 
 def _random_crops(image, seeds, size, min_area):
-    """What `random_resized_crop` is of each seed, before it is divided into [0, 1]; and what divides it."""
+    """A crop of `random_resized_crop` for each seed, in the image's range; and what takes that to [0, 1]."""
     height, width = _pair(size)
 
     def look(shape):

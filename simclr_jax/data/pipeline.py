@@ -48,7 +48,7 @@ def train_batches(
         start_step: the first step to yield; records of earlier ones are not decoded.
         process_index, process_count: this process, and how many share every batch.
         dtype: of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
-        undecoded: whether `transform` takes images that are not decoded yet too, see `augment.simclr_view`.
+        undecoded: whether `transform` takes images of files not decoded yet, see `augment`.
 
     Returns:
         Iterator of dicts, b = batch_size // process_count: what `transform` returns, images as `dtype`
