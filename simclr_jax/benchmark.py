@@ -73,7 +73,7 @@ def _input_batches(config, records):
     from simclr_jax.data.decode import decode_bytes
 
     labels = np.full(len(records), -1, np.int32)
-    source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels, of_files=True)
+    source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels, takes_look=True)
     config = ConfigDict(config)
     config.batch_size = ROWS
     return pretrain.batches(config, source, 0)

@@ -91,11 +91,11 @@ def test_a_tag_behind_other_segments_and_in_xmp():
     assert_alike(pixels(file(turned, "JPEG", quality=95, subsampling=0, xmp=xmp)), PICTURE)
 
 
-def looked_at(contents, rows=None, **options):
-    """As in a pipeline: the image and its shape where so many rows, or all, are looked at."""
+def looked_at(contents, rows, **options):
+    """As in a pipeline: the image and its shape where so many rows are looked at."""
 
     def look(shape):
-        return shape[0] if rows is None else tf.constant(rows), shape
+        return tf.constant(rows), shape
 
     dataset = tf.data.Dataset.from_tensors(contents)
     ((image, shape),) = dataset.map(lambda one: decode.decode_bytes(one, look, **options)).as_numpy_iterator()
@@ -117,12 +117,12 @@ def looked_at(contents, rows=None, **options):
 )
 def test_of_a_jpeg_file_no_more_rows_are_decoded_than_are_looked_at(mode, options):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (131, 97, 3), np.uint8))
-    contents = file(image.resize((97, 131), Image.Resampling.BOX).convert(mode), "JPEG", **options)
+    contents = file(image.convert(mode), "JPEG", **options)
     whole = pixels(contents)
     for rows in (1, 7, 8, 9, 16, 17, 63, 130, 131):
         upper, shape = looked_at(contents, rows)
         np.testing.assert_array_equal(upper, whole[:rows])
-        assert shape == [131, 97, len(mode) if mode != "L" else 1]
+        assert shape == [131, 97, len(mode)]
 
 
 def test_files_of_other_types_are_decoded_whole_and_have_the_shape_that_is_shown():
@@ -142,7 +142,7 @@ def test_files_of_other_types_are_decoded_whole_and_have_the_shape_that_is_shown
 
 def test_a_jpeg_file_that_is_cut_off_is_damaged_wherever_it_is_looked_at():
     contents = file(IMAGE.resize((400, 300)), "JPEG")
-    for length in (len(contents) - 1, len(contents) // 2):
+    for length in (len(contents) - 1, len(contents) // 2, 1, 0):
         with pytest.raises(tf.errors.OpError):
             looked_at(contents[:length], 8)
 
@@ -238,8 +238,9 @@ def mutants(count):
     rng = np.random.default_rng(0)
     stored, _ = hidden(INSIDE)
     rgba = Image.fromarray(np.dstack([stored, 255 * INSIDE]).astype(np.uint8))
-    files = [file(IMAGE, "JPEG", exif=exif(6)), file(IMAGE, "JPEG", progressive=True), file(IMAGE, "PNG")]
-    files += [file(rgba, "PNG"), tf.io.encode_png(np.uint16(PICTURE) * 16).numpy(), file(IMAGE, "WEBP")]
+    files = [file(IMAGE, "JPEG", **options) for options in ({}, {"exif": exif(6)}, {"progressive": True})]
+    files += [file(IMAGE, "PNG"), file(rgba, "PNG"), tf.io.encode_png(np.uint16(PICTURE) * 16).numpy()]
+    files += [file(IMAGE, "WEBP")]
     files += [file(rgba, "WEBP", save_all=True, append_images=[IMAGE], lossless=True), file(IMAGE, "BMP")]
     files += [
         file(IMAGE.quantize(16), "BMP"),
@@ -263,20 +264,25 @@ def decode_mutants(count):
     import time
     from pathlib import Path
 
-    def decode_both(contents):
-        image = decode.decode_bytes(contents)
-        return image, *decode.decode_bytes(contents, lambda shape: (shape[0] // 2, shape[0] // 2))
+    def upper_half(contents):
+        return decode.decode_bytes(contents, lambda shape: (shape[0] // 2, shape[0] // 2))
 
-    decode_both = tf.function(decode_both, input_signature=[tf.TensorSpec([], tf.string)])
+    signature = [tf.TensorSpec([], tf.string)]
+    decode_one = tf.function(decode.decode_bytes, input_signature=signature)
+    decode_half = tf.function(upper_half, input_signature=signature)
     told, longest = {"decoded": 0, "refused": 0}, 0.0
     for contents in mutants(count):
         begun = time.monotonic()
         try:
-            image, upper, rows = decode_both(contents)
-            np.testing.assert_array_equal(upper[:rows], image[:rows])
+            image = decode_one(contents)
             told["decoded"] += 1
         except tf.errors.OpError:
             told["refused"] += 1
+            with suppress(tf.errors.OpError):  # damage may lie below
+                decode_half(contents)
+        else:
+            upper, rows = decode_half(contents)
+            np.testing.assert_array_equal(upper[:rows], image[:rows])
         longest = max(longest, time.monotonic() - begun)
     # getrusage would tell the peak of the process that started this one, if that was larger.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)

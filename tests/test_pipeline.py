@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import itertools
 import os
@@ -349,25 +350,22 @@ def test_training_decodes_what_its_crops_show_and_sees_the_same(tmp_path, source
         "imagenet", {"batch_size": 8, "image_size": 32, "dataset.name": "folder", **keys}
     )
     source = datasets.load(config("folder", path=str(tmp_path)), "train", seed=0)
-    assert source.of_files and all(shards.of_files for shards in sources.values())
-    rows = []
+    assert source.takes_look and all(shards.takes_look for shards in sources.values())
 
-    def decode(path, look=None):
+    def decode(rows, path, look=None):
         decoded = source.decode(path, look)
         image = decoded[0] if look else decoded
-        with tf.control_dependencies(
-            [tf.py_function(lambda n: rows.append(int(n)), [tf.shape(image)[0]], [])]
-        ):
+        note = tf.py_function(lambda height: rows.append(int(height)), [tf.shape(image)[0]], [])
+        with tf.control_dependencies([note]):
             return tf.nest.map_structure(tf.identity, decoded)
 
-    found = {}
-    for of_files in (True, False):
-        rows.clear()
-        found[of_files] = list(
-            itertools.islice(batches(mine, source._replace(decode=decode, of_files=of_files), 0), 4)
-        )
-        assert (min(rows) < 120) == of_files and max(rows) >= 120
-    assert_equal(found[True], found[False])
+    found = []
+    for takes_look in (True, False):
+        rows = []
+        spied = source._replace(decode=functools.partial(decode, rows), takes_look=takes_look)
+        found.append(list(itertools.islice(batches(mine, spied, 0), 4)))
+        assert (min(rows) < 120) == takes_look and max(rows) >= 120
+    assert_equal(*found)
 
 
 def digest(data_dir):

@@ -36,7 +36,7 @@ def two_views(
     flip: bool = True,
     dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3], of one decoded image."""
+    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]; it decodes once."""
     colour = {"color_jitter_strength": color_jitter_strength, "blur": blur}
     return _views(image, _split(seed), size, **colour, min_area=min_area, flip=flip, dtype=dtype)
 
@@ -79,7 +79,7 @@ def _views(image, seeds, size, *, color_jitter_strength, blur, min_area, flip, d
     distort = functools.partial(
         _distort, unit=unit, strength=color_jitter_strength, kernel_size=kernel_size, dtype=dtype
     )
-    return tuple(distort(crop, draws=of_view) for crop, of_view in zip(crops, draws))
+    return tuple(distort(crop, draws=own) for crop, own in zip(crops, draws))
 
 
 def two_crops(
@@ -98,7 +98,8 @@ def two_crops(
     """
     crop_seeds, draws = zip(*[_draws(one, flip) for one in _split(seed)])
     crops, unit = _random_crops(image, crop_seeds, size, min_area)
-    levels = [tf.cast(crop if unit != 1 else 255 * crop, dtype) for crop in crops]
+    of_bytes = unit != 1  # which are levels already
+    levels = [tf.cast(crop if of_bytes else 255 * crop, dtype) for crop in crops]
     return tuple(zip(levels, draws))
 
 
@@ -152,7 +153,7 @@ def _random_crops(image, seeds, size, min_area):
             )[:2]
             for seed in seeds
         ]
-        return functools.reduce(tf.maximum, [begin[0] + extent[0] for begin, extent in boxes]), boxes
+        return tf.reduce_max([begin[0] + extent[0] for begin, extent in boxes]), boxes
 
     if callable(image):
         image, boxes = image(look)

@@ -31,13 +31,13 @@ class Source(NamedTuple):
         value_range: of a folder of images with 16 bits, what becomes black and white.
         order: of a `Stream`, the name of how it is shuffled, which checkpoints keep.
         lost: of a folder, what cannot be read any more.
-        of_files: whether `decode` takes a `look` too, as `decode.decode_bytes` does.
+        takes_look: whether `decode` takes a `look` beside the record, as `decode.decode_bytes` does.
     """
 
     name: str
     num_examples: int
     num_classes: int
-    decode: Callable[[tf.Tensor], tf.Tensor]
+    decode: Callable[..., tf.Tensor]
     records: np.ndarray | tf.Variable
     labels: np.ndarray
     names: np.ndarray | None = None
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     value_range: tuple[int, int] | None = None
     order: None = None
     lost: "Lost | None" = None
-    of_files: bool = False
+    takes_look: bool = False
 
 
 class Lost:
@@ -80,7 +80,7 @@ class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode, names, class_names, value_range, order, of_files: as in
+        name, num_examples, num_classes, decode, names, class_names, value_range, order, takes_look: as in
             `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
@@ -89,14 +89,14 @@ class Stream(NamedTuple):
     name: str
     num_examples: int
     num_classes: int
-    decode: Callable[[tf.Tensor], tf.Tensor]
+    decode: Callable[..., tf.Tensor]
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset]
     shuffle_buffer: int
     names: None = None
     class_names: tuple[str, ...] = ()
     value_range: None = None
     order: str = "blocks"
-    of_files: bool = False
+    takes_look: bool = False
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:

@@ -59,9 +59,9 @@ def decode_bytes(
 
     Args:
         contents: string [].
-        look: the image's shape, int32 [3] -> (rows, found): how many of its rows, from the top, will be
-            looked at, int32 [], and tensors of any kind. Most JPEG files are decoded no further, which leaves
-            the pixels above as they are.
+        look: the image's shape, int32 [3], with the channels of the file -> (rows, found): how many of its
+            rows, from the top, will be looked at, int32 [], and tensors of any kind. Most JPEG files are
+            decoded no further, which leaves the pixels above as they are.
         value_range: what becomes black and white, of images of 16 bits.
         max_pixels: of larger images nothing but the header is read.
 
@@ -91,7 +91,8 @@ def decode_bytes(
         return image, look(tf.shape(image))[1]
 
     # A file that is cut off is damaged, wherever it is looked at.
-    at_once &= tf.strings.substr(contents, -2, 2) == b"\xff\xd9"
+    end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - 2, 0), 2)
+    at_once &= end == b"\xff\xd9"
     image, found = tf.cond(at_once, upper, whole)
     return tf.ensure_shape(image, [None, None, 3]), found
 

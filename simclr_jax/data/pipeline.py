@@ -35,9 +35,9 @@ def train_batches(
     The order of examples depends on (seed, epoch) only, the seed of an augmentation on
     (seed, epoch, index) only. So the rows of all processes, in the order of the processes, are the same
     global batch for any number of them, and starting at step k yields what a fresh iterator yields after
-    k steps. In the place of a file that can no longer be read comes another that (seed, epoch, index)
-    chooses. From a `Source` every example comes once an epoch, and a batch may span epochs; from a
-    `Stream` the few examples that fill no batch are left out, others in every epoch.
+    k steps. In the place of a file that a process finds it can no longer read comes another that (seed,
+    epoch, index) chooses. From a `Source` every example comes once an epoch, and a batch may span epochs;
+    from a `Stream` the few examples that fill no batch are left out, others in every epoch.
 
     Args:
         source: from `datasets.load`.
@@ -66,7 +66,7 @@ def train_batches(
         rows=rows,
         seed=seed,
         dtype=dtype,
-        undecoded=undecoded and source.of_files,
+        undecoded=undecoded and source.takes_look,
     )
     if isinstance(source, Source):
         order = _order(source, batch_size, seed, process_index * rows, rows)

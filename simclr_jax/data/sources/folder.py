@@ -89,7 +89,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         class_names=tuple(listed["classes"]),
         value_range=value_range,
         lost=Lost(where, len(names)),
-        of_files=True,
+        takes_look=True,
     )
     vanished = set(listed["lost"]).intersection(names)
     if vanished:
