@@ -201,7 +201,7 @@ def plain(image, seed):
 
 
 def test_lost_files_are_replaced_in_training_and_left_out_elsewhere(tmp_path, capsys):
-    ahead = 5 + math.ceil(pipeline._CALLS / 8)  # batches that may be read already
+    ahead = 2 * (5 + math.ceil(pipeline._CALLS / 8))  # batches that may be read already, at most half of them
     root = write_folder(tmp_path, [f"{number}.png" for number in range(10 * (ahead + 2))])
     source = load_folder(root)
     steps = 2 * (ahead + 2)
