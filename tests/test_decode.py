@@ -275,6 +275,7 @@ def decode_mutants(count):
         begun = time.monotonic()
         try:
             image = decode_one(contents)
+            assert image.shape[-1] == 3
             told["decoded"] += 1
         except tf.errors.OpError:
             told["refused"] += 1

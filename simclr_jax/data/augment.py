@@ -37,8 +37,7 @@ def two_views(
     dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]; it decodes once."""
-    colour = {"color_jitter_strength": color_jitter_strength, "blur": blur}
-    return _views(image, _split(seed), size, **colour, min_area=min_area, flip=flip, dtype=dtype)
+    return _views(image, _split(seed), size, color_jitter_strength, blur, min_area, flip, dtype)
 
 
 def simclr_view(
@@ -67,19 +66,15 @@ def simclr_view(
     Returns:
       [size, size, 3], float32 in [0, 1] or uint8.
     """
-    colour = {"color_jitter_strength": color_jitter_strength, "blur": blur}
-    return _views(image, [seed], size, **colour, min_area=min_area, flip=flip, dtype=dtype)[0]
+    return _views(image, [seed], size, color_jitter_strength, blur, min_area, flip, dtype)[0]
 
 
-def _views(image, seeds, size, *, color_jitter_strength, blur, min_area, flip, dtype):
-    _check_strength(color_jitter_strength)
+def _views(image, seeds, size, strength, blur, min_area, flip, dtype):
+    _check_strength(strength)
     crop_seeds, draws = zip(*[_draws(seed, flip) for seed in seeds])
     crops, unit = _random_crops(image, crop_seeds, size, min_area)
     kernel_size = 2 * (size // 10 // 2) + 1 if blur else None
-    distort = functools.partial(
-        _distort, unit=unit, strength=color_jitter_strength, kernel_size=kernel_size, dtype=dtype
-    )
-    return tuple(distort(crop, draws=own) for crop, own in zip(crops, draws))
+    return tuple(_distort(crop, unit, own, strength, kernel_size, dtype) for crop, own in zip(crops, draws))
 
 
 def two_crops(

@@ -91,8 +91,7 @@ def decode_bytes(
         return image, look(tf.shape(image))[1]
 
     # A file that is cut off is damaged, wherever it is looked at.
-    end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - 2, 0), 2)
-    at_once &= end == b"\xff\xd9"
+    at_once &= _end(contents, 2) == b"\xff\xd9"
     image, found = tf.cond(at_once, upper, whole)
     return tf.ensure_shape(image, [None, None, 3]), found
 
@@ -132,6 +131,10 @@ def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     return tf.cond(_is_jpeg(contents), jpeg, lambda: _is_plain_beside_jpeg(contents, limit))
 
 
+def _end(contents, size):
+    return tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - size, 0), size)
+
+
 def _is_jpeg(contents):
     return tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
 
@@ -159,8 +162,7 @@ def _is_plain_beside_jpeg(contents, limit):
 
     def png():
         half = _SEARCHED // 2
-        begin = tf.strings.substr(contents, 0, half)
-        end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - half, 0), half)
+        begin, end = tf.strings.substr(contents, 0, half), _end(contents, half)
         eight_bits, opaque = head[24] <= 8, (head[25] == 0) | (head[25] == 2) | (head[25] == 3)
         small = number(16, 4, -1) * number(20, 4, -1) <= limit
         return eight_bits & opaque & small & ~_holds(begin, _NOT_PLAIN_PNG) & ~_holds(end, _NOT_PLAIN_PNG[1:])
