@@ -91,6 +91,17 @@ def test_a_tag_behind_other_segments_and_in_xmp():
     assert_alike(pixels(file(turned, "JPEG", quality=95, subsampling=0, xmp=xmp)), PICTURE)
 
 
+def test_a_tag_at_the_end_of_a_large_png_file():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    contents = file(Image.fromarray(noise).transpose(STORED[6]), "PNG", exif=exif(6))
+    place = contents.index(b"eXIf") - 4
+    chunk = contents[place : place + 12 + int.from_bytes(contents[place : place + 4], "big")]
+    moved = contents.replace(chunk, b"")
+    moved = moved[:-12] + chunk + moved[-12:]
+    assert len(moved) > decode._SEARCHED and moved.index(b"eXIf") > decode._SEARCHED
+    np.testing.assert_array_equal(pixels(moved), noise)
+
+
 def looked_at(contents, rows, **options):
     """As in a pipeline: the image and its shape where so many rows are looked at."""
 
