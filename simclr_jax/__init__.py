@@ -7,7 +7,7 @@
 Importing this brings neither jax nor TensorFlow; calling it does.
 """
 
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 __all__ = ["UserError", "get_config", "load", "run"]
 

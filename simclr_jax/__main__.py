@@ -2,7 +2,7 @@
 
 import sys
 
-from simclr_jax import stopping
+from simclr_jax.process import stopping
 
 
 def main() -> None:

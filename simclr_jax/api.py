@@ -7,8 +7,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, pretrained, report, runs, settings, shipped, stopping, validation
-from simclr_jax.errors import UserError
+from simclr_jax import pretrained, runs
+from simclr_jax.config import settings, shipped, validation
+from simclr_jax.process import errors, stopping
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 
 def get_config(name: str, overrides: dict) -> ConfigDict:
@@ -25,7 +28,7 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
     for note in notes:
         report.say_once(f"note: {note}")
     with config.unlocked():
-        pretrained.adopt(config, given)
+        pretrained.inherit_settings(config, given)
     return config
 
 
@@ -51,8 +54,10 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
         report.say_once(f"note: {note}")
     listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
     try:
-        with errors.of_storage(), stopping.handled(ends=False), listening:
-            pretrained.adopt(config, {key: value for key, value in keys.items() if value is not None})
+        with errors.storage_errors_as_run_errors(), stopping.handled(ends=False), listening:
+            pretrained.inherit_settings(
+                config, {key: value for key, value in keys.items() if value is not None}
+            )
             reference = validation.reference_of(config.task)  # None of a task of one's own
             defaults = reference.to_dict() if reference else None
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)

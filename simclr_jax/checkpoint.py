@@ -14,9 +14,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from simclr_jax import files, parallel, workdirs
-from simclr_jax.console import shown
-from simclr_jax.errors import RunError, UserError, reason_of
+from simclr_jax import parallel
+from simclr_jax.process import files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import RunError, UserError, reason_of
+from simclr_jax.workdir import records
 
 
 def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointManager:
@@ -78,7 +80,7 @@ def save(
         return
     if jax.process_count() > 1:  # pmap returns arrays of this process's devices
         state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
-    meta = {"schema_version": workdirs.SCHEMA_VERSION, **meta}
+    meta = {"schema_version": records.SCHEMA_VERSION, **meta}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     with files.storage(manager.directory / str(step)):
         manager.save(step, args=items, metrics=metrics or None)
@@ -159,7 +161,7 @@ def _read_tree(path, target, **options):
 
 def _read_meta(saved) -> dict[str, Any]:
     meta = files.read_json(saved / "meta" / "metadata")
-    workdirs.check_schema(files.named(saved), meta)
+    records.check_schema(files.named(saved), meta)
     meta.pop("schema_version", None)
     return meta
 
@@ -187,7 +189,7 @@ def _raise_unless_damage(error, path):
     names = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
     if isinstance(error, PermissionError | MemoryError) or any(name in str(error) for name in names):
         raise files.StorageError(
-            f"{shown(files.named(path))} cannot be read: {reason_of(error)}; mend that first"
+            f"{escape(files.named(path))} cannot be read: {reason_of(error)}; mend that first"
         ) from error
 
 
@@ -204,7 +206,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
     told = ", ".join(f"{step} ({reason})" for step, reason in sorted(damaged.items()))
     if not kept:
         raise UserError(
-            f"every checkpoint in {shown(files.named(folder))} is damaged: {shown(told)}; put a whole copy "
+            f"every checkpoint in {escape(files.named(folder))} is damaged: {escape(told)}; put a whole copy "
             "of one back, or start again with another --workdir"
         )
     parallel.gather(np.zeros(1))  # every process has looked before anything moves
@@ -218,7 +220,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
                     aside, number = run / "damaged" / f"{step}-{number}", number + 1
                 (folder / str(step)).rename(aside)
                 print(
-                    f"checkpoint {step} is damaged ({shown(reason)}): moved to {shown(files.named(aside))}",
+                    f"checkpoint {step} is damaged ({escape(reason)}): moved to {escape(files.named(aside))}",
                     flush=True,
                 )
         newest = max(kept)
@@ -239,7 +241,9 @@ def check_new(folder) -> None:
     """Raises a UserError if there is anything under `folder`, so that nothing saved is ever lost."""
     folder = epath.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{shown(files.named(folder))} exists already: choose another --output, or remove it")
+        raise UserError(
+            f"{escape(files.named(folder))} exists already: choose another --output, or remove it"
+        )
 
 
 def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -262,7 +266,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
     if not steps or step not in (None, *steps):
         found = f"steps {steps}" if steps else "no checkpoint"
         raise UserError(
-            f"{shown(path)} holds {found}: give the workdir of a run, WORKDIR/checkpoints/<step>, or a "
+            f"{escape(path)} holds {found}: give the workdir of a run, WORKDIR/checkpoints/<step>, or a "
             "checkpoint of google-research/simclr"
         )
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
@@ -272,7 +276,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
         raise
     except Exception as error:  # Orbax and TensorStore tell of missing bytes in many ways
         raise UserError(
-            f"{shown(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
+            f"{escape(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
         ) from None
 
 
@@ -281,7 +285,7 @@ def load_meta(path) -> dict[str, Any]:
     path, step = split(epath.Path(path).absolute())
     steps = steps_in(path)
     if not steps:
-        raise UserError(f"{shown(path)} holds no checkpoint: give the workdir of a run")
+        raise UserError(f"{escape(path)} holds no checkpoint: give the workdir of a run")
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
     try:
         return _read_meta(saved)
@@ -289,7 +293,7 @@ def load_meta(path) -> dict[str, Any]:
         raise
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{shown(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
+            f"{escape(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
         ) from None
 
 

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, files, pretrained
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError
+from simclr_jax import pretrained
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 
 
 def load(path) -> "Encoder":
     """See `simclr_jax.load`."""
     path = os.path.expanduser(path)
-    with errors.of_storage():
+    with errors.storage_errors_as_run_errors():
         files.check_reachable(path)
         return Encoder(path, *pretrained.load_model(path))
 
@@ -60,7 +61,7 @@ class Encoder:
         """
         if not self.model.projection_head.projects:
             raise UserError(
-                f"{shown(self._path)} has no projection head: give the workdir of the pretraining run"
+                f"{escape(self._path)} has no projection head: give the workdir of the pretraining run"
             )
         return self._outputs(images, "projection", batch_size)
 
@@ -72,7 +73,7 @@ class Encoder:
         """
         if self.model.supervised_head is None:
             raise UserError(
-                f"{shown(self._path)} has no classifier: give the workdir of a linear_eval, finetune or "
+                f"{escape(self._path)} has no classifier: give the workdir of a linear_eval, finetune or "
                 "distill run"
             )
         return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size) / self._temperature))

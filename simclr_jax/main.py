@@ -1,6 +1,6 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
-from simclr_jax import stopping  # jax comes after it: signals are taken before what takes seconds
+from simclr_jax.process import stopping  # jax comes after it: signals are taken before what takes seconds
 
 if __name__ == "__main__":
     stopping.take()
@@ -9,14 +9,17 @@ import shlex
 
 import jax
 
-from simclr_jax import command_line, files, pretrained, processes, report, runs
-from simclr_jax.console import shown
+from simclr_jax import pretrained, runs
+from simclr_jax.config import command_line
+from simclr_jax.process import files, group
+from simclr_jax.process.console import escape
+from simclr_jax.workdir import report
 
 
 def main(_) -> None:
-    processes.join(**command_line.this_process(), timeout=command_line.join_timeout())
+    group.join(**command_line.this_process(), timeout=command_line.join_timeout())
     config = command_line.read_config()
-    pretrained.adopt(config, command_line.given())
+    pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled")
@@ -24,17 +27,17 @@ def main(_) -> None:
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
     except stopping.Stopped:  # all of them, after the same step
-        processes.part()
+        group.part()
         raise
-    processes.part()
+    group.part()
     if "health" in summary:  # of pretraining
         report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
 
 
 def _next(workdir, task):
     """What to do after pretraining, as commands."""
-    run = shlex.quote(shown(workdir))
-    words = [f"--config={command_line.file()}:{task}", f"--config.pretrained={shown(workdir)}"]
+    run = shlex.quote(escape(workdir))
+    words = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
     dataset = {key: value for key, value in command_line.given().items() if key.startswith("dataset.")}
     words += [f"--config.{key}={value}" for key, value in dataset.items()]
     plots = [f"python -m simclr_jax.plots {run}"] if files.is_local(workdir) else []

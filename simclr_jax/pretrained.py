@@ -7,12 +7,15 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, files, official, parallel, report, torch_weights, train, workdirs
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError, reason_of
+from simclr_jax import checkpoint, official, parallel, torch_weights, train
+from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import features
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
+from simclr_jax.process import files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.workdir import records, report
 
 # The keys that decide which parameters a model has, and their shapes.
 _ARCHITECTURE = (
@@ -48,10 +51,10 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     others = others_format(path)
     variables, meta = others.read(path) if others else checkpoint.load_params(path)
-    return variables, meta | {"config": workdirs.complete(meta["config"])}
+    return variables, meta | {"config": complete(meta["config"])}
 
 
-def adopt(config, given: dict[str, Any]) -> None:
+def inherit_settings(config, given: dict[str, Any]) -> None:
     """Takes model, image size and split of `config.pretrained` into the config of a task that starts there.
 
     The model of distillation is the student's own.
@@ -68,8 +71,8 @@ def adopt(config, given: dict[str, Any]) -> None:
         return
     files.check_reachable(config.pretrained)
     meta = _meta(config.pretrained)
-    saved = workdirs.complete(meta["config"])
-    theirs, ours = workdirs.flatten(saved), workdirs.flatten(config.to_dict())
+    saved = complete(meta["config"])
+    theirs, ours = records.flatten(saved), records.flatten(config.to_dict())
     theirs |= {key: tuple(value) for key, value in theirs.items() if isinstance(value, list)}
     # What has no projection head fits any.
     model = (*_ARCHITECTURE, *(_HEAD if theirs["model.projection_layers"] else ()))
@@ -78,7 +81,7 @@ def adopt(config, given: dict[str, Any]) -> None:
     if wrong:
         settings = " ".join(f"--config.{key}={theirs[key]}" for key in wrong)
         raise UserError(
-            f"{', '.join(f'{key}={ours[key]}' for key in wrong)} does not fit {shown(config.pretrained)}: "
+            f"{', '.join(f'{key}={ours[key]}' for key in wrong)} does not fit {escape(config.pretrained)}: "
             f"leave it out, or set {settings} as there"
         )
     inputs = tuple(f"model.{key}" for key in torch_weights.INPUT_KEYS) if model else ()
@@ -97,10 +100,10 @@ def adopt(config, given: dict[str, Any]) -> None:
     config.update_from_flattened_dict(taken)
     if taken:
         told = ", ".join(f"{key}={value}" for key, value in taken.items())
-        report.say(f"as in {shown(config.pretrained)}: {told}")
+        report.say(f"as in {escape(config.pretrained)}: {told}")
     if config.image_size != theirs["image_size"]:
         report.say(
-            f"note: image_size={config.image_size}, but {shown(config.pretrained)} was trained at "
+            f"note: image_size={config.image_size}, but {escape(config.pretrained)} was trained at "
             f"{theirs['image_size']}: features of another size are worse, leave --config.image_size out"
         )
 
@@ -123,7 +126,7 @@ def load(config, model) -> dict[str, Any]:
     needed = jax.eval_shape(train.make_init(model, config.image_size), jax.random.key(0))
     needed["params"].pop("supervised_head", None)
     if "projection_head" not in saved["params"] and model.projection_head.kept_layers is None:
-        report.say_once(f"{shown(config.pretrained)} has no projection head: a new one is trained")
+        report.say_once(f"{escape(config.pretrained)} has no projection head: a new one is trained")
         for tree in needed.values():
             tree.pop("projection_head", None)
     loaded = {}
@@ -175,7 +178,7 @@ def read_summary(file) -> dict:
         return files.read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{shown(file)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
+            f"{escape(file)} is no JSON ({reason_of(error)}): remove it, or finish the run, which writes it"
         ) from None
 
 

@@ -6,9 +6,11 @@ from functools import partial
 
 import jax
 
-from simclr_jax import checkpoint, files, processes, report, trackers, train, workdirs
-from simclr_jax.console import shown
+from simclr_jax import checkpoint, train
 from simclr_jax.plots import board
+from simclr_jax.process import files, group
+from simclr_jax.process.console import escape
+from simclr_jax.workdir import lock, records, report, trackers
 
 
 def run(config, workdir, defaults: dict | None = None) -> dict:
@@ -26,19 +28,19 @@ def run(config, workdir, defaults: dict | None = None) -> dict:
     Raises:
       UserError: something is wrong with config, data or workdir.
     """
-    processes.agree("config", workdirs.flatten(config.to_dict()) | {"workdir": str(workdir)})
+    group.check_agreement("config", records.flatten(config.to_dict()) | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:
-        summary = processes.on_first(lambda: _begin(workdir, config, defaults, stack))
+        summary = group.run_on_first(lambda: _begin(workdir, config, defaults, stack))
         begun = not summary
         if summary:
-            report.say(f"{shown(workdir)} holds a run that is over: choose another --workdir for another")
+            report.say(f"{escape(workdir)} holds a run that is over: choose another --workdir for another")
         else:
             task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
             with report.listening(partial(_at_start, config)):
                 summary = task.run(config, workdir)
             if jax.process_index() == 0:
-                workdirs.save_config(workdir, config.to_dict())
+                records.save_config(workdir, config.to_dict())
                 files.write_json(workdir / "summary.json", summary, indent=2)
         report.print_summary(summary, workdir)
         if begun and _draws(config) and jax.process_index() == 0:
@@ -60,14 +62,14 @@ def _draws(config):
 def _begin(workdir, config, defaults, stack):
     """Takes the workdir for this run; returns the summary of one that is over."""
     files.check_reachable(workdir)
-    workdirs.check_config(workdir, config.to_dict(), defaults)
-    if (summary := workdirs.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
+    records.check_config(workdir, config.to_dict(), defaults)
+    if (summary := records.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
         return summary
     tracker = config.tracker if "tracker" in config else ""  # tasks that report no lines have none
     if tracker:
         trackers.check(tracker)
-    workdirs.prepare(workdir)
-    stack.enter_context(workdirs.locked(workdir))
+    lock.prepare(workdir)
+    stack.enter_context(lock.locked(workdir))
     if tracker:
         stack.enter_context(trackers.following(tracker, workdir, config.to_dict()))
     return None

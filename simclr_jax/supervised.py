@@ -6,10 +6,12 @@ from functools import partial
 import jax
 import numpy as np
 
-from simclr_jax import files, losses, parallel, pretrained, processes, report, train
-from simclr_jax.errors import UserError
+from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
+from simclr_jax.process import files, group
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # held-out images at most
 FEW = 20  # labels of the smallest class, by CSV, below which none is held out: of 20 a tenth are 2
@@ -106,7 +108,6 @@ def batches(config, source, start_step):
     return pipeline.train_batches(
         source,
         transform,
-        undecoded=True,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
@@ -248,11 +249,11 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     if config.dataset.labels:
         everything, held_out = labelled_by_csv(load)
-        processes.agree("labels", datasets.fingerprint(everything))
+        group.check_agreement("labels", datasets.fingerprint(everything))
         return [everything, None] if held_out is None else [datasets.labelled(load("train")), held_out]
     sources = [load(split) for split in splits]
     for split, source in zip(splits, sources):
-        processes.agree(f"{split} split", datasets.fingerprint(source))
+        group.check_agreement(f"{split} split", datasets.fingerprint(source))
     for source in sources:
         if not source.num_classes:
             raise UserError(

@@ -14,26 +14,17 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from simclr_jax import (
-    checkpoint,
-    chips,
-    flops,
-    models,
-    optim,
-    parallel,
-    processes,
-    profiling,
-    report,
-    stopping,
-    workdirs,
-)
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
+from simclr_jax.process import group, stopping
+from simclr_jax.process.errors import UserError
+from simclr_jax.profiling import chips, flops, trace
+from simclr_jax.workdir import lock, records, report
 
 Tree = Any
 
 
-def everything(path: str) -> bool:
+def all_parameters(path: str) -> bool:
     """A `Task.trained` that leaves no parameter out."""
     return True
 
@@ -73,7 +64,7 @@ class Task(NamedTuple):
     evaluate_every_steps: int = 0
     evaluate_first: bool = False
     best: str | None = None
-    trained: Callable[[str], bool] = everything
+    trained: Callable[[str], bool] = all_parameters
     on_devices: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
     extra: Callable[[Tree], Tree] | None = None
     after_update: Callable[[Tree, Tree], Tree] | None = None
@@ -92,7 +83,7 @@ def make_train_step(
     loss,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    trained=everything,
+    trained=all_parameters,
     after_update=None,
 ):
     """Builds `step(state, batch) -> (state, metrics)`, one device's part of a step over `AXIS`.
@@ -300,8 +291,8 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
       The final train state.
     """
     begun = time.monotonic()
-    processes.agree("data or model", workdirs.flatten(task.meta))
-    processes.on_first(lambda: workdirs.save_config(workdir, config.to_dict()))
+    group.check_agreement("data or model", records.flatten(task.meta))
+    group.run_on_first(lambda: records.save_config(workdir, config.to_dict()))
     with (
         stopping.saving() as received,
         checkpoint.opened(workdir, keep=config.keep_checkpoints, best=task.best) as manager,
@@ -319,7 +310,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         with (
             closing(prefetch_to_devices(task.batches(start))) as batches,
             closing(report.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
-            closing(profiling.Profile(workdir, config.profile_steps, meter.paused)) as profile,
+            closing(trace.Profile(workdir, config.profile_steps, meter.paused)) as profile,
         ):
             if task.evaluate_first and not start:
                 meter.report_start(stopping.unless_stopped(functools.partial(task.evaluate, state)))
@@ -345,7 +336,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                         evaluation = stopping.unless_stopped(functools.partial(task.evaluate, state)) or {}
                     stop = agreed_stop(received)
                 checkpoint.check(manager)
-                workdirs.check()
+                lock.check()
                 if last or stop or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
                     # What was not measured is never the best.

@@ -11,7 +11,9 @@ import optax
 from absl import logging
 from conftest import tiny_config
 
-from simclr_jax import errors, processes, stopping, train, workdirs
+from simclr_jax import train
+from simclr_jax.process import errors, group, stopping
+from simclr_jax.workdir import lock, records
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["small_runs", "tensorflow"])
@@ -54,10 +56,10 @@ def run(path, **options):
     config = config_of(**options.pop("config", {}))
     logging.set_verbosity(logging.FATAL)
     task = task_of(on_batch=lambda step: time.sleep(pause if step > 3 else 0), **options)
-    with errors.told(processes.leave), stopping.handled():
-        workdirs.check_config(path, config.to_dict())
-        workdirs.prepare(path)
-        with workdirs.locked(path):
+    with errors.one_line_errors(group.leave), stopping.handled():
+        records.check_config(path, config.to_dict())
+        lock.prepare(path)
+        with lock.locked(path):
             train.fit(task, config, path)
 
 

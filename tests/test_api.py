@@ -16,9 +16,10 @@ from conftest import log_of
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import settings, stopping
+from simclr_jax.config import settings
 from simclr_jax.data import augment, datasets
 from simclr_jax.encoder import Encoder
+from simclr_jax.process import stopping
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,9 @@ from conftest import tiny_config
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import benchmark, gpu_report
-from simclr_jax.data import official_chain
-from simclr_jax.errors import UserError
-from simclr_jax.peers import torch_step, views
+from simclr_jax import benchmark
+from simclr_jax.benchmark import gpu_report, official_chain, other_views, torch_step
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +56,9 @@ def test_the_official_chain_gives_two_views():
 
 @pytest.mark.parametrize("name", ["albumentations", "lightly"])
 def test_chains_of_others_make_views(name):
-    if name not in views.installed():
+    if name not in other_views.installed():
         pytest.skip(f"{name} is not installed")
-    workers = views.Workers(name, benchmark.jpeg_files(48), cores=1, image_size=32, strength=1.0)
+    workers = other_views.Workers(name, benchmark.jpeg_files(48), cores=1, image_size=32, strength=1.0)
     assert workers.rate(0.3) > 0
     workers.close()
 

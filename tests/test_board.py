@@ -16,7 +16,7 @@ from simclr_jax.tasks import pretrain
 pytestmark = pytest.mark.slow
 
 
-def shown(workdir):
+def escape(workdir):
     """(step, strings) of everything that is no number."""
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
     events.Reload()
@@ -38,7 +38,7 @@ def pixels(strings):
 def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
     config = tiny_config("pretrain", num_steps=2, **{"evaluate.pictures": True})
     runs.run(config, tmp_path)
-    found = shown(tmp_path)
+    found = escape(tmp_path)
     assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0, "map": 2}
     (text,) = found["config"][1]
     assert all(line.startswith(b"    ") for line in text.splitlines())
@@ -47,7 +47,7 @@ def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
         picture = pixels(found[name][1])
         assert picture.size > 100_000 and picture.std() > 5
     runs.run(config, tmp_path)  # which is over
-    assert shown(tmp_path).keys() == found.keys()
+    assert escape(tmp_path).keys() == found.keys()
 
 
 @pytest.mark.journey
@@ -58,7 +58,7 @@ def test_no_picture_stops_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "example_views", fail)
     monkeypatch.setattr(figures, "embedding_map", fail)
     summary = runs.run(tiny_config("pretrain", num_steps=1, **{"evaluate.pictures": True}), tmp_path)
-    assert summary["steps"] == 1 and shown(tmp_path).keys() == {"config"}
+    assert summary["steps"] == 1 and escape(tmp_path).keys() == {"config"}
     out = capsys.readouterr().out
     assert "note: TensorBoard has no views: no colours left" in out
     assert "note: TensorBoard has no map: no colours left" in out

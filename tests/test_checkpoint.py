@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import checkpoint, parallel, workdirs
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, parallel
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import records
 
 META = {"config": {"model": {"depth": 8}}, "num_classes": 3}
 
@@ -90,16 +91,16 @@ def test_unfinished_save_is_not_a_checkpoint(tmp_path):
 
 def test_workdir_of_another_config_is_a_user_error(tmp_path):
     config = {"seed": 0, "log_every_steps": 1, "model": {"depth": 50}}
-    workdirs.check_config(tmp_path, config)
-    workdirs.save_config(tmp_path, config)
-    workdirs.check_config(tmp_path, config)
-    workdirs.check_config(tmp_path, config | {"log_every_steps": 2})
+    records.check_config(tmp_path, config)
+    records.save_config(tmp_path, config)
+    records.check_config(tmp_path, config)
+    records.check_config(tmp_path, config | {"log_every_steps": 2})
     with pytest.raises(
         UserError, match=r"another config \(model.depth is 50 there and 18 here\).*another --workdir"
     ):
-        workdirs.check_config(tmp_path, config | {"model": {"depth": 18}})
+        records.check_config(tmp_path, config | {"model": {"depth": 18}})
     with pytest.raises(UserError, match="extra is None there and 1 here"):
-        workdirs.check_config(tmp_path, config | {"extra": 1})
+        records.check_config(tmp_path, config | {"extra": 1})
 
 
 @pytest.mark.parametrize("damage", ["empty", "without meta", "truncated"])

@@ -8,8 +8,9 @@ import pytest
 from absl.testing import flagsaver
 from test_structure import CONFIGS, tasks_of
 
-from simclr_jax import command_line, main, manual, settings, validation
-from simclr_jax.errors import UserError
+from simclr_jax import main
+from simclr_jax.config import command_line, manual, settings, validation
+from simclr_jax.process.errors import UserError
 
 DIGITS = "--config=configs/digits.py"
 

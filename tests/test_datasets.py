@@ -11,7 +11,7 @@ from PIL import Image
 
 from simclr_jax.data import datasets, decode
 from simclr_jax.data.sources import folder
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import run_task, tiny_config
 
 from simclr_jax import checkpoint, losses, parallel, train
-from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import distill
 
 pytestmark = pytest.mark.slow

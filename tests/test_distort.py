@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import log_of, run_task, tiny_config
 
-from simclr_jax import distort
 from simclr_jax.data import datasets
 from simclr_jax.tasks import pretrain
+from simclr_jax.views import distort
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 OPERATIONS, COLORS = (dict(np.load(GOLDENS / f"{name}.npz")) for name in ("augment", "augment_color"))

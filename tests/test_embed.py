@@ -10,8 +10,8 @@ from pyarrow import parquet
 
 from simclr_jax import pretrained
 from simclr_jax.data import datasets
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation import parts
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -24,9 +24,9 @@ from safetensors.numpy import load_file
 
 import simclr_jax
 from simclr_jax import checkpoint, export, pretrained
-from simclr_jax.errors import UserError
 from simclr_jax.export import __main__ as export_main
 from simclr_jax.export import card, onnx, safetensors
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

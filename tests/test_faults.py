@@ -19,9 +19,12 @@ import tensorflow_datasets as tfds
 from conftest import log_of
 from small_runs import Small, config_of, task_of
 
-from simclr_jax import checkpoint, console, errors, files, report, stopping, train, workdirs
-from simclr_jax.console import shown
-from simclr_jax.errors import RunError, UserError
+from simclr_jax import checkpoint, train
+from simclr_jax.config.saved import complete
+from simclr_jax.process import console, errors, files, stopping
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import RunError, UserError
+from simclr_jax.workdir import lock, records, report
 
 pytestmark = pytest.mark.slow
 
@@ -106,9 +109,9 @@ def test_a_later_version_is_refused(whole, tmp_path):
             read(run)
     with pytest.raises(UserError, match="schema version 99"):
         train.fit(task_of(num_steps=12), config_of(), run)
-    workdirs.save_config(run, {"schema_version": 99})
+    records.save_config(run, {"schema_version": 99})
     with pytest.raises(UserError, match="schema version 99"):
-        workdirs.check_config(run, {})
+        records.check_config(run, {})
 
 
 def test_newest_is_whole_tells_a_whole_run_from_a_damaged_one(whole, tmp_path):
@@ -127,18 +130,18 @@ CONTENTS = {"empty": b"", "cut": b'{"ste', "no text": b"\xff\xfe\xfa", "zeros": 
 def test_damaged_config_is_one_line(content, tmp_path):
     (tmp_path / "config.json").write_bytes(CONTENTS[content])
     with pytest.raises(UserError, match=r"config.json is damaged \(.+\): .*move config.json away"):
-        workdirs.check_config(tmp_path, {"seed": 0})
+        records.check_config(tmp_path, {"seed": 0})
 
 
 @pytest.mark.parametrize("content", [*CONTENTS, "a folder"])
 def test_damaged_summary_is_no_end_of_a_run(content, tmp_path, capsys):
     path = tmp_path / "summary.json"
     path.mkdir() if content == "a folder" else path.write_bytes(CONTENTS[content])
-    assert workdirs.read_summary(tmp_path) is None
+    assert records.read_summary(tmp_path) is None
     assert "summary.json is damaged" in capsys.readouterr().out
     assert (tmp_path / "summary.json.damaged").exists() and not path.exists()
     files.write_json(path, {"steps": 3})
-    assert workdirs.read_summary(tmp_path) == {"steps": 3}
+    assert records.read_summary(tmp_path) == {"steps": 3}
 
 
 LINES = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
@@ -198,14 +201,14 @@ def test_a_key_that_a_run_lacks_has_its_default(tmp_path):
     config = config_of().to_dict()
     old = {key: value for key, value in config.items() if key not in ("remat", "temperature")}
     files.write_json(tmp_path / "config.json", old)  # as earlier versions wrote it: no schema either
-    workdirs.check_config(tmp_path, config, defaults=config)
+    records.check_config(tmp_path, config, defaults=config)
     with pytest.raises(UserError, match=r"temperature is 0.5 there and 0.3 here"):
-        workdirs.check_config(tmp_path, config | {"temperature": 0.3}, defaults=config)
+        records.check_config(tmp_path, config | {"temperature": 0.3}, defaults=config)
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "embed"])
 def test_saved_configs_are_completed(task):
-    whole = workdirs.complete({"task": task, "model": {"depth": 18}, "seed": 3})
+    whole = complete({"task": task, "model": {"depth": 18}, "seed": 3})
     assert whole["model"]["depth"] == 18 and whole["model"]["se_ratio"] == 0.0 and whole["seed"] == 3
 
 
@@ -241,14 +244,14 @@ def test_places_that_cannot_be_workdirs_are_one_line(place, tmp_path):
     path = tmp_path / "below" / "run" if place == "below a file" else tmp_path / "run"
     PLACES[place](path)
     with pytest.raises(UserError, match=r"cannot be written to \(.+: .+\): choose another --workdir") as told:
-        workdirs.prepare(path)
+        lock.prepare(path)
     assert told.value.exit_code == 2
 
 
 @pytest.mark.parametrize("path", ["/proc/none/run", "x" * 300, "a\0b"], ids=["proc", "too long", "NUL"])
 def test_paths_that_cannot_be_are_one_line(path, tmp_path):
     with pytest.raises(UserError, match="cannot be written to"):
-        workdirs.prepare(tmp_path / path)
+        lock.prepare(tmp_path / path)
 
 
 @needs_chattr
@@ -258,14 +261,14 @@ def test_read_only_workdirs_are_one_line(which, tmp_path):
     immutable(tmp_path / "run" / which)
     try:
         with pytest.raises(UserError, match="Operation not permitted"):
-            workdirs.prepare(tmp_path / "run")
+            lock.prepare(tmp_path / "run")
     finally:
         mend(tmp_path)
-    workdirs.prepare(tmp_path / "run")
+    lock.prepare(tmp_path / "run")
 
 
 def test_nothing_is_left_where_nothing_came_of_a_run(tmp_path):
-    with pytest.raises(UserError), workdirs.locked(workdirs.prepare(tmp_path / "run")):
+    with pytest.raises(UserError), lock.locked(lock.prepare(tmp_path / "run")):
         raise UserError("no such dataset")
     assert not (tmp_path / "run").exists()
 
@@ -354,7 +357,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_workdirs_of_any_name_are_written_and_read_back(name, tmp_path):
     workdir = tmp_path / name
-    train.fit(task_of(num_steps=3), config_of(), workdirs.prepare(workdir))
+    train.fit(task_of(num_steps=3), config_of(), lock.prepare(workdir))
     starts = []
     train.fit(task_of(starts.append, num_steps=6), config_of(), workdir)
     assert starts == [3] and checkpoint.steps_in(workdir) == [3, 6]
@@ -365,15 +368,15 @@ def test_workdirs_of_any_name_are_written_and_read_back(name, tmp_path):
     cut(workdir / "checkpoints" / "6" / "state" / "d", 0.5)
     with pytest.raises(UserError) as told:
         checkpoint.load_params(workdir)
-    assert shown(workdir) in str(told.value) and "\n" not in str(told.value)
+    assert escape(workdir) in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_names_are_shown_on_one_line_of_any_console(name):
-    assert shown(name).isprintable() and "\n" not in shown(name)
+    assert escape(name).isprintable() and "\n" not in escape(name)
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     stream.reconfigure(errors="backslashreplace")
-    print(shown(name), file=stream, flush=True)
+    print(escape(name), file=stream, flush=True)
 
 
 # ----------------------------------------------------------------- consoles
@@ -496,7 +499,7 @@ def test_second_run_in_a_workdir_is_refused_and_a_killed_one_blocks_nobody(tmp_p
     first.process.join()
     begun = time.monotonic()
     assert end_of(Small(tmp_path / "run", tmp_path / "third"), 60)[0] == 0
-    assert time.monotonic() - begun < workdirs.SILENCE
+    assert time.monotonic() - begun < lock.SILENCE
     assert not (tmp_path / "run" / "lock.json").exists()
 
 
@@ -509,39 +512,39 @@ OWNERS = {
 
 @pytest.mark.parametrize("owner", OWNERS)
 def test_lock_without_signs_of_life_is_taken_after_a_while(owner, tmp_path, monkeypatch):
-    monkeypatch.setattr(workdirs, "BEAT", 0.1)
-    monkeypatch.setattr(workdirs, "SILENCE", 0.3)
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    monkeypatch.setattr(lock, "SILENCE", 0.3)
     (tmp_path / "lock.json").write_text(OWNERS[owner])
-    with workdirs.locked(tmp_path):
+    with lock.locked(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
 
 
 def test_lock_of_another_machine_that_beats_is_respected(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdirs, "BEAT", 0.1)
-    with workdirs.locked(tmp_path), monkeypatch.context() as elsewhere:
-        elsewhere.setattr(workdirs, "_is_alive", lambda owner: False)  # which this machine cannot know
-        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), workdirs.locked(tmp_path):
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    with lock.locked(tmp_path), monkeypatch.context() as elsewhere:
+        elsewhere.setattr(lock, "_is_alive", lambda owner: False)  # which this machine cannot know
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), lock.locked(tmp_path):
             pass
 
 
 def test_run_whose_workdir_was_taken_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdirs, "BEAT", 0.05)
-    with workdirs.locked(tmp_path):
-        workdirs.check()
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with lock.locked(tmp_path):
+        lock.check()
         (tmp_path / "lock.json").write_text('{"id": "other", "host": "elsewhere", "pid": 7}')
         time.sleep(0.5)
         with pytest.raises(RunError, match="was taken by process 7 on elsewhere"):
-            workdirs.check()
-    workdirs._failed.clear()
+            lock.check()
+    records._failed.clear()
     assert (tmp_path / "lock.json").exists()  # theirs
 
 
 def test_lock_lives_on_where_tests_of_others_mock_the_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdirs, "BEAT", 0.05)
-    with workdirs.locked(tmp_path):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with lock.locked(tmp_path):
         with tfds.testing.MockFs():  # as tfds.testing.mock_data does for every dataset it opens
             time.sleep(0.5)
-        workdirs.check()
+        lock.check()
 
 
 # ----------------------------------------------------------------- what ends a command
@@ -549,7 +552,7 @@ def test_lock_lives_on_where_tests_of_others_mock_the_file_system(tmp_path, monk
 
 def test_errors_of_storage_that_nobody_foresaw_are_one_line(capsys, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
-    with pytest.raises(SystemExit) as ended, errors.told():
+    with pytest.raises(SystemExit) as ended, errors.one_line_errors():
         os.stat("/nowhere/at/all")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: /nowhere/at/all: No such file or directory\n"
@@ -559,14 +562,14 @@ def test_errors_of_storage_that_nobody_foresaw_are_one_line(capsys, monkeypatch)
 def test_errors_are_one_line_and_a_code(kind, code, capsys, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     told = []
-    with pytest.raises(SystemExit) as ended, errors.told(lambda *line: told.append(line)):
+    with pytest.raises(SystemExit) as ended, errors.one_line_errors(lambda *line: told.append(line)):
         raise kind("two\nlines")
     assert ended.value.code == code and capsys.readouterr().err == "error: two\\nlines\n"
     assert told == [("error: two\\nlines", code)]
 
 
 def test_bugs_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), errors.told():
+    with pytest.raises(ZeroDivisionError), errors.one_line_errors():
         np.int64(1) // (1 // 0)
 
 

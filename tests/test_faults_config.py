@@ -9,8 +9,9 @@ import pytest
 from absl.testing import flagsaver
 from conftest import tiny_config
 
-from simclr_jax import benchmark, command_line, train
-from simclr_jax.errors import UserError
+from simclr_jax import benchmark, train
+from simclr_jax.config import command_line
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
 
 ROOT = Path(__file__).parent.parent

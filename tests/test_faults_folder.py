@@ -14,7 +14,7 @@ from test_datasets import config, load_folder, names, write_folder, write_image
 
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.data.sources import folder
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

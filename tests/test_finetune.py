@@ -8,7 +8,7 @@ import pytest
 from conftest import run_task
 
 from simclr_jax import checkpoint
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

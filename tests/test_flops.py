@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import flops, supervised, train
+from simclr_jax import supervised, train
 from simclr_jax.models import make_model, on_cpu
 from simclr_jax.parallel import AXIS
 from simclr_jax.plan import cost
+from simclr_jax.profiling import flops
 from simclr_jax.tasks import pretrain
 
 

@@ -6,8 +6,8 @@ from conftest import run_task, tiny_config
 from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import pretrained, supervised
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation import probes
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from test_datasets import config, write_folder
 
 from simclr_jax import supervised
 from simclr_jax.data import datasets, labels
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 NAMES = ["a/1.png", "a/2.png", "b/3, big.png", "gr\u00fcn.png", "x\udcff.png"]
 

@@ -20,9 +20,9 @@ from networks import (
 )
 
 from simclr_jax import losses, optim, parallel
-from simclr_jax.errors import UserError
 from simclr_jax.models import heads, resnet
 from simclr_jax.official.names import tf1_names
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_suggest import blobs, write_embedded
 
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation import embedded, neighbours
+from simclr_jax.process.errors import UserError
 
 
 def test_nearest_are_those_of_the_highest_cosine(tmp_path):

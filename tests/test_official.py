@@ -26,10 +26,10 @@ from networks import (
 )
 
 from simclr_jax import checkpoint, official, pretrained
-from simclr_jax.errors import UserError
 from simclr_jax.models import make_model, resnet
 from simclr_jax.official import __main__ as official_main
 from simclr_jax.official import names
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import finetune
 
 pytestmark = pytest.mark.slow

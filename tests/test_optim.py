@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from simclr_jax import optim
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 GOLDENS = Path(__file__).parent / "goldens"
 LARS = np.load(GOLDENS / "lars.npz")

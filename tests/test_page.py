@@ -14,9 +14,9 @@ from pyarrow import parquet
 from sklearn.datasets import load_digits
 from test_suggest import write_embedded
 
-from simclr_jax import workdirs
 from simclr_jax.plots import __main__ as plots
 from simclr_jax.plots import figures, page
+from simclr_jax.workdir import records
 
 pytestmark = pytest.mark.slow
 COUNT = 120
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     write_embedded(root / "run", features, names=[name_of(row) for row in range(COUNT)])
     config = tiny_config("embed", **{"dataset.name": "folder", "dataset.path": str(root / "photos")})
     config.pretrained = "RUN"
-    workdirs.save_config(root / "run", config.to_dict())
+    records.save_config(root / "run", config.to_dict())
     plots.main([str(root / "run")])
     return root / "run"
 
@@ -95,8 +95,8 @@ def test_predictions_come_by_doubt_and_tell_who_made_them(run, tmp_path):
     predicted = copy / "a<b>"
     predicted.mkdir()
     config = tiny_config("predict", **{"dataset.name": "folder"})
-    config.update(dataset=workdirs.read_config(run)["dataset"], pretrained="RUN")
-    workdirs.save_config(predicted, config.to_dict())
+    config.update(dataset=records.read_config(run)["dataset"], pretrained="RUN")
+    records.save_config(predicted, config.to_dict())
     sure = np.linspace(0.51, 1, COUNT, dtype=np.float32)[::-1]
     columns = {"name": list(map(name_of, range(COUNT))), "label": ["yes"] * COUNT, "probability": sure}
     table = pyarrow.table(columns | {"yes": sure, "no": 1 - sure})
@@ -152,7 +152,7 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
     opened.locator("#classes").fill('low, "high" one')
     opened.keyboard.press("Enter")
 
-    def shown():
+    def escape():
         return opened.locator("#large").get_attribute("alt")
 
     def digit(name):
@@ -160,13 +160,13 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
 
     given, order = {}, []
     for step in range(10):
-        name = shown()
+        name = escape()
         order.append(name)
         if step == 4:
             opened.keyboard.press("2")
-            assert shown() != name
+            assert escape() != name
             opened.keyboard.press("u")  # it was the wrong one
-            assert shown() == name
+            assert escape() == name
         if step == 6:
             opened.keyboard.press("1")
             opened.keyboard.press("u")  # whose label is gone, then
@@ -174,7 +174,7 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
             continue
         if step == 7:
             opened.reload()  # which loses nothing
-            assert shown() == name and opened.locator("#classes").input_value() == 'low, "high" one'
+            assert escape() == name and opened.locator("#classes").input_value() == 'low, "high" one'
         if width < 600:
             opened.locator("#keys button").nth(int(digit(name) > 4)).click()
         else:

@@ -1,4 +1,3 @@
-import functools
 import hashlib
 import itertools
 import os
@@ -10,14 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from PIL import Image
 from test_datasets import Shards, config, prepare, write_folder
 
-import simclr_jax
-from simclr_jax import supervised
 from simclr_jax.data import datasets, pipeline
-from simclr_jax.errors import UserError
-from simclr_jax.tasks import pretrain
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -327,45 +322,6 @@ class TestEvalBatches:
     def test_batch_and_processes(self, source):
         with pytest.raises(UserError, match="batch_size=10 cannot be shared by 4 processes; .*multiple of 4"):
             pipeline.eval_batches(source, image_size=2, batch_size=10, process_count=4)
-
-
-@pytest.mark.parametrize(
-    "batches, keys",
-    [
-        (pretrain.batches, {}),
-        (pretrain.batches, {"augment.on_device": True}),
-        (supervised.batches, {}),
-    ],
-    ids=["pretrain", "on_device", "supervised"],
-)
-def test_training_decodes_what_its_crops_show_and_sees_the_same(tmp_path, sources, batches, keys):
-    rng = np.random.default_rng(0)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for number in range(12):
-        picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).resize((160, 120))
-        kind, options = [("jpg", {}), ("jpg", {"exif": turned}), ("png", {}), ("gif", {})][number % 4]
-        picture.convert("L" if number % 3 else "RGB").save(tmp_path / f"{number}.{kind}", **options)
-    mine = simclr_jax.get_config(
-        "imagenet", {"batch_size": 8, "image_size": 32, "dataset.name": "folder", **keys}
-    )
-    source = datasets.load(config("folder", path=str(tmp_path)), "train", seed=0)
-    assert source.takes_look and all(shards.takes_look for shards in sources.values())
-
-    def decode(rows, path, look=None):
-        decoded = source.decode(path, look)
-        image = decoded[0] if look else decoded
-        note = tf.py_function(lambda height: rows.append(int(height)), [tf.shape(image)[0]], [])
-        with tf.control_dependencies([note]):
-            return tf.nest.map_structure(tf.identity, decoded)
-
-    found = []
-    for takes_look in (True, False):
-        rows = []
-        spied = source._replace(decode=functools.partial(decode, rows), takes_look=takes_look)
-        found.append(list(itertools.islice(batches(mine, spied, 0), 4)))
-        assert (min(rows) < 120) == takes_look and max(rows) >= 120
-    assert_equal(*found)
 
 
 def digest(data_dir):

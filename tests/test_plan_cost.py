@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import chips
-from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.plan import cost, forecast
+from simclr_jax.process.errors import UserError
+from simclr_jax.profiling import chips
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_datasets import write_folder
 
-from simclr_jax.errors import UserError
 from simclr_jax.plots import __main__ as plots_main
 from simclr_jax.plots import board, figures, gallery
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import simclr_jax
 from simclr_jax import pretrained
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 COUNT = 90

@@ -10,8 +10,8 @@ from conftest import run_task
 from configs import digits
 from simclr_jax import losses, train
 from simclr_jax.data import datasets
-from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 from conftest import tiny_config
 
 from simclr_jax import checkpoint, pretrained
-from simclr_jax.errors import UserError
 from simclr_jax.models import make_model
 from simclr_jax.plan import cost
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ def test_no_checkpoint_is_a_user_error(tmp_path):
 
 def adopted(run, task="knn", given=(), **overrides):
     config = tiny_config(task, pretrained=str(run), **overrides)
-    pretrained.adopt(config, dict.fromkeys(given))
+    pretrained.inherit_settings(config, dict.fromkeys(given))
     return config
 
 

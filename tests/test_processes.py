@@ -17,9 +17,11 @@ import pytest
 from conftest import log_of, tiny_config, xla_flags
 
 from configs import digits
-from simclr_jax import checkpoint, processes, train, workdirs
+from simclr_jax import checkpoint, train
 from simclr_jax.models import make_model
+from simclr_jax.process import group
 from simclr_jax.tasks import pretrain
+from simclr_jax.workdir import records
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +81,7 @@ def shapes(tmp_path_factory):
     script = "import sys, pathlib, test_processes; from simclr_jax import processes\n"
     script += "given = [kind(flag.partition('=')[2]) for kind, flag in zip((str, int, int), sys.argv[2:])]\n"
     script += "processes.join(*(given or [None] * 3), timeout=60)\n"
-    script += "test_processes.examine(pathlib.Path(sys.argv[1])); processes.part()"
+    script += "test_processes.examine(pathlib.Path(sys.argv[1])); group.part()"
     for name, devices, joining in (("two", 4, join(2)), ("one", 1, [[]])):
         started = [
             subprocess.Popen(
@@ -156,7 +158,7 @@ def main_of_two_processes(workdir):
     That one then takes longer to end than silence is borne while a run lasts.
     """
     config, defaults = (
-        workdirs.flatten(of.to_dict()) for of in (config_and_task(STEPS)[0], digits.get_config())
+        records.flatten(of.to_dict()) for of in (config_and_task(STEPS)[0], digits.get_config())
     )
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value != defaults[key]]
@@ -180,7 +182,7 @@ def main_of_two_processes(workdir):
                 started[1].send_signal(signal.SIGTERM)
             if line.startswith("stopped by"):
                 started[1].send_signal(signal.SIGSTOP)
-                threading.Timer(processes.SILENCE + 4, started[1].send_signal, [signal.SIGCONT]).start()
+                threading.Timer(group.SILENCE + 4, started[1].send_signal, [signal.SIGCONT]).start()
         silent = started[1].stdout.read()
     codes = [process.wait(timeout=60) for process in started]
     assert codes == [0, 0], [error.read_text()[-2000:] for error in errors] + lines[-3:]

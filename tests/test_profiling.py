@@ -8,7 +8,8 @@ import jax
 import pytest
 from small_runs import config_of, task_of
 
-from simclr_jax import train, workdirs
+from simclr_jax import train
+from simclr_jax.workdir import records
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def test_a_stop_ends_the_trace_and_a_restart_has_one_of_its_own(tmp_path):
     with pytest.raises(SystemExit):
         train.fit(task_of(on_batch=stop), config_of(profile_steps=(4, 100)), tmp_path)
     assert traced_steps(tmp_path)[0] == 4 and len(traced_steps(tmp_path)) < 4
-    workdirs.check_config(tmp_path, config_of(profile_steps=(9, 10)).to_dict())
+    records.check_config(tmp_path, config_of(profile_steps=(9, 10)).to_dict())
     (tmp_path / "profile").rename(tmp_path / "before")
     train.fit(task_of(), config_of(profile_steps=(9, 10)), tmp_path)
     assert traced_steps(tmp_path) == [9, 10]

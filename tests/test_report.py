@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simclr_jax import report
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 
 def make_meter(workdir, start_step=0, log_every_steps=2, num_steps=8):

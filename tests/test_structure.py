@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simclr_jax.workdirs import flatten
+from simclr_jax.workdir.records import flatten
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))

@@ -9,9 +9,9 @@ from conftest import tiny_config
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import workdirs
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation import embedded, suggest
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import records
 
 NOBODY = np.array([], int)
 
@@ -26,7 +26,7 @@ def blobs(sizes, *, spread=0.05, width=8, seed=0):
 
 def write_embedded(workdir, features, *, split="all", label=-1, names=None):
     """A workdir of embed with these features."""
-    workdirs.save_config(workdir, tiny_config("embed", pretrained="RUN").to_dict())
+    records.save_config(workdir, tiny_config("embed", pretrained="RUN").to_dict())
     count, width = features.shape
     names = names or [f"{row}.png" for row in range(count)]
     columns = {

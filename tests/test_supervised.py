@@ -10,9 +10,9 @@ from conftest import tiny_config
 
 from simclr_jax import losses, parallel, supervised, train
 from simclr_jax.data import datasets, pipeline
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
 

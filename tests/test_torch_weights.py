@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import simclr_jax
 from simclr_jax import checkpoint, pretrained, torch_weights
-from simclr_jax.errors import UserError
 from simclr_jax.export import __main__ as export
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
 from simclr_jax.torch_weights.names import to_torch
 from simclr_jax.torch_weights.sources import MEAN, STD
 

@@ -12,10 +12,12 @@ from test_report import make_meter
 from test_report import run as run_steps
 
 import simclr_jax
-from simclr_jax import settings, stopping, trackers
-from simclr_jax.errors import UserError
+from simclr_jax.config import settings
+from simclr_jax.process import stopping
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
-from simclr_jax.workdirs import flatten
+from simclr_jax.workdir import trackers
+from simclr_jax.workdir.records import flatten
 
 CONFIG = {"seed": 3, "model": {"width": 0.5}, "tracker": "wandb"}
 SUMMARY = {"trained": {"knn_accuracy": 0.75}, "steps": 8, "words": "some"}

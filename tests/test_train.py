@@ -14,11 +14,14 @@ from conftest import log_of
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
-from simclr_jax import checkpoint, chips, distort, losses, stopping, train
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, losses, train
 from simclr_jax.models import make_model
 from simclr_jax.parallel import AXIS
+from simclr_jax.process import stopping
+from simclr_jax.process.errors import UserError
+from simclr_jax.profiling import chips
 from simclr_jax.tasks import pretrain
+from simclr_jax.views import distort
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from conftest import run_task, tiny_config
 from sklearn.linear_model import LogisticRegression
 
 from simclr_jax import pretrained, supervised
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation.probes import Features
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import transfer
 
 pytestmark = pytest.mark.slow

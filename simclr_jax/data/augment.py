@@ -1,9 +1,8 @@
 """Data augmentation of SimCLR (arXiv 2002.05709, appendix A) as pure functions for `tf.data`.
 
-Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. Random crops also take an image that
-is not decoded yet: a function of `look`, as `decode.decode_bytes` is of the contents of a file. A seed is an
-int32 [2] and decides every random draw: the same seed gives the same pixels in any process and at any
-parallelism. Derive it from (experiment seed, epoch, example index).
+Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. A seed is an int32 [2] and decides
+every random draw: the same seed gives the same pixels in any process and at any parallelism. Derive it from
+(experiment seed, epoch, example index).
 
 The pipeline of views is the official one: crop and bicubic resize, flip, colour jitter (p 0.8),
 grayscale (p 0.2), Gaussian blur (p 0.5). It deviates once: the official code draws one blur sigma a batch,
@@ -14,7 +13,6 @@ vectorises and channels-last images it does not.
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -26,7 +24,7 @@ _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
 def two_views(
-    image: tf.Tensor | Callable,
+    image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
     *,
@@ -36,12 +34,12 @@ def two_views(
     flip: bool = True,
     dtype: str = "float32",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]; it decodes once."""
+    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
     return _views(image, _split(seed), size, color_jitter_strength, blur, min_area, flip, dtype)
 
 
 def simclr_view(
-    image: tf.Tensor | Callable,
+    image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
     *,
@@ -54,7 +52,7 @@ def simclr_view(
     """One random view for pretraining (appendix A).
 
     Args:
-      image: [h, w, 3], float32 in [0, 1] or uint8 (faster); or one that is not decoded yet.
+      image: [h, w, 3], float32 in [0, 1] or uint8 (faster).
       seed: int32 [2].
       size: side of the view in pixels; the blur kernel is a tenth of it.
       color_jitter_strength: 1 for ImageNet, 0.5 for CIFAR-10; see `color_jitter`. 0 still leaves grayscale.
@@ -78,7 +76,7 @@ def _views(image, seeds, size, strength, blur, min_area, flip, dtype):
 
 
 def two_crops(
-    image: tf.Tensor | Callable,
+    image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
     *,
@@ -99,7 +97,7 @@ def two_crops(
 
 
 def crop_and_flip(
-    image: tf.Tensor | Callable, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
+    image: tf.Tensor, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
 ) -> tf.Tensor:
     """Training view of fine-tuning, linear evaluation and distillation: [size, size, 3] in [0, 1]."""
     crop_seed, flip_seed = _split(seed)
@@ -119,7 +117,7 @@ def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -
 
 
 def random_resized_crop(
-    image: tf.Tensor | Callable, seed: tf.Tensor, size: int | tuple[int, int], *, min_area: float = 0.08
+    image: tf.Tensor, seed: tf.Tensor, size: int | tuple[int, int], *, min_area: float = 0.08
 ) -> tf.Tensor:
     """A random box of aspect ratio 3/4 to 4/3, resized (bicubic) to `size`, a side or (height, width).
 
@@ -134,26 +132,18 @@ def random_resized_crop(
 def _random_crops(image, seeds, size, min_area):
     """A crop of `random_resized_crop` for each seed, in the image's range; and what takes that to [0, 1]."""
     height, width = _pair(size)
-
-    def look(shape):
-        boxes = [
-            tf.image.stateless_sample_distorted_bounding_box(
-                shape,
-                bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
-                seed=seed,
-                min_object_covered=0.1,
-                aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
-                area_range=(min_area, 1.0),
-                max_attempts=100,
-            )[:2]
-            for seed in seeds
-        ]
-        return tf.reduce_max([begin[0] + extent[0] for begin, extent in boxes]), boxes
-
-    if callable(image):
-        image, boxes = image(look)
-    else:
-        boxes = look(tf.shape(image))[1]
+    boxes = [
+        tf.image.stateless_sample_distorted_bounding_box(
+            tf.shape(image),
+            bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+            seed=seed,
+            min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
+            area_range=(min_area, 1.0),
+            max_attempts=100,
+        )[:2]
+        for seed in seeds
+    ]
     crops = [_resized(tf.slice(image, *box), (height, width)) for box in boxes]
     return crops, _unit(image)
 

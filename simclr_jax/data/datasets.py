@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.console import shown
-from simclr_jax.errors import RunError, UserError
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import RunError, UserError
 
 LOST = 0.1  # share of the images that may vanish or break after the catalogue was made; one always may
 FIRST = 64  # labels of a stream that are looked at before it is used
@@ -31,7 +31,6 @@ class Source(NamedTuple):
         value_range: of a folder of images with 16 bits, what becomes black and white.
         order: of a `Stream`, the name of how it is shuffled, which checkpoints keep.
         lost: of a folder, what cannot be read any more.
-        takes_look: whether `decode` takes a `look` beside the record, as `decode.decode_bytes` does.
     """
 
     name: str
@@ -44,11 +43,10 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] = ()
     value_range: tuple[int, int] | None = None
     order: None = None
-    lost: "Lost | None" = None
-    takes_look: bool = False
+    lost: "LostFiles | None" = None
 
 
-class Lost:
+class LostFiles:
     """The files of a split that vanished or broke after its catalogue was made; all its subsets share it."""
 
     def __init__(self, name: str, size: int):
@@ -62,7 +60,7 @@ class Lost:
         """
         self._reasons |= reasons
         count = len(self._reasons)
-        told = [f"{shown(name)} ({reason})" for name, reason in list(reasons.items())[:3]]
+        told = [f"{escape(name)} ({reason})" for name, reason in list(reasons.items())[:3]]
         more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         line = f"{self._name}: {count} of {self._size} images can no longer be read: {', '.join(told)}{more}"
         if too_many_lost(count, self._size):
@@ -80,8 +78,7 @@ class Stream(NamedTuple):
     """Examples too big for memory, read in order from ranges of the split.
 
     Attributes:
-        name, num_examples, num_classes, decode, names, class_names, value_range, order, takes_look: as in
-            `Source`.
+        name, num_examples, num_classes, decode, names, class_names, value_range, order: as in `Source`.
         read: list of (start, stop) -> tf.data.Dataset of examples, in order; `unpack` takes them apart.
         shuffle_buffer: undecoded records held for shuffling, over all readers of all processes.
     """
@@ -96,7 +93,6 @@ class Stream(NamedTuple):
     class_names: tuple[str, ...] = ()
     value_range: None = None
     order: str = "blocks"
-    takes_look: bool = False
 
 
 def load(config, split, *, seed, workdir=None) -> Source | Stream:
@@ -151,7 +147,7 @@ def reason(error) -> str:
     """Why a file cannot be decoded, without what TensorFlow and Python say of themselves."""
     text = " ".join((getattr(error, "message", None) or str(error)).split())
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
-    return shown(text.strip())[:100] or type(error).__name__
+    return escape(text.strip())[:100] or type(error).__name__
 
 
 def unpack(example: dict[str, tf.Tensor], num_classes: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -2,13 +2,12 @@
 
 TensorFlow decodes what it decodes rightly, which `is_plain` tells inside the graph. Pillow decodes the rest:
 turned by its orientation tag, transparency laid on white, the first frame of an animation on its canvas, 16
-bits scaled by a range. Other types (TIFF, DICOM, ...) would be one more branch of `shown`.
+bits scaled by a range. Other types (TIFF, DICOM, ...) would be one more branch of `decode_with_pillow`.
 """
 
 import functools
 import io
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -43,30 +42,23 @@ _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
 _SEARCHED = 2**17  # bytes of a JPEG file's begin; half of them of a PNG file's begin and of its end
 
 
-def decode(path: tf.Tensor, look: Callable | None = None, **options) -> tf.Tensor | tuple:
-    """Path of an image file, string [] -> uint8 [h, w, 3]; `look` and `options` as of `decode_bytes`."""
-    return decode_bytes(tf.io.read_file(path), look, **options)
+def decode(path: tf.Tensor, **options) -> tf.Tensor:
+    """Path of an image file, string [] -> uint8 [h, w, 3]; `options` are those of `decode_bytes`."""
+    return decode_bytes(tf.io.read_file(path), **options)
 
 
 def decode_bytes(
-    contents: tf.Tensor,
-    look: Callable | None = None,
-    *,
-    value_range: tuple[int, int] = FULL_RANGE,
-    max_pixels: int = MAX_PIXELS,
-) -> tf.Tensor | tuple:
+    contents: tf.Tensor, *, value_range: tuple[int, int] = FULL_RANGE, max_pixels: int = MAX_PIXELS
+) -> tf.Tensor:
     """Contents of an image file -> its pixels, inside a graph or outside.
 
     Args:
         contents: string [].
-        look: the image's shape, int32 [3], with the channels of the file -> (rows, found): how many of its
-            rows, from the top, will be looked at, int32 [], and tensors of any kind. Most JPEG files are
-            decoded no further, which leaves the pixels above as they are.
         value_range: what becomes black and white, of images of 16 bits.
         max_pixels: of larger images nothing but the header is read.
 
     Returns:
-        uint8 [h, w, 3]; with `look` a pair of it, perhaps without its lower rows, and `found`.
+        uint8 [h, w, 3].
 
     Raises:
         tf.errors.OpError: no image, damaged or too large.
@@ -77,23 +69,8 @@ def decode_bytes(
     at_once = _is_jpeg(contents) & ~_is_tagged(contents)
     if max_pixels != MAX_PIXELS:
         at_once = tf.constant(False)
-    if look is None:
-        image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
-        return tf.ensure_shape(image, [None, None, 3])
-
-    def upper():
-        shape = tf.io.extract_jpeg_shape(contents)
-        rows, found = look(shape)
-        return tf.io.decode_and_crop_jpeg(contents, tf.stack([0, 0, rows, shape[1]]), channels=3), found
-
-    def whole():
-        image = by_type(contents)
-        return image, look(tf.shape(image))[1]
-
-    # A file that is cut off is damaged, wherever it is looked at.
-    at_once &= _end(contents, 2) == b"\xff\xd9"
-    image, found = tf.cond(at_once, upper, whole)
-    return tf.ensure_shape(image, [None, None, 3]), found
+    image = tf.cond(at_once, lambda: decode_plain(contents), lambda: by_type(contents))
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 @functools.cache  # or every image that is decoded outside a graph would trace it
@@ -101,7 +78,7 @@ def _make_by_type(value_range, max_pixels):
     @tf.autograph.experimental.do_not_convert
     def show(contents):
         contents = np.asarray(contents, object).item()  # outside a graph it comes as an array
-        return shown(contents, value_range=value_range, max_pixels=max_pixels)
+        return decode_with_pillow(contents, value_range=value_range, max_pixels=max_pixels)
 
     def rest(contents):
         return tf.numpy_function(show, [contents], tf.uint8, stateful=False)
@@ -199,7 +176,7 @@ def _is_plain_beside_jpeg(contents, limit):
     )
 
 
-def shown(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> np.ndarray:
+def decode_with_pillow(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> np.ndarray:
     """What a photo program shows of an image file, uint8 [h, w, 3]; in Python, by Pillow.
 
     Raises:
@@ -226,8 +203,8 @@ def shown(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> 
         raise ValueError(_reason(error)) from None
 
 
-def manners(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[set[str], int]:
-    """How `shown` shows a file that it can: names of `TOLD`; and the highest value of 16 bits, or 0."""
+def display_traits(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[set[str], int]:
+    """The names in `TRAITS` that hold for a file; and the highest value of 16 bits, or 0."""
     image = _open(contents, max_pixels)
     is_16_bits = _is_16_bits(contents)
     found = {
@@ -240,7 +217,7 @@ def manners(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[set[str], int]:
     return {name for name, is_so in found.items() if is_so}, highest
 
 
-TOLD = {
+TRAITS = {
     "rotated": "rotated by their tag",
     "transparent": "transparent, on white",
     "animated": "animations, first frame",

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError, few
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, first_few
 
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of what spreadsheets call Unicode text
 
@@ -37,32 +37,32 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     known = _spellings(names)
     found, rows = {}, {}
     for row, name, label in _rows(path):
-        where_row = f"dataset.labels={shown(path)}, row {row}: {shown(name)!r}"
+        where_row = f"dataset.labels={escape(path)}, row {row}: {escape(name)!r}"
         if not name and not label:
             continue
         image = known.get(_spelling(name))
         if image is None:
             raise UserError(
-                f"{where_row} is no image of {shown(where)}: write names relative to that folder, as in "
-                f"{shown(min(known.values()))!r}, or take the row out"
+                f"{where_row} is no image of {escape(where)}: write names relative to that folder, as in "
+                f"{escape(min(known.values()))!r}, or take the row out"
             )
         if not label:
             continue
         if found.get(image, label) != label:
             raise UserError(
-                f"{where_row} is {shown(label)!r} here, but {shown(found[image])!r} in row {rows[image]}: "
+                f"{where_row} is {escape(label)!r} here, but {escape(found[image])!r} in row {rows[image]}: "
                 "keep one of the two"
             )
         found[image], rows[image] = label, row
     labels = set(found.values())
     if not found:
         raise UserError(
-            f"dataset.labels={shown(path)}: no row has a label: write what each image shows into the column "
+            f"dataset.labels={escape(path)}: no row has a label: write what each image shows into the column "
             "label"
         )
     if len(labels) < classes:
         raise UserError(
-            f"dataset.labels={shown(path)}: {len(found)} labels, all {shown(labels.pop())!r}: expected at "
+            f"dataset.labels={escape(path)}: {len(found)} labels, all {escape(labels.pop())!r}: expected at "
             f"least {classes} classes; label images of another one, too"
         )
     return found
@@ -73,7 +73,7 @@ def alike(classes: Iterable[str]) -> list[str]:
     by_form = {}
     for name in sorted(classes):
         by_form.setdefault("".join(name.casefold().split()), []).append(name)
-    return [" and ".join(map(repr, map(shown, same))) for same in by_form.values() if len(same) > 1]
+    return [" and ".join(map(repr, map(escape, same))) for same in by_form.values() if len(same) > 1]
 
 
 def _rows(path):
@@ -90,14 +90,14 @@ def _rows(path):
             break
         except csv.Error as error:
             raise UserError(
-                f"dataset.labels={shown(path)}, row {row}: {error}; save it as CSV again"
+                f"dataset.labels={escape(path)}, row {row}: {error}; save it as CSV again"
             ) from None
         if columns is None and any(cells):
             titles = [cell.casefold() for cell in cells]
             if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
                 raise UserError(
-                    f"dataset.labels={shown(path)}: its first row is {few(map(shown, cells))}: expected one "
-                    f"column {' and one '.join(missing)}, as in name,label"
+                    f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
+                    f"expected one column {' and one '.join(missing)}, as in name,label"
                 )
             columns = [titles.index(title) for title in ("name", "label")]
         elif columns is not None:
@@ -105,7 +105,7 @@ def _rows(path):
             yield row, name, label
     if columns is None:
         raise UserError(
-            f"dataset.labels={shown(path)} is empty: expected a row name,label and one for each image; "
+            f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
             "python -m simclr_jax.evaluation.suggest writes such a file"
         )
 
@@ -115,7 +115,7 @@ def _text(path):
         contents = epath.Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"dataset.labels={shown(path)} cannot be read ({error.strerror or error}): set "
+            f"dataset.labels={escape(path)} cannot be read ({error.strerror or error}): set "
             "--config.dataset.labels to a CSV file with the columns name and label"
         ) from None
     try:
@@ -123,11 +123,11 @@ def _text(path):
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
         raise UserError(
-            f"dataset.labels={shown(path)}, row {row} is no UTF-8: save it as 'CSV UTF-8', as spreadsheets "
+            f"dataset.labels={escape(path)}, row {row} is no UTF-8: save it as 'CSV UTF-8', as spreadsheets "
             "call it"
         ) from None
     if "\0" in text:
-        raise UserError(f"dataset.labels={shown(path)} is no text: give a CSV file")
+        raise UserError(f"dataset.labels={escape(path)} is no text: give a CSV file")
     return text
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from simclr_jax.data import CORES, augment
 from simclr_jax.data.datasets import Source, Stream, check_labels, find_lost, lost_rows, unpack
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 BLOCK = 8192  # examples that Python hands to tf.data at a time
 MAX_READERS = 128  # of a streamed split, over all processes
@@ -28,7 +28,6 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     dtype: str = "uint8",
-    undecoded: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of every global batch, from `start_step` on, without end.
 
@@ -48,7 +47,6 @@ def train_batches(
         start_step: the first step to yield; records of earlier ones are not decoded.
         process_index, process_count: this process, and how many share every batch.
         dtype: of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
-        undecoded: whether `transform` takes images of files not decoded yet, see `augment`.
 
     Returns:
         Iterator of dicts, b = batch_size // process_count: what `transform` returns, images as `dtype`
@@ -66,7 +64,6 @@ def train_batches(
         rows=rows,
         seed=seed,
         dtype=dtype,
-        undecoded=undecoded and source.takes_look,
     )
     if isinstance(source, Source):
         order = _order(source, batch_size, seed, process_index * rows, rows)
@@ -292,13 +289,13 @@ def _reader(source, reader, readers, seed, epoch, first_row):
     return shuffled.skip(first_row - first_block * block)
 
 
-def _augmented(epochs, read, source, transform, rows, seed, dtype, undecoded):
+def _augmented(epochs, read, source, transform, rows, seed, dtype):
     """Reads, decodes, augments and batches one epoch after the other; `read` makes records of elements."""
 
     @tf.function  # or every epoch would trace it again
     def views(*element):
         epoch, index, record, label = read(*element)
-        images = _transformed(source, transform, record, seed, epoch, index, dtype, undecoded)
+        images = _transformed(source, transform, record, seed, epoch, index, dtype)
         return images | {"label": label, "index": index}
 
     def start():
@@ -345,12 +342,11 @@ def _eval(source, transform, seed, rows, index, num_batches):
         }
 
 
-def _transformed(source, transform, record, seed, epoch, index, dtype="uint8", undecoded=False):
+def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
     """The views of a record, images as `dtype`, augmented by a key of (seed, epoch, index)."""
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
-    image = functools.partial(source.decode, record) if undecoded else source.decode(record)
-    found = transform(image, key)
+    found = transform(source.decode(record), key)
     to_dtype = _to_uint8 if dtype == "uint8" else functools.partial(tf.cast, dtype=dtype)
     return {
         name: to_dtype(value) if value.shape.rank == 3 and value.dtype != dtype else value

@@ -9,10 +9,14 @@ from etils import epath
 from ml_collections import ConfigDict
 from pyarrow import parquet
 
-from simclr_jax import checkpoint, files, pretrained, runs, shipped, workdirs
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, pretrained, runs
+from simclr_jax.config import shipped
+from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts
+from simclr_jax.process import files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import records
 
 ELEMENTS = 2**28  # numbers that are kept, 1 GiB: beyond it `DIMENSIONS` principal components
 DIMENSIONS = 256
@@ -54,13 +58,13 @@ def load(run) -> Embedded:
     run = epath.Path(run)
     files.check_reachable(run)
     if not (run / "config.json").exists():
-        raise UserError(f"{shown(run)} holds no config.json: give the workdir of a run")
-    config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
+        raise UserError(f"{escape(run)} holds no config.json: give the workdir of a run")
+    config = ConfigDict(complete(records.read_config(run)))
     if not (run / "embeddings.parquet").exists():
         config = shipped.base().embed(config.copy_and_resolve_references())
         if checkpoint.steps_in(run):  # runs that train none, as of predict, take that of another
             config.pretrained = str(run)
-        pretrained.adopt(config, given={})
+        pretrained.inherit_settings(config, given={})
         run = run / "embed"
         if not (run / "embeddings.parquet").exists():
             runs.run(config, run)

@@ -18,10 +18,10 @@ import os
 import numpy as np
 from etils import epath
 
-from simclr_jax import errors, files
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError, reason_of
 from simclr_jax.evaluation import embedded
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, reason_of
 
 SHARE = 0.3  # of the usual distance to the nearest neighbour
 _SAMPLE = 2_000  # images that tell that distance
@@ -46,9 +46,9 @@ def main(argv: list[str]) -> None:
             f"--count={args.count}, --share={args.share}: expected at least 1, and a number above 0 up to 1"
         )
     if args.duplicates and files.exists(args.output):
-        raise UserError(f"--output={shown(args.output)} exists already: choose another file, or remove it")
+        raise UserError(f"--output={escape(args.output)} exists already: choose another file, or remove it")
     if missing := [path for path in args.images if not os.path.isfile(path)]:
-        raise UserError(f"{shown(missing[0])} is no file: give image files")
+        raise UserError(f"{escape(missing[0])} is no file: give image files")
     found = embedded.load(args.run)
     if args.duplicates:
         _write_duplicates(found, args.share, epath.Path(args.output))
@@ -109,11 +109,11 @@ def _print_neighbours(found, paths, count):
 
     rows, similar = nearest(found, encoder.load(found.run)(_decoded(found, paths)), count)
     for path, names, values in zip(paths, rows, similar):
-        print(shown(path))
+        print(escape(path))
         for row, value in zip(names, values):
             label = found.labels[row]
-            told = f"  {shown(found.class_names[label])}" if label >= 0 and found.class_names else ""
-            print(f"  {value:.3f}  {shown(found.names[row])}{told}", flush=True)
+            told = f"  {escape(found.class_names[label])}" if label >= 0 and found.class_names else ""
+            print(f"  {value:.3f}  {escape(found.names[row])}{told}", flush=True)
 
 
 def _decoded(found, paths):
@@ -129,7 +129,7 @@ def _decoded(found, paths):
         try:
             images.append(decode.decode(os.fsencode(path), **options).numpy())
         except Exception as error:  # TensorFlow's and Pillow's
-            raise UserError(f"{shown(path)} cannot be decoded ({reason_of(error, 80)})") from None
+            raise UserError(f"{escape(path)} cannot be decoded ({reason_of(error, 80)})") from None
     return images
 
 
@@ -143,8 +143,8 @@ def _write_duplicates(found, share, output):
             table.writerow([groups[row] + 1, found.names[row], f"{best[row]:.5f}"])
     files.write_text(output, text.getvalue())
     print(
-        f"{shown(output)}: {(groups >= 0).sum():,} of {len(groups):,} images in {groups.max() + 1:,} groups; "
-        f"their similarity is {threshold:.4f} or more",
+        f"{escape(output)}: {(groups >= 0).sum():,} of {len(groups):,} images in {groups.max() + 1:,} "
+        f"groups; their similarity is {threshold:.4f} or more",
         flush=True,
     )
 

@@ -12,7 +12,9 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import files, parallel, processes, report, workdirs
+from simclr_jax import parallel
+from simclr_jax.process import files, group
+from simclr_jax.workdir import records, report
 
 
 class Parts(NamedTuple):
@@ -53,7 +55,7 @@ def plan(config, workdir, result: str) -> Parts:
         for split in splits(config)
     }
     for split, source in sources.items():
-        processes.agree(f"{split} split", datasets.fingerprint(source))
+        group.check_agreement(f"{split} split", datasets.fingerprint(source))
     each = [
         (split, start, min(start + config.examples_per_part, source.num_examples))
         for split, source in sources.items()
@@ -85,7 +87,7 @@ def compute(parts: Parts, config, workdir, rows_of: Callable[[Any], dict[str, np
     from simclr_jax.data import datasets
 
     if jax.process_index() == 0 and not parts.result.exists():
-        workdirs.save_config(workdir, config.to_dict())
+        records.save_config(workdir, config.to_dict())
         with files.storage(workdir):
             (workdir / "parts").mkdir(exist_ok=True)
     for path, (split, start, stop) in list(zip(parts.paths, parts.each))[parts.done :]:

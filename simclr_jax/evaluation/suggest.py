@@ -19,10 +19,10 @@ import io
 import numpy as np
 from etils import epath
 
-from simclr_jax import errors, files
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError
 from simclr_jax.evaluation import embedded
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 
 _SAMPLE = 10_000  # images that `typical` looks at
 _WIDTH = 0.45  # of the similarity exp((cosine - 1) / width); 0.35 to 0.45 did equally well on three datasets
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
     output = epath.Path(args.output)
     if files.exists(output):
         raise UserError(
-            f"--output={shown(output)} exists already: choose another file; --labelled={shown(output)} goes "
-            "on from its labels"
+            f"--output={escape(output)} exists already: choose another file; --labelled={escape(output)} "
+            "goes on from its labels"
         )
     found = embedded.load(args.run)
     rows = candidates(found)
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     for row in [*labels, *rows[chosen]]:
         table.writerow([found.names[row], labels.get(row, ""), found.split[row], found.index[row]])
     files.write_text(output, text.getvalue())
-    print(f"{shown(output)}: {args.count} images to label, in the column label", flush=True)
+    print(f"{escape(output)}: {args.count} images to label, in the column label", flush=True)
 
 
 def candidates(found: embedded.Embedded) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from simclr_jax import pretrained
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 TOLERANCE = 1e-4  # relative to an output's largest value
 

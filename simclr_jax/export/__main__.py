@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from simclr_jax import checkpoint, errors, export, files, pretrained
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, export, pretrained
 from simclr_jax.export import onnx, safetensors, savedmodel
 from simclr_jax.export.card import model_card
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 
 FORMATS = {"savedmodel": savedmodel, "onnx": onnx, "safetensors": safetensors}
 
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
             file.chmod((folder / "README.md").stat().st_mode)
         folder.replace(output)
     told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
-    print(f"{shown(output)}: written and read back, {told}")
+    print(f"{escape(output)}: written and read back, {told}")
 
 
 def _results(run) -> dict | None:

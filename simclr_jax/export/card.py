@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.export import classes_of
 from simclr_jax.models import describe
-from simclr_jax.workdirs import flatten
+from simclr_jax.workdir.records import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
 which its outputs are worth nothing, and normalise no further$below. simclr-jax evaluates it on the

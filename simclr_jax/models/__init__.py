@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from simclr_jax.errors import UserError, few
 from simclr_jax.models import heads, resnet
+from simclr_jax.process.errors import UserError, first_few
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -153,7 +153,7 @@ def check_variables(path: str, config, found: dict, expected: dict, unknown=froz
         },
     }
     if any(problems.values()):
-        told = ", ".join(f"{kind} {few(names, 10)}" for kind, names in problems.items() if names)
+        told = ", ".join(f"{kind} {first_few(names, 10)}" for kind, names in problems.items() if names)
         raise UserError(f"{path} differs from {describe(config)}, which it resembles: {told}")
 
 

@@ -25,10 +25,10 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import files
-from simclr_jax.errors import UserError, few
 from simclr_jax.models import check_variables, make_model, resnet
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
+from simclr_jax.process import files
+from simclr_jax.process.errors import UserError, first_few
 
 Shape = tuple[int, ...]
 
@@ -67,7 +67,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     if not any("conv" in name for name in found):
         raise UserError(
             f"{prefix} holds no network of SimCLR{' under ema_model/' if ema else ''}: expected variables "
-            f"such as base_model/conv2d/kernel (TF1) or model/resnet_model/... (TF2), found {few(shapes)}"
+            f"such as base_model/conv2d/kernel (TF1), model/resnet_model/... (TF2), found {first_few(shapes)}"
         )
     config, num_classes = _infer(found, prefix, pooled)
     model = make_model(config, num_classes)
@@ -109,7 +109,7 @@ def find(path) -> str | None:
         newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (path / "checkpoint").read_text())
         prefixes = [prefix for prefix in prefixes if newest and prefix == str(path / newest[1])] or prefixes
     if len(prefixes) > 1:
-        raise UserError(f"{path} holds several checkpoints: give one of them, {few(prefixes, 10)}")
+        raise UserError(f"{path} holds several checkpoints: give one of them, {first_few(prefixes, 10)}")
     return prefixes[0] if prefixes else None
 
 
@@ -147,7 +147,7 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
     }
     if not candidates:
         raise UserError(
-            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {few(kernels)}"
+            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {first_few(kernels)}"
         )
     threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
     blocks = threes if bottleneck else threes // 2

@@ -8,8 +8,10 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, errors, official, report, workdirs
+from simclr_jax import checkpoint, official
 from simclr_jax.models import describe, make_model
+from simclr_jax.process import errors
+from simclr_jax.workdir import records, report
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> None:
     make_model(model, meta["num_classes"])  # which refuses layers that are not there
     with checkpoint.open_manager(output, keep=1) as manager:
         checkpoint.save(manager, 0, variables, meta)
-    workdirs.save_config(output, meta["config"])
+    records.save_config(output, meta["config"])
     params = variables["params"]
     kernels = [value for path, value in flatten_dict(params["encoder"]).items() if path[-1] == "kernel"]
     sizes = {part: sum(value.size for value in jax.tree.leaves(tree)) for part, tree in params.items()}

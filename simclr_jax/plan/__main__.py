@@ -14,11 +14,12 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import benchmark, command_line
-from simclr_jax.chips import find_chip
-from simclr_jax.errors import UserError
+from simclr_jax import benchmark
+from simclr_jax.config import command_line
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
+from simclr_jax.process.errors import UserError
+from simclr_jax.profiling.chips import find_chip
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "local", "As v4:4x4x8 or h100:8; several by commas; 'local': these devices."

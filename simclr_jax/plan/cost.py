@@ -13,11 +13,11 @@ import jax
 from jax.experimental import topologies
 
 from simclr_jax import parallel, train
-from simclr_jax.chips import find_chip
-from simclr_jax.errors import UserError
-from simclr_jax.flops import inner_jaxprs, of_product
 from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
+from simclr_jax.process.errors import UserError
+from simclr_jax.profiling.chips import find_chip
+from simclr_jax.profiling.flops import inner_jaxprs, of_product
 from simclr_jax.tasks import pretrain
 
 GIB = 2**30

@@ -3,8 +3,8 @@
 import math
 
 from simclr_jax import models
-from simclr_jax.chips import find_chip
 from simclr_jax.plan.cost import GIB, roofline
+from simclr_jax.profiling.chips import find_chip
 
 
 def remedy(plan: dict, config) -> str | None:

@@ -6,7 +6,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 # What the compiler asks of a GPU (stream_executor.GpuTargetConfigProto). Figures: openxla/xla,
 # xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb. Without device_memory_size it

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, files, report, workdirs
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError
+from simclr_jax.config.saved import complete
 from simclr_jax.plots import figures, gallery, page
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
+from simclr_jax.workdir import records, report
 
 
 def _name_of_loss(config) -> str:
@@ -26,7 +28,7 @@ def _name_of_loss(config) -> str:
 
 def figures_of_log(run: Path):
     """Yields (name, figure) of everything that was logged and summarised."""
-    config = ConfigDict(workdirs.complete(workdirs.read_config(run)))
+    config = ConfigDict(complete(records.read_config(run)))
     log = report.read(run / "metrics.jsonl")
     yield "curves", figures.learning_curves(log, _name_of_loss(config))
     if config.task == "pretrain":
@@ -35,7 +37,7 @@ def figures_of_log(run: Path):
         if measured := [line for line in log if "features_effective_rank" in line]:
             yield "health", figures.health(measured)
     found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
-    summaries = {path.parent: summary for path in found if (summary := workdirs.read_summary(path.parent))}
+    summaries = {path.parent: summary for path in found if (summary := records.read_summary(path.parent))}
     if len(summaries.get(run, {}).get("trained", {})) > 1:
         yield "scores", figures.scores(summaries[run], config.labels_per_class)
     drawn = [summary for summary in summaries.values() if "labels_per_class" in summary]
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
         (run / name).exists() for name in ("embeddings.parquet", "predictions.parquet")
     ):
         raise UserError(
-            f"{shown(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
+            f"{escape(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
         )
     with files.storage(run):
         (run / "plots").mkdir(exist_ok=True)
@@ -80,15 +82,15 @@ def main(argv: list[str]) -> None:
             path = run / "plots" / f"{name}.png"
             figure.savefig(path, dpi=150)
             drawn[name] = figure
-            print(shown(path), flush=True)
+            print(escape(path), flush=True)
 
     save(figures_of_log(run) if logged else ())
-    if workdirs.read_config(run)["dataset"]["name"] == "arrays":
+    if records.read_config(run)["dataset"]["name"] == "arrays":
         print("the images were in memory: without views, neighbours, a map and the page", flush=True)
         return
     images = gallery.read(run)
     save(figures_of_images(images))
-    print(shown(page.write(run, images, drawn.get("views"))), flush=True)
+    print(escape(page.write(run, images, drawn.get("views"))), flush=True)
 
 
 if __name__ == "__main__":

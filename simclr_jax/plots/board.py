@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simclr_jax import report
-from simclr_jax.errors import reason_of
+from simclr_jax.process.errors import reason_of
 from simclr_jax.tasks import pretrain
+from simclr_jax.workdir import report
 
 HELD_OUT = 2000  # images at most that the map shows
 FEW = 40  # with fewer held-out images, training images are shown beside them

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from simclr_jax.console import shown
 from simclr_jax.evaluation import embedded, neighbours, suggest
+from simclr_jax.process.console import escape
 
 MOST = 20_000  # images that are shown, random ones of more
 MAPPED = 5_000  # of them that t-SNE places; the others lie where the one nearest to them is
@@ -58,7 +58,7 @@ def read(run: Path) -> Gallery:
     found = embedded.load(run)
     rows = np.sort(np.random.default_rng(0).permutation(len(found.names))[:MOST])
     features = found.features[rows]
-    print(f"{shown(run)}: a map of {len(rows):,} images", flush=True)
+    print(f"{escape(run)}: a map of {len(rows):,} images", flush=True)
     nearest, similar = nearest_of(features)
     queries = _queries(found.labels[rows])
     suggested = _suggested(found)

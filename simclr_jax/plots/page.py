@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from pyarrow import parquet
 
-from simclr_jax import report, workdirs
-from simclr_jax.console import shown
+from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import neighbours, parts
 from simclr_jax.plots import figures, gallery
+from simclr_jax.process.console import escape
+from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
 _SMALL = 112  # pixels of doubtful images
@@ -141,7 +142,7 @@ def _subtitle(found, count):
     known = int((found.labels >= 0).sum())
     labels = f"{known:,} with a label of {len(found.class_names)} classes" if known else "without labels"
     where = found.config.dataset.path or found.config.dataset.name
-    return f"{len(found.names):,} images of {shown(where)}{some}, {labels}; features of {shown(found.run)}."
+    return f"{len(found.names):,} images of {escape(where)}{some}, {labels}; features of {escape(found.run)}."
 
 
 def _sections(data, places, views, threshold, predictions) -> list[Section]:
@@ -188,8 +189,8 @@ def _sections(data, places, views, threshold, predictions) -> list[Section]:
     found.append(Section("label", "Label", told, body))
     if data["doubts"]:
         told = (
-            f"Images as {html.escape(shown(predictions.run))} tells them apart, the most doubtful first: the "
-            "two likeliest classes are nearly as likely. If many are wrong in one way, label some of them."
+            f"Images as {html.escape(escape(predictions.run))} tells them apart, the most doubtful first: "
+            "two classes are nearly as likely. If many are wrong in one way, label some of them."
         )
         found.append(Section("predictions", "Predictions", told, '<div id="doubt-rows" class="rows"></div>'))
     told = (
@@ -247,7 +248,7 @@ def _doubts(predictions):
     """The images of which the second class is nearly as likely as the first."""
     best = np.sort(predictions.probabilities, axis=1)[:, ::-1]
     order = (best[:, 0] - best[:, 1]).argsort(kind="stable")[:DOUBTFUL]
-    config = ConfigDict(workdirs.complete(workdirs.read_config(predictions.run)))
+    config = ConfigDict(complete(records.read_config(predictions.run)))
     told = {}
     for row in order:
         ranks = predictions.probabilities[row].argsort()[::-1][:2]

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 from etils import epath
 
-from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
-from simclr_jax.errors import UserError, few
+from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.models import make_model
+from simclr_jax.process import group
+from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.workdir import report
 
 
 def run(config, workdir) -> dict:
@@ -36,13 +38,13 @@ def run(config, workdir) -> dict:
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
     held_out = supervised.labelled_by_csv(load)[1] if config.dataset.labels else load("eval")
-    processes.agree("train split", datasets.fingerprint(source))
+    group.check_agreement("train split", datasets.fingerprint(source))
     for split in [source, *([held_out] if held_out else [])]:
         known = split.class_names and meta.get("class_names")
         if known and split.num_classes and tuple(known) != split.class_names:
             raise UserError(
-                f"{config.pretrained} tells {few(known)} apart, but {split.name} has "
-                f"{few(split.class_names)}: choose the dataset, or the labels, that it was fine-tuned on"
+                f"{config.pretrained} tells {first_few(known)} apart, but {split.name} has "
+                f"{first_few(split.class_names)}: choose the dataset or the labels that it was fine-tuned on"
             )
         if split.num_classes not in (0, meta["num_classes"]):
             raise UserError(

@@ -10,8 +10,10 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import files, pretrained, report
+from simclr_jax import pretrained
 from simclr_jax.evaluation import parts
+from simclr_jax.process import files
+from simclr_jax.workdir import report
 
 
 def run(config, workdir) -> dict:

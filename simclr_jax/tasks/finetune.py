@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 from etils import epath
 
-from simclr_jax import official, pretrained, report, supervised, train
-from simclr_jax.errors import UserError
+from simclr_jax import official, pretrained, supervised, train
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 
 def run(config, workdir) -> dict:

@@ -3,10 +3,11 @@
 import time
 from functools import partial
 
-from simclr_jax import pretrained, report, supervised
-from simclr_jax.errors import UserError
+from simclr_jax import pretrained, supervised
 from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.features import Features
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 
 def run(config, workdir) -> dict:

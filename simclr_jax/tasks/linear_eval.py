@@ -4,8 +4,9 @@ import time
 
 from etils import epath
 
-from simclr_jax import pretrained, report, supervised, train
+from simclr_jax import pretrained, supervised, train
 from simclr_jax.models import make_model
+from simclr_jax.workdir import report
 
 
 def run(config, workdir) -> dict:

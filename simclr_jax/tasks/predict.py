@@ -11,10 +11,12 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import files, parallel, pretrained, report
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError, few
+from simclr_jax import parallel, pretrained
 from simclr_jax.evaluation import features, parts
+from simclr_jax.process import files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.workdir import report
 
 COLUMNS = ("name", "label", "probability")  # before a column a class
 
@@ -37,7 +39,7 @@ def run(config, workdir) -> dict:
     model, variables, meta = pretrained.load_model(config.pretrained)
     if model.supervised_head is None:
         raise UserError(
-            f"{shown(config.pretrained)} holds no classifier: give the workdir of a linear_eval, finetune, "
+            f"{escape(config.pretrained)} holds no classifier: give the workdir of a linear_eval, finetune, "
             "transfer or distill run"
         )
     todo = parts.plan(config, workdir, "predictions.csv")
@@ -46,7 +48,7 @@ def run(config, workdir) -> dict:
     table = {
         "task": "predict",
         "pretrained": config.pretrained,
-        "classes": f"{len(classes)}: {few(classes)}",
+        "classes": f"{len(classes)}: {first_few(classes)}",
         "probabilities": f"calibrated, temperature {temperature:.3g}" if temperature else "not calibrated",
         **parts.describe(todo),
         "workdir": str(workdir),
@@ -84,7 +86,7 @@ def _numbers(classes, source):
     known = {name: number for number, name in enumerate(classes)}
     strange = [name for name in theirs if name not in known]
     if strange:
-        report.say(f"note: {source.name} has classes that the classifier does not know: {few(strange)}")
+        report.say(f"note: {source.name} has classes that the classifier does not know: {first_few(strange)}")
     unnamed = max(0, source.num_classes - len(theirs))
     return np.array([known.get(name, -1) for name in theirs] + [-1] * (unnamed + 1))
 

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import losses, parallel, pretrained, processes, report, supervised, train
-from simclr_jax.distort import DRAWS, distort
-from simclr_jax.errors import UserError
+from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.evaluation import features, health, probes
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
+from simclr_jax.process import group
+from simclr_jax.process.errors import UserError
+from simclr_jax.views.distort import DRAWS, distort
+from simclr_jax.workdir import report
 
 _CALLED = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
 SPACES = ("features", "projection")
@@ -38,7 +40,7 @@ def run(config, workdir) -> dict:
     train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     load = partial(datasets.load, seed=config.seed, workdir=workdir)
     source = load(config.dataset, "train")
-    processes.agree("train split", datasets.fingerprint(source))
+    group.check_agreement("train split", datasets.fingerprint(source))
     model = make_model(config.model, _probed_classes(source), remat=config.remat)
     task = make_task(config, model, source)
     examine = _make_examine(config, model, source)
@@ -261,7 +263,6 @@ def batches(config, source, start_step):
         source,
         partial(crops if on_device else views, config),
         dtype=config.augment.crop_dtype if on_device else "uint8",
-        undecoded=True,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

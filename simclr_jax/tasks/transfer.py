@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, parallel, pretrained, report, supervised
-from simclr_jax.errors import UserError
+from simclr_jax import checkpoint, parallel, pretrained, supervised
 from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 PROPORTION = 1.0  # of an image's shorter side that is looked at
 L2_WEIGHTS = np.logspace(-6, 5, 45)

@@ -20,12 +20,12 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import report
-from simclr_jax.console import shown
-from simclr_jax.errors import UserError, few, reason_of
 from simclr_jax.models import check_variables, describe, make_model, resnet
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, first_few, reason_of
 from simclr_jax.torch_weights.names import from_torch, name_of
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
+from simclr_jax.workdir import report
 
 METADATA = "simclr_jax"  # the entry of a safetensors file's metadata that exports write
 INPUT_KEYS = ("max_pool", "input_mean", "input_std")  # of `config.model`: what is done with pixels
@@ -58,7 +58,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = epath.Path(path)
     if not path.exists():
         raise UserError(
-            f"{shown(path)} is not there: give a .safetensors or .pth file, or the workdir of a run"
+            f"{escape(path)} is not there: give a .safetensors or .pth file, or the workdir of a run"
         )
     data = path.read_bytes()
     told: dict[str, Any] = {}
@@ -68,7 +68,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         every = _read_torch(path, data)
     beside = _beside(path)
     if re.search(ANTIALIASED_NAMES, f"{path} {beside.get('architecture')}"):
-        raise UserError(f"{shown(path)} holds {ANTIALIASED}, by its name: give a plain or wide ResNet")
+        raise UserError(f"{escape(path)} holds {ANTIALIASED}, by its name: give a plain or wide ResNet")
     prefix, tensors, rivals = _choose(path, every)
     by = source_of(every)
     config, num_classes = _infer(path, tensors, classifier=by.classifier)
@@ -111,7 +111,7 @@ def _left(names, prefix: str) -> set[str]:
 def _tell(path, network, source, rivals):
     rest = f"; of {', '.join(rivals)} it is {source['network']}" if rivals else ""
     rest += f"; left behind: {', '.join(source['left'])}" if source["left"] else ""
-    report.say_once(f"{shown(path)}: {network} of {source['by']}{rest}")
+    report.say_once(f"{escape(path)}: {network} of {source['by']}{rest}")
 
 
 def _beside(path) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _read_torch(path, data):
     except ImportError:
         target = re.sub(r"(\.pth)?\.\w+$", ".safetensors", path.name)
         raise UserError(
-            f"{shown(path)} is PyTorch's, which is not installed: pip install torch, or make it a "
+            f"{escape(path)} is PyTorch's, which is not installed: pip install torch, or make it a "
             'safetensors where it is, by python -c "import torch, safetensors.torch as s; '
             f"d = torch.load('{path.name}', map_location='cpu', weights_only=True); "
             "d = d.get('state_dict', d.get('model', d)); "
@@ -170,7 +170,7 @@ def _read_torch(path, data):
     except pickle.UnpicklingError as error:
         if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{shown(path)} holds {forbidden[1]}, which is no data and could execute anything: save the "
+                f"{escape(path)} holds {forbidden[1]}, which is no data and could execute anything: save the "
                 "state_dict alone, as safetensors, where you trust the file"
             ) from None
         raise _damaged(path, error) from None
@@ -183,7 +183,7 @@ def _read_torch(path, data):
     }
     if not tensors:
         raise UserError(
-            f"{shown(path)} holds no tensors, but {type(loaded).__name__}: give a state_dict's file"
+            f"{escape(path)} holds no tensors, but {type(loaded).__name__}: give a state_dict's file"
         )
     return tensors
 
@@ -199,7 +199,7 @@ def _flat(tree, prefix=""):
 
 def _damaged(path, error):
     reason = re.split(r"\.\s", reason_of(error, 150))[0]
-    return UserError(f"{shown(path)} is damaged, or no file of that kind ({reason}): download it again")
+    return UserError(f"{escape(path)} is damaged, or no file of that kind ({reason}): download it again")
 
 
 def _choose(path, tensors):
@@ -215,14 +215,14 @@ def _choose(path, tensors):
     if not networks or kind:
         some = ", ".join(sorted(tensors)[:3])
         raise UserError(
-            f"{shown(path)} holds {kind or f'no ResNet of torchvision ({some}, ...)'}: give a ResNet-18 to "
+            f"{escape(path)} holds {kind or f'no ResNet of torchvision ({some}, ...)'}: give a ResNet-18 to "
             "152 under torchvision's names"
         )
     ranks = {prefix: _rank(prefix) for prefix in networks}
     best = [prefix for prefix in networks if ranks[prefix] == min(ranks.values())]
     if len(best) > 1:
         raise UserError(
-            f"{shown(path)} holds several networks, {', '.join(map(repr, best))}: save one of them to a "
+            f"{escape(path)} holds several networks, {', '.join(map(repr, best))}: save one of them to a "
             "file of its own"
         )
     prefix = best[0]
@@ -251,7 +251,7 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
     stem, inner = shape("conv1.weight"), shape("layer1.0.conv1.weight")
     if len(stem) != 4 or stem[1] != 3 or stem[2] not in (3, 7):
         raise UserError(
-            f"{shown(path)}: conv1.weight has the shape {stem}, expected (64, 3, 7, 7) or, of small images, "
+            f"{escape(path)}: conv1.weight has the shape {stem}, expected (64, 3, 7, 7) or, of small images, "
             "(64, 3, 3, 3): networks of other inputs cannot be taken"
         )
     blocks: dict[int, int] = {}
@@ -263,14 +263,14 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
     middle = shape("layer1.0.conv2.weight")
     if len(middle) == 4 and len(inner) == 4 and middle[1] != inner[0]:
         raise UserError(
-            f"{shown(path)} holds a ResNeXt, whose convolutions are grouped: give a plain or wide ResNet"
+            f"{escape(path)} holds a ResNeXt, whose convolutions are grouped: give a plain or wide ResNet"
         )
     block = resnet.BottleneckBlock if bottleneck else resnet.BasicBlock
     depth = next((depth for depth, of in resnet.RESNETS.items() if of.args == (block, counts)), None)
     if depth is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{shown(path)} has {' + '.join(map(str, counts))} {kind} blocks, which is no ResNet-"
+            f"{escape(path)} has {' + '.join(map(str, counts))} {kind} blocks, which is no ResNet-"
             f"{', '.join(map(str, resnet.RESNETS))}: give one of these"
         )
     fc = shape("fc.weight")
@@ -298,10 +298,10 @@ def _check(path, config, tensors, expected) -> set[str]:
     tensors = {name: of for name, of in tensors.items() if not name.endswith(".num_batches_tracked")}
     of_network = {name for name in tensors if name in expected or re.match(r"(conv1|bn1|layer\d+)\.", name)}
     found = {name: tuple(tensors[name].shape) for name in of_network}
-    check_variables(shown(path), config, found, expected)
+    check_variables(escape(path), config, found, expected)
     if bad := [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]:
         raise UserError(
-            f"{shown(path)} has numbers that are not finite, in {few(bad, 10)}: download it again"
+            f"{escape(path)} has numbers that are not finite, in {first_few(bad, 10)}: download it again"
         )
     return {name.split(".")[0] for name in tensors.keys() - of_network}
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data.datasets import Source
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 _given: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by split
 

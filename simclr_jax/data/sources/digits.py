@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax import errors, files
-from simclr_jax.console import shown
 from simclr_jax.data.datasets import Source
-from simclr_jax.errors import UserError
+from simclr_jax.process import errors, files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 
 
 def load(split: str) -> Source:
@@ -46,13 +46,13 @@ def main(argv: list[str]) -> None:
     folder = parser.parse_args(argv).folder
     for split, name in (("train", "photos"), ("eval", "new")):
         if (folder / name).exists():
-            raise UserError(f"{shown(folder / name)} exists already: choose another folder, or remove it")
+            raise UserError(f"{escape(folder / name)} exists already: choose another folder, or remove it")
         with files.storage(folder):
             (folder / name).mkdir(parents=True)
         source = load(split)
         for row, (image, label) in enumerate(zip(source.records, source.labels)):
             Image.fromarray(image).save(folder / name / f"{row:04d}-{label}.png")
-        print(f"{shown(folder / name)}: {source.num_examples} images", flush=True)
+        print(f"{escape(folder / name)}: {source.num_examples} images", flush=True)
 
 
 if __name__ == "__main__":

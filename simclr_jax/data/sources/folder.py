@@ -17,14 +17,14 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from simclr_jax.console import shown
 from simclr_jax.data import CORES
 from simclr_jax.data import decode as pictures
 from simclr_jax.data import labels as label_files
-from simclr_jax.data.datasets import Lost, Source, reason, too_many_lost
+from simclr_jax.data.datasets import LostFiles, Source, reason, too_many_lost
 from simclr_jax.data.decode import MAX_PIXELS, decode, decode_bytes  # noqa: F401
-from simclr_jax.errors import UserError
-from simclr_jax.files import StorageError, exists, set_aside, storage, write_json
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
+from simclr_jax.process.files import StorageError, exists, set_aside, storage, write_json
 
 IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 _TRAIN_FOLDERS = ("train", "training")
@@ -69,13 +69,13 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
     found = len(listed["classes"])
     if config.num_classes is not None and config.num_classes < found:
         raise UserError(
-            f"dataset.num_classes={config.num_classes}, but {shown(path)} has the {found} classes "
-            f"{', '.join(map(shown, listed['classes'][:3]))}{', ...' if found > 3 else ''}; unset "
+            f"dataset.num_classes={config.num_classes}, but {escape(path)} has the {found} classes "
+            f"{', '.join(map(escape, listed['classes'][:3]))}{', ...' if found > 3 else ''}; unset "
             "--config.dataset.num_classes, or set --config.dataset.classes=False for no labels"
         )
     value_range = listed["value_range"] and tuple(ends or listed["value_range"])
     unknown = (labels < 0).any() and not config.labels  # by a file of labels, some are expected to be
-    where = shown(path) if split == "all" else f"{shown(path)} ({split})"
+    where = escape(path) if split == "all" else f"{escape(path)} ({split})"
     source = Source(
         name=where,
         num_examples=len(names),
@@ -88,8 +88,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
-        lost=Lost(where, len(names)),
-        takes_look=True,
+        lost=LostFiles(where, len(names)),
     )
     vanished = set(listed["lost"]).intersection(names)
     if vanished:
@@ -147,12 +146,12 @@ def catalogue(
     if listed := listing and _read(listing, path):
         if labels and exists(labels) and _relabelled(listed, labels, path)[0] != listed:
             raise UserError(
-                f"dataset.labels={shown(labels)} has changed since {shown(listing)} was made: start with a "
+                f"dataset.labels={escape(labels)} has changed since {escape(listing)} was made: start with a "
                 "new --workdir"
             )
         return listed | {"lost": _vanished(listed, files, listing, path)}
 
-    where = f"dataset.path='{shown(path)}'"
+    where = f"dataset.path='{escape(path)}'"
     if not files:
         remedy = "convert other image types to PNG, which keeps all bits"
         if ignored["symbolic links"]:
@@ -196,14 +195,14 @@ def catalogue(
     taken = collections.Counter(
         manner for look in looked.values() if look.fault is None for manner in look.manners
     )
-    told = [f"{taken[name]} {words}" for name, words in pictures.TOLD.items() if taken[name]]
+    told = [f"{taken[name]} {words}" for name, words in pictures.TRAITS.items() if taken[name]]
     if taken["16 bits"]:
         told[-1] += (
             f", {listed['value_range'][0]} to {listed['value_range'][1]} (--config.dataset.value_range)"
         )
     if told:
         notes.append(f"images: {'; '.join(told)}")
-    print(f"{shown(path)}: {'; '.join(parts)}", *notes, sep="\n  ", flush=True)
+    print(f"{escape(path)}: {'; '.join(parts)}", *notes, sep="\n  ", flush=True)
     if listing:
         with storage(listing):
             listing.parent.mkdir(parents=True, exist_ok=True)
@@ -228,14 +227,14 @@ def _read(listing, path):
         outside = [name for name in names if name.startswith("/") or "://" in name or ".." in name.split("/")]
         if outside:
             raise UserError(
-                f"{shown(listing)}: {_some(outside)}: not inside of {shown(path)}; "
+                f"{escape(listing)}: {_some(outside)}: not inside of {escape(path)}; "
                 "move the file away, and it is made anew"
             )
         return listed
     with suppress(StorageError):  # another process was first
         aside = set_aside(listing)
         print(
-            f"{shown(listing)}: damaged ({shown(fault)[:100]}); moved to {aside.name} and made anew",
+            f"{escape(listing)}: damaged ({escape(fault)[:100]}); moved to {aside.name} and made anew",
             flush=True,
         )
     return None
@@ -277,8 +276,8 @@ def _vanished(listed, files, listing, path):
     vanished = sorted(set(names).difference(files))
     if too_many_lost(len(vanished), len(names)):
         raise UserError(
-            f"{_some(vanished)}: listed in {shown(listing)} but no longer in {shown(path)}, {len(vanished)} "
-            f"of {len(names)} images; restore what is missing, or start with a new --workdir"
+            f"{_some(vanished)}: listed in {escape(listing)} but no longer in {escape(path)}, "
+            f"{len(vanished)} of {len(names)} images; restore what is missing, or start with a new --workdir"
         )
     return vanished
 
@@ -289,7 +288,7 @@ def _walk(path):
     def fail(error):
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
         raise UserError(
-            f"{shown(getattr(error, 'filename', None) or path)}: {reason}; "
+            f"{escape(getattr(error, 'filename', None) or path)}: {reason}; "
             "set --config.dataset.path to a folder that can be read"
         )
 
@@ -297,7 +296,7 @@ def _walk(path):
     walk = tf.io.gfile.walk if remote else os.walk
     if not (tf.io.gfile.isdir if remote else os.path.isdir)(path):
         raise UserError(
-            f"dataset.path='{shown(path)}' is no folder; set --config.dataset.path=<folder of images>"
+            f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=<folder of images>"
         )
     files, ignored = {}, collections.Counter()
     for top, folders, names in walk(path, onerror=fail):
@@ -350,8 +349,8 @@ def _look(path, files, max_pixels):
                 pictures.decode_plain(contents)
                 return _Look(None, False, (), 0)
             contents = contents.numpy()
-            pictures.shown(contents, max_pixels=max_pixels)
-            return _Look(None, False, *pictures.manners(contents, max_pixels))
+            pictures.decode_with_pillow(contents, max_pixels=max_pixels)
+            return _Look(None, False, *pictures.display_traits(contents, max_pixels))
         except (tf.errors.OpError, ValueError, OSError) as error:
             return _Look(reason(error), isinstance(error, pictures.TooLarge), (), 0)
 
@@ -392,7 +391,7 @@ def _relabelled(listed, labels, path):
     counts = collections.Counter(found.values())
     each = f"{min(counts.values())} to {max(counts.values())}"
     notes = [
-        f"labels: {len(found)} of {shown(labels)} in {len(classes)} classes, {each} each: {_some(classes)}; "
+        f"labels: {len(found)} of {escape(labels)} in {len(classes)} classes, {each} each: {_some(classes)}; "
         "what it does not name has no label"
     ]
     notes += [f"labels: {pair} are two classes" for pair in label_files.alike(classes)]
@@ -426,14 +425,14 @@ def _assign(path, files, seed, with_classes, strict):
         training = [name for name in files if name.split("/")[0] not in never or "/" not in name]
     if held_out:
         validation = [name for name in files if name.startswith(f"{held_out}/")]
-        notes.append(f"splits: {shown(train)}/ and {shown(held_out)}/")
+        notes.append(f"splits: {escape(train)}/ and {escape(held_out)}/")
     else:
         chosen = _hold_out(training, seed)
         validation = [name for name in training if name in chosen]
         training = [name for name in training if name not in chosen]
         if train:
             notes.append(
-                f"splits: about a tenth of {shown(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ lies beside it"
+                f"splits: about a tenth of {escape(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ beside it"
             )
     left = collections.Counter(
         name.split("/")[0] + "/" if "/" in name else ""
@@ -448,7 +447,7 @@ def _assign(path, files, seed, with_classes, strict):
             + (
                 "--config.dataset.classes=False trains on them too, without labels"
                 if with_classes and not set(left) <= {f"{top}/" for top in never}
-                else f"--config.dataset.path takes one such folder alone, as {shown(path)}/{shown(max(left))}"
+                else f"--config.dataset.path takes one folder alone, as {escape(path)}/{escape(max(left))}"
             )
         )
     whole = [name for name in files if name.startswith(base)] if not held_out else training
@@ -457,8 +456,8 @@ def _assign(path, files, seed, with_classes, strict):
         unknown = sorted(set(_classes(validation, f"{held_out}/")).difference(classes))
         if unknown and strict:
             raise UserError(
-                f"{shown(path)}/{shown(held_out)}/{shown(unknown[0])}: a class without images in "
-                f"{shown(path)}/{shown(train)}/; give both splits the same sub-folders, or set "
+                f"{escape(path)}/{escape(held_out)}/{escape(unknown[0])}: a class without images in "
+                f"{escape(path)}/{escape(train)}/; give both splits the same sub-folders, or set "
                 "--config.dataset.classes=False"
             )
     listed = {
@@ -470,14 +469,16 @@ def _assign(path, files, seed, with_classes, strict):
     on_splits, notes = notes, [_on_classes(path, whole, base, classes, with_classes)]
     if classes and any(label < 0 for _, label in listed["eval"]):
         missing = sum(label < 0 for _, label in listed["eval"])
-        notes.append(f"no labels in {shown(held_out)}/: {_images(missing)} there in no sub-folder of a class")
+        notes.append(
+            f"no labels in {escape(held_out)}/: {_images(missing)} there in no sub-folder of a class"
+        )
     return listed, on_splits, [note for note in notes if note]
 
 
 def _on_classes(path, files, base, classes, with_classes):
     """A note on which sub-folders became classes, or why none did."""
     found = _sub_folders([name[len(base) :] for name in files])
-    at = f"{shown(path)}/{shown(base)}".rstrip("/")
+    at = f"{escape(path)}/{escape(base)}".rstrip("/")
     if classes:
         sizes = [found[name] for name in classes]
         each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
@@ -494,7 +495,7 @@ def _on_classes(path, files, base, classes, with_classes):
             f"{_some(beside)}; move what is beside them away to have them as classes"
         )
     if len(found) == 1 and len(_sub_folders([name[len(base) :].partition("/")[2] for name in files])) > 1:
-        inner = shown(next(iter(found)))
+        inner = escape(next(iter(found)))
         return f"no classes: all is in {inner}/; --config.dataset.path={at}/{inner} has classes"
     return ""
 
@@ -534,8 +535,8 @@ def _images(count):
 
 def _some(names, limit=3):
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown(name) for name in names[:limit]) + more
+    return ", ".join(escape(name) for name in names[:limit]) + more
 
 
 def _count(kinds):
-    return ", ".join(f"{count} {shown(kind)}" for kind, count in kinds.most_common(5)) or "nothing"
+    return ", ".join(f"{count} {escape(kind)}" for kind, count in kinds.most_common(5)) or "nothing"

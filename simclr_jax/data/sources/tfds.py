@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from simclr_jax.data.datasets import FIRST, Source, Stream, check_labels, check_size, unpack
 from simclr_jax.data.decode import decode_bytes
-from simclr_jax.errors import UserError
+from simclr_jax.process.errors import UserError
 
 
 def load(config, split: str, wanted: int | None) -> Source | Stream:
@@ -60,7 +60,7 @@ def load(config, split: str, wanted: int | None) -> Source | Stream:
         check_labels(name, classes, labels)
         records = tf.Variable(records, trainable=False)
         source = Source(name, num_examples, classes, decode_bytes, records, labels)
-        return source._replace(class_names=class_names, takes_look=True)
+        return source._replace(class_names=class_names)
 
     def read(ranges):
         parts = []
@@ -83,7 +83,7 @@ def load(config, split: str, wanted: int | None) -> Source | Stream:
             classes, class_names = 0, ()
         check_labels(name, classes, labels)
     stream = Stream(name, num_examples, classes, decode_bytes, read, config.shuffle_buffer)
-    return stream._replace(class_names=class_names, takes_look=True)
+    return stream._replace(class_names=class_names)
 
 
 def _builder(config):

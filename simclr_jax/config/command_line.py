@@ -11,8 +11,10 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import errors, manual, processes, report, settings, stopping, validation
-from simclr_jax.errors import UserError
+from simclr_jax.config import manual, settings, validation
+from simclr_jax.process import errors, group, stopping
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "File of configs/, as in configs/digits.py:pretrain; --config.KEY=VALUE sets its keys."
@@ -36,7 +38,7 @@ _parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the oth
 
 
 def this_process() -> dict[str, str | int | None]:
-    """Which process this is and of how many, as `processes.join` takes it."""
+    """Which process this is and of how many, as `group.join` takes it."""
     return {
         "coordinator_address": _COORDINATOR.value,
         "num_processes": _NUM_PROCESSES.value,
@@ -84,17 +86,17 @@ def run(command) -> None:
     Args:
       command: called once all is checked, with what `absl.app.run` gives.
     """
-    with errors.told(processes.leave), stopping.handled():
+    with errors.one_line_errors(group.leave), stopping.handled():
         try:
             app.run(command, flags_parser=_parse_quietly)
         except errors.UserError:
             raise
         except SystemExit as end:
-            if processes.alone():
+            if group.alone():
                 stopping.leave(end.code)
             raise
         except Exception:
-            processes.wait_for_verdict()
+            group.wait_for_verdict()
             raise
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
 
-from simclr_jax import shipped, validation
-from simclr_jax.errors import UserError
+from simclr_jax.config import shipped, validation
+from simclr_jax.process.errors import UserError
 
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _PARSERS = {

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from simclr_jax.console import protect, shown
+from simclr_jax.process.console import escape, protect
 
 
 class UserError(ValueError):
@@ -32,10 +32,10 @@ def reason_of(error: BaseException, limit: int = 160) -> str:
     """Why something failed, in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return shown(" ".join(str(error).split()))[:limit] or type(error).__name__
+    return escape(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
-def few(items, count: int = 3) -> str:
+def first_few(items, count: int = 3) -> str:
     """The first of them, sorted, and how many more there are."""
     items = sorted(map(str, items))
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
@@ -56,7 +56,7 @@ def is_of_storage(error: BaseException) -> bool:
 
 
 @contextmanager
-def of_storage() -> Iterator[None]:
+def storage_errors_as_run_errors() -> Iterator[None]:
     """Makes RunErrors of what tells of files and that nobody has thought of closer to it."""
     try:
         yield
@@ -68,7 +68,7 @@ def of_storage() -> Iterator[None]:
 
 
 @contextmanager
-def told(leave=None) -> Iterator[None]:
+def one_line_errors(leave=None) -> Iterator[None]:
     """Turns what ends a command line into one line and an exit code.
 
     Args:
@@ -76,10 +76,10 @@ def told(leave=None) -> Iterator[None]:
     """
     protect()
     try:
-        with of_storage():
+        with storage_errors_as_run_errors():
             yield
     except UserError as error:
-        line = f"error: {' '.join(shown(error).split(chr(10)))}"
+        line = f"error: {' '.join(escape(error).split(chr(10)))}"
         print(line, file=sys.stderr, flush=True)
         if leave:
             leave(line, error.exit_code)
@@ -93,5 +93,5 @@ def told(leave=None) -> Iterator[None]:
 
 def run(main) -> None:
     """The entry point of a command line without a config: user errors are one line and exit code 2."""
-    with told():
+    with one_line_errors():
         main(sys.argv[1:])

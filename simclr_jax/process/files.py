@@ -16,8 +16,8 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.console import shown
-from simclr_jax.errors import RunError, UserError, is_of_storage, reason_of
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import RunError, UserError, is_of_storage, reason_of
 
 REACHED_WITHIN = 25  # seconds that storage has to answer in, before a run
 _PLAIN = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)
@@ -42,8 +42,8 @@ def storage(path) -> Iterator[None]:
         if not is_of_storage(error):
             raise
         raise StorageError(
-            f"{shown(named(path))}: {reason_of(error)}; what was saved is kept, and the same command goes on "
-            "once this is mended"
+            f"{escape(named(path))}: {reason_of(error)}; what was saved is kept, and the same command goes "
+            "on once this is mended"
         ) from error
 
 
@@ -95,7 +95,7 @@ def set_aside(path) -> epath.Path:
             aside = path.parent / f"{path.name}.damaged{number if number > 1 else ''}"
             if not exists(aside):
                 return path.rename(aside)
-    raise StorageError(f"{shown(path)} is damaged, and so many others were: remove some")
+    raise StorageError(f"{escape(path)} is damaged, and so many others were: remove some")
 
 
 def exists(path) -> bool:
@@ -162,4 +162,4 @@ def check_reachable(path) -> None:
     thread.join(REACHED_WITHIN)
     if not answered or answered[0]:
         reason = reason_of(answered[0]) if answered else f"no answer in {REACHED_WITHIN} s"
-        raise UserError(f"{shown(path)}: {reason}; check the path, the network and your credentials")
+        raise UserError(f"{escape(path)}: {reason}; check the path, the network and your credentials")

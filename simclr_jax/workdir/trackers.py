@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from simclr_jax import files, report, workdirs
-from simclr_jax.console import say
-from simclr_jax.errors import UserError, reason_of
+from simclr_jax.process import files
+from simclr_jax.process.console import say
+from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.workdir import records, report
 
 GRACE = 30.0  # seconds in which, at the end, a tracker has to send what it still holds
 
@@ -48,7 +49,7 @@ class _Mlflow:
         self._mlflow = mlflow
         self.id = mlflow.start_run(run_id=known, run_name=None if known else name).info.run_id
         if not known:
-            mlflow.log_params(workdirs.flatten(config))
+            mlflow.log_params(records.flatten(config))
 
     def log(self, prefix, step, metrics):
         self._mlflow.log_metrics({prefix + name: value for name, value in metrics.items()}, step=step)
@@ -125,8 +126,8 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        summary = workdirs.read_summary(workdir) if status == "FINISHED" else None
-        calls.put(("end", status, workdirs.flatten(summary or {})))
+        summary = records.read_summary(workdir) if status == "FINISHED" else None
+        calls.put(("end", status, records.flatten(summary or {})))
         calls.put(None)
         thread.join(GRACE)
         if thread.is_alive():

@@ -1,16 +1,6 @@
-"""How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
-
-input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
-       official chain, albumentations and lightly beside it, in turns
-step   views/s and memory of the train step on this machine's devices, for a config, without an input
-       pipeline, and with --peer=torch those of the same step in PyTorch, on one device
-loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
-
-step and loss need no TensorFlow.
-"""
+"""How fast this machine is: rates of the input pipeline, of the train step, and the cost of NT-Xent."""
 
 import io
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,17 +11,14 @@ from multiprocessing import get_context
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import command_line, losses, parallel, train
-from simclr_jax.errors import UserError
-from simclr_jax.peers import torch_step, views
+from simclr_jax import losses, parallel, train
+from simclr_jax.benchmark import other_views, torch_step
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
+from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
-
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
 
 ROWS = 64  # images of a batch of the input benchmark
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -73,7 +60,7 @@ def _input_batches(config, records):
     from simclr_jax.data.decode import decode_bytes
 
     labels = np.full(len(records), -1, np.int32)
-    source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels, takes_look=True)
+    source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
     config = ConfigDict(config)
     config.batch_size = ROWS
     return pretrain.batches(config, source, 0)
@@ -97,7 +84,8 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
 
     'ours', 'ours, on_device', 'official', and 'albumentations' and 'lightly' where they are installed.
     """
-    from simclr_jax.data import CORES, official_chain
+    from simclr_jax.benchmark import official_chain
+    from simclr_jax.data import CORES
 
     records = jpeg_files(config.image_size)
     options = {"image_size": config.image_size, "strength": config.augment.color_jitter_strength}
@@ -108,8 +96,8 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
         rates[name] = partial(_rate_of, _input_batches(form, records))
     rates["official"] = partial(_rate_of, official_chain.batches(records, batch_size=ROWS, **options))
     with ExitStack() as stack:
-        for name in views.installed():
-            workers = views.Workers(name, records, cores=CORES, **options)
+        for name in other_views.installed():
+            workers = other_views.Workers(name, records, cores=CORES, **options)
             stack.callback(workers.close)
             rates[name] = workers.rate
         found = {name: [] for name in rates}
@@ -195,63 +183,10 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
     return report
 
 
-def _input(_) -> None:
-    from simclr_jax.data import CORES
-
-    rates = input_rates(_config())
-    ours = np.array(rates["ours"])
-    rate = np.median(ours)
-    print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
-    print(
-        "\n| images/s a core | median | quartiles | ours to it, median | quartiles |\n" + "| --- " * 5 + "|"
-    )
-    for name, found in rates.items():
-        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
-        lower, ratio, higher = np.quantile(ours / found, [0.25, 0.5, 0.75])
-        cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
-        print(f"| {' | '.join([*cells, f'{ratio:.2f}', f'{lower:.2f} to {higher:.2f}'])} |")
-
-
-def _step(_) -> None:
-    config = _config()
-    if not _PEER.value:
-        print(_line(step_rate(config)))
-        return
-    torch_step.check_torch(config)
-    ours = apart(step_rate, config)
-    print(_line(ours), flush=True)
-    classes = cost.Examples.of(config.dataset).num_classes
-    theirs = apart(torch_step.torch_step_rate, config, classes)
-    print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
-
-
 def apart(function, *arguments):
     """What a function returns in a process of its own: a framework that is there holds most of a GPU."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def _line(report):
-    line = f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {report['devices']}"
-    if "memory" in report:
-        line += f", {report['memory'] / cost.GIB:.2f} GiB a device"
-    if "flops" in report:
-        line += f", {report['flops']:.1%} of peak FLOPs, {report['bandwidth']:.1%} of peak bandwidth"
-    return line
-
-
-def _config():
-    config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(
-            f"benchmarks are of pretraining, not of {config.task}: give the config without a task"
-        )
-    return config
-
-
-def _loss() -> None:
-    for line in loss_table(PAIRS):
-        print(line, flush=True)
 
 
 def loss_table(sizes: Iterable[int]) -> Iterator[str]:
@@ -266,17 +201,3 @@ def loss_table(sizes: Iterable[int]) -> Iterator[str]:
             cells += [f"{report['bytes'] / cost.GIB:.3f}" if report else ""]
             cells += [f"{report['seconds']:.3f}" if "seconds" in report else "does not fit"]
         yield f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if verb == "loss" and not sys.argv[1:]:
-        _loss()
-    elif verb == "loss":
-        print(f"error: '{sys.argv[1]}' is unknown: loss takes nothing more", file=sys.stderr)
-        sys.exit(2)
-    elif verb in ("input", "step"):
-        command_line.run({"input": _input, "step": _step}[verb])
-    else:
-        print(f"error: '{verb}' is unknown: give input, step or loss", file=sys.stderr)
-        sys.exit(2)

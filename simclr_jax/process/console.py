@@ -19,7 +19,7 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def shown(name) -> str:
+def escape(name) -> str:
     """A path or another name as it may stand in a line: line breaks and what is no text are escaped."""
     text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -3,9 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
-
-from simclr_jax.data import CORES
 
 
 def batches(records: np.ndarray, *, image_size: int, strength: float, batch_size: int) -> Iterator[dict]:
@@ -15,6 +12,7 @@ def batches(records: np.ndarray, *, image_size: int, strength: float, batch_size
     a flip, the colour ops in an order of each view, clipped after each. Branches that are always taken and
     checks of the box cost 4 % there, so they are here.
     """
+    from simclr_jax.data import CORES, tf
 
     def colour(image, op):
         contrast, hue = 0.8 * strength, 0.2 * strength

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from simclr_jax.console import say
+from simclr_jax.process.console import say
 
 PATIENCE = 3.0  # seconds of silence that a person is left in
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

@@ -6,8 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from simclr_jax import settings, shipped, validation
 from simclr_jax import tasks as task_modules
+from simclr_jax.config import settings, shipped, validation
 
 EXAMPLES = """\
 examples:

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 
-from simclr_jax import console, stopping
-from simclr_jax.console import shown
-from simclr_jax.errors import RunError, UserError, reason_of
+from simclr_jax.process import console, relay, stopping
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import RunError, UserError, reason_of
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 16.0  # without one, a process is taken for dead; jax itself waits for 100 and aborts
@@ -46,16 +46,16 @@ def join(
     if coordinator_address:
         if process_id:
             console.be_silent()
-            ours = _forward(coordinator_address, timeout)
-            options = {"coordinator_address": ours}
+            local = relay.start(coordinator_address, timeout, _lost_coordinator(coordinator_address))
+            options = {"coordinator_address": local}
         else:
             options = {"coordinator_address": coordinator_address}
 
         def give_up():
             if not joined.wait(timeout + 2):
                 _leave_at_once(
-                    f"error: {num_processes} processes were to join at {shown(coordinator_address)}, but not "
-                    f"all are there after {timeout} s (--join_timeout): start each with the same "
+                    f"error: {num_processes} processes were to join at {escape(coordinator_address)}, but "
+                    f"not all are there after {timeout} s (--join_timeout): start each with the same "
                     "--num_processes and a --process_id of its own",
                     2,
                 )
@@ -76,7 +76,7 @@ def join(
         return
     except RuntimeError as error:
         raise UserError(
-            f"the processes cannot join at {shown(coordinator_address or 'the coordinator')}: "
+            f"the processes cannot join at {escape(coordinator_address or 'the coordinator')}: "
             f"{reason_of(error)}; check --coordinator_address, --num_processes and --process_id"
         ) from None
     finally:
@@ -96,7 +96,7 @@ def join(
     threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()
 
 
-def on_first(function: Callable[[], Any]) -> Any:
+def run_on_first(function: Callable[[], Any]) -> Any:
     """What `function()` returns or raises on process 0, on all of them; JSON and UserErrors can travel."""
     if jax.process_count() == 1:
         return function()
@@ -115,7 +115,7 @@ def on_first(function: Callable[[], Any]) -> Any:
     return value
 
 
-def agree(what: str, ours: dict[str, Any]) -> None:
+def check_agreement(what: str, ours: dict[str, Any]) -> None:
     """Raises a UserError unless all processes have the same values; every process has to ask.
 
     Args:
@@ -136,7 +136,7 @@ def agree(what: str, ours: dict[str, Any]) -> None:
         ]
         if differing:
             raise UserError(
-                f"process {index} has another {what} ({shown('; '.join(differing[:3]))[:400]}): start all "
+                f"process {index} has another {what} ({escape('; '.join(differing[:3]))[:400]}): start all "
                 "processes of a run with the same command on the same files"
             )
 
@@ -184,7 +184,7 @@ def _watch(address, count):
             notes = dict(_client().key_value_dir_get("simclr/alive"))
         except Exception as error:
             if not _ended.is_set():
-                where = f" at {shown(address)}" if address else ""
+                where = f" at {escape(address)}" if address else ""
                 _leave_at_once(f"error: process 0{where} is gone ({reason_of(error, 60)}): {_GOES_ON}")
             return
         now = time.monotonic()
@@ -198,7 +198,7 @@ def _watch(address, count):
                 _leave_at_once(f"process {index} ended: {told['left']}", told["code"])
             silent = now - since[index]
             if silent > (PARTING if told.get("through") else SILENCE) and not _ended.is_set():
-                host = f" on {shown(told['host'])}" if "host" in told else ""
+                host = f" on {escape(told['host'])}" if "host" in told else ""
                 line = f"error: process {index}{host} is gone, silent for {silent:.0f} s: {_GOES_ON}"
                 _beat({"left": line, "code": 1})
                 _leave_at_once(line)
@@ -212,62 +212,16 @@ def _beat(note):
     _client().key_value_set(f"simclr/alive/{_index()}", note, allow_overwrite=True)
 
 
-def _forward(address: str, timeout: int) -> str:
-    """A port of this machine behind which process 0 answers; returns its address.
+def _lost_coordinator(address):
+    """Builds the relay's `on_loss`, which ends this process in a line."""
 
-    JAX's client aborts its process, with a stack trace, the moment that its connection breaks. This one does
-    not break: what it leads to may, and then `_watch` or this tells so in a line.
-
-    Raises:
-      UserError: nobody answers within `timeout` seconds.
-    """
-    host, _, port = address.rpartition(":")
-    begun, upstream = time.monotonic(), None
-    while upstream is None:
-        try:
-            upstream = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
-        except OSError as error:
-            if time.monotonic() - begun > timeout:
-                raise UserError(
-                    f"no process 0 at {shown(address)} in {timeout} s (--join_timeout; {reason_of(error)}): "
-                    "start it there with --process_id=0, or correct --coordinator_address"
-                ) from None
-            time.sleep(0.3)
-    upstream.close()
-    listening = socket.create_server(("127.0.0.1", 0))
-
-    def serve():
-        while True:
-            ours, _ = listening.accept()
-            try:
-                theirs = socket.create_connection((host.strip("[]"), int(port)), timeout=30)
-                theirs.settimeout(None)
-            except OSError as error:
-                _coordinator_gone(error)
-                continue
-            threading.Thread(target=pump, args=(ours, theirs), daemon=True).start()
-            threading.Thread(target=pump, args=(theirs, ours, True), daemon=True).start()
-
-    def pump(source, target, from_coordinator=False):
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-            error = None
-        except OSError as raised:
-            error = raised
-        if from_coordinator:
-            _coordinator_gone(error)
-        else:
-            target.close()
-
-    def _coordinator_gone(error):
+    def on_loss(error):
         if not _ended.is_set():
             time.sleep(0.5)  # process 0 may have told why it left
             why = f" ({reason_of(error)})" if error else ""
-            _leave_at_once(f"error: process 0 at {shown(address)} is gone{why}: {_GOES_ON}")
+            _leave_at_once(f"error: process 0 at {escape(address)} is gone{why}: {_GOES_ON}")
 
-    threading.Thread(target=serve, daemon=True).start()
-    return "127.0.0.1:" + str(listening.getsockname()[1])
+    return on_loss
 
 
 def _leave_at_once(line, code=1):

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
-from simclr_jax.console import say, shown
-from simclr_jax.errors import UserError
+from simclr_jax.process import files
+from simclr_jax.process.console import escape, say
+from simclr_jax.process.errors import UserError
 
 say_once = functools.cache(say)  # for what several draws, or a config made and then run, have to say
 
@@ -22,7 +22,7 @@ say_once = functools.cache(say)  # for what several draws, or a config made and 
 def print_table(rows: dict[str, str]) -> None:
     """Prints what is about to run, a line a row."""
     width = max(map(len, rows))
-    say("\n".join(f"  {name:<{width}}  {shown(value)}" for name, value in rows.items()))
+    say("\n".join(f"  {name:<{width}}  {escape(value)}" for name, value in rows.items()))
 
 
 def print_summary(summary: dict, workdir) -> None:
@@ -43,7 +43,7 @@ def print_summary(summary: dict, workdir) -> None:
         for name, value in summary.items()
         if not isinstance(value, dict | list)
     ]
-    say(f"\n  {', '.join(rest)}, written to {shown(workdir)}/summary.json")
+    say(f"\n  {', '.join(rest)}, written to {escape(workdir)}/summary.json")
 
 
 def _print_scores(title, rows):
@@ -296,7 +296,7 @@ def _last_step(path: epath.Path) -> int:
         if path.is_dir() or wrong not in ([], [contents.count(b"\n") + 1]):
             aside = files.set_aside(path)
             lines = f", lines {wrong[0]} to {wrong[-1]} among them" if wrong else ""
-            say(f"note: {shown(path)} is damaged{lines}: now {shown(aside.name)}, {len(good)} lines are kept")
+            say(f"note: {escape(path)} is damaged{lines}: now {escape(aside.name)}, {len(good)} are kept")
         files.write_text(path, b"".join(line + b"\n" for line in good).decode())
     return json.loads(good[-1])["step"] if good else -1
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from simclr_jax import files
-from simclr_jax.console import say, shown
-from simclr_jax.errors import reason_of
+from simclr_jax.process import files
+from simclr_jax.process.console import escape, say
+from simclr_jax.process.errors import reason_of
 
 
 class Profile:
@@ -83,6 +83,6 @@ class Profile:
                 with path.open("rb") as source, files.writing(target) as file:
                     shutil.copyfileobj(source, file)
         say(
-            f"profile: {shown(self._folder)} has the trace: tensorboard --logdir {shown(self._folder)} (with "
-            "pip install xprof), or its perfetto_trace.json.gz on https://ui.perfetto.dev"
+            f"profile: {escape(self._folder)} has the trace: tensorboard --logdir {escape(self._folder)} "
+            "(with pip install xprof), or its perfetto_trace.json.gz on https://ui.perfetto.dev"
         )

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
 
-from simclr_jax import losses, models, shipped, tasks
-from simclr_jax.errors import UserError
+from simclr_jax import losses, models, tasks
+from simclr_jax.config import shipped
 from simclr_jax.models import resnet
+from simclr_jax.process.errors import UserError
 
 
 class _Range(NamedTuple):

@@ -1,7 +1,4 @@
-"""The folder of a run: one run at a time, its config, its summary.
-
-`config.json` tells whose run it is, `summary.json` that it is over, `lock.json` that it is going on.
-"""
+"""One run at a time in a workdir: `lock.json` tells that one is going on."""
 
 import errno
 import json
@@ -16,20 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from flax.traverse_util import unflatten_dict
 
-from simclr_jax import files, shipped
-from simclr_jax.console import say, shown
-from simclr_jax.errors import RunError, UserError, is_of_storage, reason_of
+from simclr_jax.process import files
+from simclr_jax.process.console import escape, say
+from simclr_jax.process.errors import RunError, UserError, is_of_storage, reason_of
 
-SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
 BEAT = 5.0  # seconds between two signs of life in lock.json
 SILENCE = 3 * BEAT  # without one, the run is taken for dead
-
-# What may differ between a run and its continuation: it changes neither the model nor what it sees.
-_FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
-_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")  # as machines need them
-_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled")
 
 
 def prepare(workdir) -> epath.Path:
@@ -51,7 +41,7 @@ def prepare(workdir) -> epath.Path:
             raise
         place = getattr(error, "filename", None) or workdir
         raise UserError(
-            f"workdir {shown(workdir)} cannot be written to ({shown(place)}: {reason_of(error)}): "
+            f"workdir {escape(workdir)} cannot be written to ({escape(place)}: {reason_of(error)}): "
             "choose another --workdir, or mend this one"
         ) from None
     return workdir
@@ -103,7 +93,7 @@ def check() -> None:
 
 def _gone(lock, reason):
     return (
-        f"{shown(lock.parent)}: {reason}, while this run was writing there; what was saved is where the "
+        f"{escape(lock.parent)}: {reason}, while this run was writing there; what was saved is where the "
         "folder is now, and the same command goes on once this is mended"
     )
 
@@ -136,7 +126,7 @@ def _wait_until_free(workdir, path):
     if not _is_alive(owner):
         begun, beat = time.monotonic(), owner
         if not owner.get("dead"):
-            say(f"{shown(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
+            say(f"{escape(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
         while not owner.get("dead") and time.monotonic() - begun < SILENCE:
             time.sleep(BEAT / 5)
             if not files.exists(path):
@@ -150,8 +140,8 @@ def _wait_until_free(workdir, path):
                 gone.unlink()
             return
     raise UserError(
-        f"{shown(workdir)} is in use by process {owner.get('pid', '?')} on {shown(owner.get('host', '?'))} "
-        f"since {shown(owner.get('since', '?'))}: wait for it or stop it, or choose another --workdir"
+        f"{escape(workdir)} is in use by process {owner.get('pid', '?')} on {escape(owner.get('host', '?'))} "
+        f"since {escape(owner.get('since', '?'))}: wait for it or stop it, or choose another --workdir"
     )
 
 
@@ -207,8 +197,8 @@ def _beat(path, mine, stop):
             owner = _owner(path)  # of nobody where the lock was lost: it is written anew
             if owner and owner.get("id") != mine["id"]:
                 _failed.append(
-                    f"{shown(path.parent)} was taken by process {owner.get('pid')} on "
-                    f"{shown(owner.get('host'))} while this one was held up: it goes on there"
+                    f"{escape(path.parent)} was taken by process {owner.get('pid')} on "
+                    f"{escape(owner.get('host'))} while this one was held up: it goes on there"
                 )
                 return
             files.write_json(path, mine | {"beats": beats})
@@ -220,107 +210,3 @@ def _beat(path, mine, stop):
                 continue
             _failed.append(_gone(path, reason_of(cause)))
             return
-
-
-def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Raises a UserError if `workdir` holds a run with another config than this resolved one.
-
-    Args:
-      workdir: of the run.
-      config: resolved.
-      defaults: values of keys that a run of an earlier version may lack.
-    """
-    path = epath.Path(workdir) / "config.json"
-    if not files.exists(path):
-        return
-    ours = flatten(json.loads(json.dumps(config)))  # as it would be saved: lists where it has tuples
-    saved = flatten(json.loads(json.dumps(defaults or {}))) | flatten(read_config(workdir))
-    differing = [
-        f"{key} is {saved.get(key)!r} there and {ours[key]!r} here"
-        for key in sorted(ours)
-        if saved.get(key) != ours[key] and key not in _FREE_KEYS
-    ]
-    if differing:
-        raise UserError(
-            f"{shown(workdir)} holds a run with another config ({shown('; '.join(differing))}): "
-            "choose another --workdir, or the settings of that run to continue it"
-        )
-
-
-def read_config(workdir) -> dict[str, Any]:
-    """The config of the run in `workdir`, as saved.
-
-    Raises:
-      UserError: there is none, it is damaged, or of a later version.
-    """
-    path = epath.Path(workdir) / "config.json"
-    try:
-        config = files.read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{shown(workdir)} holds no config.json: give the workdir of a run") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{shown(path)} is damaged ({reason_of(error)}): the checkpoints beside it hold the config too; "
-            "move config.json away, and start with the settings of that run"
-        ) from None
-    check_schema(path, config)
-    config.pop("schema_version", None)
-    return config
-
-
-def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A saved config, with the defaults of keys that its version had not yet.
-
-    The config of an official checkpoint has no dataset and tells of the network alone: nothing is added to
-    how it was trained.
-    """
-    base, config = shipped.base(), dict(config)
-    if config.get("task", "") in ("", "pretrain"):
-        defaults = base.pretrain()
-    else:
-        defaults = getattr(base, config["task"])(base.pretrain())
-    defaults = defaults.to_dict() if "dataset" in config else {"model": defaults.model.to_dict()}
-    flat = flatten(defaults) | flatten(config)
-    return unflatten_dict({tuple(key.split(".")): value for key, value in flat.items()})
-
-
-def check_schema(path, saved: dict[str, Any]) -> None:
-    """Raises a UserError where a later version of this program has written `saved`."""
-    version = saved.get("schema_version", 0)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise UserError(
-            f"{shown(path)} is of schema version {shown(version)}, and this program knows up to "
-            f"{SCHEMA_VERSION}: update it"
-        )
-
-
-def save_config(workdir, config: dict[str, Any]) -> None:
-    """Writes the resolved config beside the checkpoints, in one piece."""
-    workdir = epath.Path(workdir)
-    with files.storage(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / "config.json", {"schema_version": SCHEMA_VERSION, **config}, indent=2)
-
-
-def read_summary(workdir) -> dict[str, Any] | None:
-    """The summary of a run that is over; None of one that is not. A damaged one is set aside."""
-    path = epath.Path(workdir) / "summary.json"
-    if not files.exists(path):
-        return None
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError) as error:
-        aside = files.set_aside(path)
-        print(
-            f"note: {shown(path)} is damaged ({reason_of(error)}): now {aside.name}, measuring again",
-            flush=True,
-        )
-        return None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-_HERE = Path(__file__).parent
-FOLDER = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+_PACKAGE = Path(__file__).parent.parent
+FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 def files() -> dict[str, Path]:

@@ -1,0 +1,90 @@
+"""How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
+
+input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
+       official chain, albumentations and lightly beside it, in turns
+step   views/s and memory of the train step on this machine's devices, for a config, without an input
+       pipeline, and with --peer=torch those of the same step in PyTorch, on one device
+loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
+
+step and loss need no TensorFlow.
+"""
+
+import sys
+
+import numpy as np
+from absl import flags
+
+from simclr_jax import benchmark
+from simclr_jax.benchmark import torch_step
+from simclr_jax.config import command_line
+from simclr_jax.plan import cost
+from simclr_jax.process.errors import UserError
+
+_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
+
+
+def _input(_) -> None:
+    from simclr_jax.data import CORES
+
+    rates = benchmark.input_rates(_config())
+    ours = np.array(rates["ours"])
+    rate = np.median(ours)
+    print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
+    print(
+        "\n| images/s a core | median | quartiles | ours to it, median | quartiles |\n" + "| --- " * 5 + "|"
+    )
+    for name, found in rates.items():
+        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+        lower, ratio, higher = np.quantile(ours / found, [0.25, 0.5, 0.75])
+        cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
+        print(f"| {' | '.join([*cells, f'{ratio:.2f}', f'{lower:.2f} to {higher:.2f}'])} |")
+
+
+def _step(_) -> None:
+    config = _config()
+    if not _PEER.value:
+        print(_line(benchmark.step_rate(config)))
+        return
+    torch_step.check_torch(config)
+    ours = benchmark.apart(benchmark.step_rate, config)
+    print(_line(ours), flush=True)
+    classes = cost.Examples.of(config.dataset).num_classes
+    theirs = benchmark.apart(torch_step.torch_step_rate, config, classes)
+    print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
+
+
+def _line(report):
+    line = f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {report['devices']}"
+    if "memory" in report:
+        line += f", {report['memory'] / cost.GIB:.2f} GiB a device"
+    if "flops" in report:
+        line += f", {report['flops']:.1%} of peak FLOPs, {report['bandwidth']:.1%} of peak bandwidth"
+    return line
+
+
+def _config():
+    config = command_line.read_config()
+    if config.task != "pretrain":
+        raise UserError(
+            f"benchmarks are of pretraining, not of {config.task}: give the config without a task"
+        )
+    return config
+
+
+def _loss() -> None:
+    for line in benchmark.loss_table(benchmark.PAIRS):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if verb == "loss" and not sys.argv[1:]:
+        _loss()
+    elif verb == "loss":
+        print(f"error: '{sys.argv[1]}' is unknown: loss takes nothing more", file=sys.stderr)
+        sys.exit(2)
+    elif verb in ("input", "step"):
+        command_line.run({"input": _input, "step": _step}[verb])
+    else:
+        print(f"error: '{verb}' is unknown: give input, step or loss", file=sys.stderr)
+        sys.exit(2)

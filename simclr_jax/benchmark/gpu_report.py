@@ -1,0 +1,148 @@
+"""What can be measured of this machine's accelerator, in one file: `bash launch/gpu_report.sh`
+
+    python -m simclr_jax.gpu_report --config=configs/imagenet.py --output=docs/gpu.md [--images=256,512,1024]
+
+Steps of so many images, and of a large batch in microbatches: PyTorch's where it is installed, ours, ours
+with views distorted on the device, and what the planner expects. Then NT-Xent from 2,048 pairs on, and the
+input pipeline where TensorFlow is installed. Each line is written as soon as it is known.
+"""
+
+import datetime
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from simclr_jax import benchmark
+from simclr_jax.benchmark import torch_step
+from simclr_jax.config import command_line
+from simclr_jax.plan import cost
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, reason_of
+
+_OUTPUT = flags.DEFINE_string("output", "docs/gpu.md", "The file to write.")
+_IMAGES = flags.DEFINE_list("images", ["256", "512", "1024"], "Images of the steps to measure.")
+_LARGE = flags.DEFINE_list("large", ["8192", "64"], "Images and microbatches of a large batch; '' for none.")
+_PAIRS = flags.DEFINE_integer(
+    "pairs", 131072, "Pairs of the largest NT-Xent.", lower_bound=min(benchmark.PAIRS)
+)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "tensorflow")
+_HEAD = ("images", "", "views/s", "to PyTorch", "GiB", "peak FLOPs", "peak bandwidth", "planned views/s")
+
+
+def lines(
+    config, *, images: list[int], large: tuple[int, int] | None, pairs: int, steps: int = 10
+) -> Iterator[str]:
+    """Yields the lines of a Markdown file.
+
+    Args:
+      config: of pretraining.
+      images: of steps in one piece; what does not fit is said.
+      large: images and microbatches of one more.
+      pairs: of the largest NT-Xent.
+      steps: timed, of each.
+    """
+    yield f"# {benchmark.apart(_kind)}\n"
+    versions = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
+    yield f"{', '.join(versions)}; {datetime.date.today()}.\n"
+    yield f"The step of pretraining, ResNet-{config.model.depth} at {config.image_size} pixels, on random"
+    yield "images that lie on the device: plain PyTorch's, ours, and ours with `augment.on_device=True`."
+    yield f"Each has a process of its own; medians of {steps} steps.\n"
+    yield from _row(_HEAD, head=True)
+    for rows, parts in [*((rows, 1) for rows in images), *([large] if large else [])]:
+        form = ConfigDict(config)
+        form.update(batch_size=rows, microbatches=parts)
+        yield from _steps(form, steps)
+    yield "\nNT-Xent and its gradient on one device, projections of 128 dimensions:\n"
+    yield from benchmark.apart(_loss_lines, pairs)
+    if importlib.util.find_spec("tensorflow"):
+        rate = benchmark.apart(benchmark.input_rate, config)
+        yield f"\nThe input pipeline makes {rate:,.0f} images/s a core, two views of each."
+
+
+def _steps(config, steps):
+    """A row for each form of the step."""
+    ours, distorting = (config.copy_and_resolve_references() for _ in range(2))
+    ours.augment.on_device, distorting.augment.on_device = False, True
+    classes = cost.Examples.of(config.dataset).num_classes
+    measures = {
+        "PyTorch": (torch_step.torch_step_rate, config, classes, steps),
+        "ours": (benchmark.step_rate, ours, steps),
+        "on_device": (benchmark.step_rate, distorting, steps),
+    }
+    parts = f" in {config.microbatches}" if config.microbatches > 1 else ""
+    rates = {}
+    for name, (function, *arguments) in measures.items():
+        cells = [f"{config.batch_size:,}{parts}", name]
+        try:
+            if name == "PyTorch":
+                torch_step.check_torch(config)
+            found = benchmark.apart(function, *arguments)
+        except Exception as error:  # PyTorch's own is a RuntimeError
+            yield from _row([*cells, reason_of(error, 60)])
+            continue
+        rates[name] = found["views"]
+        cells.append(f"{found['views']:,.0f}")
+        cells.append(f"{found['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
+        cells.append(f"{found['memory'] / cost.GIB:.1f}" if "memory" in found else "")
+        cells += [f"{found[share]:.1%}" if share in found else "" for share in ("flops", "bandwidth")]
+        cells.append(f"{2 * config.batch_size / found['expected']:,.0f}" if "expected" in found else "")
+        yield from _row(cells)
+
+
+def _row(cells, head=False):
+    yield f"| {' | '.join([*cells, *[''] * (len(_HEAD) - len(cells))])} |"
+    if head:
+        yield "| --- " * len(_HEAD) + "|"
+
+
+def _kind():
+    return jax.devices()[0].device_kind
+
+
+def _loss_lines(pairs):
+    return list(benchmark.loss_table([size for size in benchmark.PAIRS if size <= pairs]))
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(name, words):
+    """The whole numbers of a flag's list; an empty word is none."""
+    if wrong := [word for word in words if word and not (word.isdecimal() and int(word))]:
+        raise UserError(f"--{name}={','.join(words)}: '{wrong[0]}' is no whole number from 1 on")
+    return [int(word) for word in words if word]
+
+
+def _report(_) -> None:
+    config = command_line.read_config()
+    if config.task != "pretrain":
+        raise UserError(f"the report is of pretraining, not of {config.task}: give the config without a task")
+    images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
+    if len(large) not in (0, 2):
+        raise UserError(
+            f"--large={','.join(_LARGE.value)}: expected images and microbatches, as in --large=8192,64"
+        )
+    output = Path(_OUTPUT.value)
+    if output.exists():
+        raise UserError(f"--output={escape(output)} exists already: choose another file, or remove it")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as file:
+        for line in lines(config, images=images, large=tuple(large) or None, pairs=_PAIRS.value):
+            for to in (None, file):
+                print(line, file=to, flush=True)
+    print(f"written to {escape(output)}")
+
+
+def main() -> None:
+    """The entry point of `python -m simclr_jax.gpu_report`."""
+    command_line.run(_report)

@@ -1,1 +1,0 @@
-"""Other programs, measured beside ours: PyTorch's step, the views of others."""

@@ -1,0 +1,108 @@
+"""The folder of a run: one run at a time, its config, its summary.
+
+`config.json` tells whose run it is, `summary.json` that it is over, `lock.json` that it is going on.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from simclr_jax.process import files
+from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError, reason_of
+
+SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
+
+# What may differ between a run and its continuation: it changes neither the model nor what it sees.
+_FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
+_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")  # as machines need them
+_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled")
+
+
+def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+    """Raises a UserError if `workdir` holds a run with another config than this resolved one.
+
+    Args:
+      workdir: of the run.
+      config: resolved.
+      defaults: values of keys that a run of an earlier version may lack.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not files.exists(path):
+        return
+    ours = flatten(json.loads(json.dumps(config)))  # as it would be saved: lists where it has tuples
+    saved = flatten(json.loads(json.dumps(defaults or {}))) | flatten(read_config(workdir))
+    differing = [
+        f"{key} is {saved.get(key)!r} there and {ours[key]!r} here"
+        for key in sorted(ours)
+        if saved.get(key) != ours[key] and key not in _FREE_KEYS
+    ]
+    if differing:
+        raise UserError(
+            f"{escape(workdir)} holds a run with another config ({escape('; '.join(differing))}): "
+            "choose another --workdir, or the settings of that run to continue it"
+        )
+
+
+def read_config(workdir) -> dict[str, Any]:
+    """The config of the run in `workdir`, as saved.
+
+    Raises:
+      UserError: there is none, it is damaged, or of a later version.
+    """
+    path = epath.Path(workdir) / "config.json"
+    try:
+        config = files.read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{escape(workdir)} holds no config.json: give the workdir of a run") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{escape(path)} is damaged ({reason_of(error)}): the checkpoints beside it hold the config too; "
+            "move config.json away, and start with the settings of that run"
+        ) from None
+    check_schema(path, config)
+    config.pop("schema_version", None)
+    return config
+
+
+def check_schema(path, saved: dict[str, Any]) -> None:
+    """Raises a UserError where a later version of this program has written `saved`."""
+    version = saved.get("schema_version", 0)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UserError(
+            f"{escape(path)} is of schema version {escape(version)}, and this program knows up to "
+            f"{SCHEMA_VERSION}: update it"
+        )
+
+
+def save_config(workdir, config: dict[str, Any]) -> None:
+    """Writes the resolved config beside the checkpoints, in one piece."""
+    workdir = epath.Path(workdir)
+    with files.storage(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(workdir / "config.json", {"schema_version": SCHEMA_VERSION, **config}, indent=2)
+
+
+def read_summary(workdir) -> dict[str, Any] | None:
+    """The summary of a run that is over; None of one that is not. A damaged one is set aside."""
+    path = epath.Path(workdir) / "summary.json"
+    if not files.exists(path):
+        return None
+    try:
+        return files.read_json(path)
+    except (OSError, ValueError) as error:
+        aside = files.set_aside(path)
+        print(
+            f"note: {escape(path)} is damaged ({reason_of(error)}): now {aside.name}, measuring again",
+            flush=True,
+        )
+        return None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
