@@ -31,8 +31,8 @@ def get_config(name: str, overrides: dict | None = None):
     return api.get_config(name, overrides or {})
 
 
-def run(config, workdir, on_report=None, *, train=None, held_out=None) -> dict | None:
-    """Runs a task, any one, or goes on with it where an earlier call or command was stopped.
+def run(config, workdir, on_report=None, *, train=None, held_out=None, view=None) -> dict | None:
+    """Runs any task, or goes on with it where an earlier call or command was stopped.
 
     Ctrl-C, or the stop button of a notebook, loses nothing: the run saves, and the same call goes on.
 
@@ -43,6 +43,9 @@ def run(config, workdir, on_report=None, *, train=None, held_out=None) -> dict |
       train: instead of the config's dataset, images uint8 [n, h, w, c], c 3 or 1, or (images, labels) with
         int labels [n], -1 where there is none.
       held_out: likewise, with labels, to judge features on.
+      view: makes the views of pretraining in the place of `config.augment`: (image uint8 [h, w, 3], seed
+        int32 [2]) -> [image_size, image_size, 3], uint8 or float32 in [0, 1], in TensorFlow, by stateless
+        operations. The summary names it, and a run goes on with the same one only.
 
     Returns:
       The summary, as in WORKDIR/summary.json; None of a run that was stopped.
@@ -52,7 +55,7 @@ def run(config, workdir, on_report=None, *, train=None, held_out=None) -> dict |
     """
     from simclr_jax import api
 
-    return api.run(config, workdir, on_report, train, held_out)
+    return api.run(config, workdir, on_report, train, held_out, view)
 
 
 def load(path):

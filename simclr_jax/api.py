@@ -1,4 +1,4 @@
-"""What stands behind `simclr_jax.get_config` and `simclr_jax.run`."""
+"""The implementation of `simclr_jax.get_config` and `simclr_jax.run`, imported when they are called."""
 
 import os
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) -> dict | None:
+def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, view=None) -> dict | None:
     """See `simclr_jax.run`."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"run() got a config of type {type(config).__name__}: expected that of get_config()")
@@ -45,14 +45,16 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
         from simclr_jax.data.sources import arrays
 
         with arrays.given(train, held_out) as digest:
-            config.dataset = _of_arrays(config.task, digest, config.dataset.num_examples)
-            return run(config, workdir, on_report)
+            config.dataset = _arrays_section(config.task, digest, config.dataset.num_examples)
+            return run(config, workdir, on_report, view=view)
     if held_out is not None:
         raise UserError("run() got held_out without train: give both, or neither")
+    if view is not None:
+        _check_view(view, config)
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
         report.say_once(f"note: {note}")
-    listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
+    listening = report.listening(_mark_errors(on_report)) if on_report else nullcontext()
     try:
         with errors.storage_errors_as_run_errors(), stopping.handled(ends=False), listening:
             pretrained.inherit_settings(
@@ -60,8 +62,9 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
             )
             reference = validation.reference_of(config.task)  # None of a task of one's own
             defaults = reference.to_dict() if reference else None
-            return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)
-    except _OfCallback as error:
+            options = {} if view is None else {"view": view}
+            return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
+    except _CallbackError as error:
         raise error.raised from None
     except stopping.Stopped:
         return None
@@ -71,25 +74,37 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
         return None
 
 
-def _of_arrays(task, digest, num_examples):
-    """`config.dataset` of examples in memory, which it tells from others."""
+def _check_view(view, config):
+    if not callable(view):
+        raise UserError(f"run() got view={view!r}: expected a function of an image and a seed")
+    if config.task != "pretrain":
+        raise UserError(f"run() got a view for the task {config.task}: only pretrain makes such views")
+    if config.augment.on_device:
+        raise UserError(
+            "run() got a view with augment.on_device=True, which makes the recipe's views on the devices: "
+            "set augment.on_device to False"
+        )
+
+
+def _arrays_section(task, digest, num_examples):
+    """Returns `config.dataset` of examples in memory; the digest tells them from others."""
     section = validation.reference_of(task).dataset
     section.update(name="arrays", path=digest, num_examples=num_examples)
     return section
 
 
-class _OfCallback(Exception):
-    """Holds what `on_report` raised, which is none of ours."""
+class _CallbackError(Exception):
+    """Holds an exception that `on_report` raised, to tell it from those of the run."""
 
     def __init__(self, raised: Exception):
         self.raised = raised
 
 
-def _told_apart(on_report):
+def _mark_errors(on_report):
     def call(_, step, metrics):
         try:
             on_report(step, metrics)
         except Exception as error:
-            raise _OfCallback(error) from error
+            raise _CallbackError(error) from error
 
     return call

@@ -6,6 +6,7 @@ to get those of the global batch: the devices hold equally many rows.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax
 _HIGHEST = jax.lax.Precision.HIGHEST  # TPUs multiply float32 in one bfloat16 pass otherwise.
 _TILES_BEYOND = 2**24  # similarities between two sets of views that are held at once: 64 MiB
 TILE = 1024  # rows and columns of those that are held otherwise: 4 MiB
-_LOWEST = -1e30  # no similarity: exp of it is 0, and of a difference of two of them 1
+_MASKED = -1e30  # similarity of a masked key: its exponential is 0
 
 
 def nt_xent(
@@ -60,14 +61,14 @@ def nt_xent(
         tile = TILE if rows * all1.shape[0] > _TILES_BEYOND else 0
     if tile:
         return _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile)
-    itself = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)
+    mask = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)  # a view is no negative of itself
 
     def similarities(a, b):
         return jnp.matmul(a, b.T, precision=_HIGHEST) / temperature
 
     across_12, across_21 = similarities(view1, all2), similarities(view2, all1)
-    within_1 = jnp.where(itself, -jnp.inf, similarities(view1, all1))
-    within_2 = jnp.where(itself, -jnp.inf, similarities(view2, all2))
+    within_1 = jnp.where(mask, -jnp.inf, similarities(view1, all1))
+    within_2 = jnp.where(mask, -jnp.inf, similarities(view2, all2))
     loss = softmax_cross_entropy(jnp.concatenate([across_12, within_1], axis=1), positives)
     loss += softmax_cross_entropy(jnp.concatenate([across_21, within_2], axis=1), positives)
 
@@ -78,9 +79,25 @@ def nt_xent(
     }
 
 
-# What `config.loss` may be: (view1 [b, d], view2 [b, d], *, temperature, axis_name) -> (loss, metrics), of
-# the projections of one device. Yours goes in before a config names it.
-LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, jax.Array]]]] = {"nt_xent": nt_xent}
+class StatefulLoss(NamedTuple):
+    """A loss with a state that lasts from step to step, such as a queue of earlier projections.
+
+    Attributes:
+      init: projection_dim -> the state before the first step, a tree of arrays.
+      loss: (view1, view2, state, *, temperature, axis_name) -> (loss, metrics), with the state after the step
+        as `kept` among the metrics. It has to be the same on every device, as gathered projections are.
+    """
+
+    init: Callable[[int], Any]
+    loss: Callable[..., tuple[jax.Array, dict[str, Any]]]
+
+    def __call__(self, *arguments, **options):
+        return self.loss(*arguments, **options)
+
+
+# The values of `config.loss`: functions of one device's projections, (view1 [b, d], view2 [b, d], *,
+# temperature, axis_name) -> (loss, metrics), or a `StatefulLoss`. Add one before a config names it.
+LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, Any]]]] = {"nt_xent": nt_xent}
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -117,17 +134,17 @@ def _l2_normalize(x: jax.Array) -> jax.Array:
 
 
 def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
-    """`nt_xent` of normalised projections, from sums over the similarities that no one ever holds.
+    """Computes `nt_xent` of normalised projections without holding the whole matrix of similarities.
 
-    The entropy leaves out the 1e-8 that the official code adds to each of n probabilities: n * 1e-8 nats
-    at most.
+    The entropy leaves out the 1e-8 that the official code adds to each of n probabilities, which changes it
+    by at most n * 1e-8 nats.
     """
-    nobody = jnp.full_like(positives, -1)
+    none = jnp.full_like(positives, -1)
 
     def direction(own, partners, own_all, partners_all):
         own = own / temperature
         positive = (own * partners_all[positives]).sum(axis=1)
-        across, mean, most_similar = _log_sum_exp(own, partners_all, nobody, tile)
+        across, mean, most_similar = _log_sum_exp(own, partners_all, none, tile)
         within, _, _ = _log_sum_exp(own, own_all, positives, tile)
         loss = (jnp.logaddexp(across, within) - positive).mean()
         return loss, {
@@ -142,11 +159,12 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_sum_exp(queries, keys, excluded, tile):
-    """Log-sum-exp over the similarities of queries [b, d] with keys [n, d], without key `excluded` [b].
+    """Returns the log-sum-exp of the similarities of queries [b, d] with keys [n, d], without key `excluded`
+    [b].
 
-    A running maximum and sum over tiles, which the backward pass computes again (as FlashAttention does,
-    arXiv 2205.14135): memory is that of queries and keys. Returns also the mean similarity under the
-    softmax, and the most similar key, the first of equals; both are without gradient.
+    It keeps a running maximum and sum over tiles, which the backward pass computes again, as FlashAttention
+    does (arXiv 2205.14135). So memory grows with queries and keys, not with their product. Returns also the
+    mean similarity under the softmax, and the index of the most similar key; both have no gradient.
     """
     return _log_sum_exp_forward(queries, keys, excluded, tile)[0]
 
@@ -154,7 +172,7 @@ def _log_sum_exp(queries, keys, excluded, tile):
 def _log_sum_exp_forward(queries, keys, excluded, tile):
     key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
 
-    def of_queries(query_tile):
+    def forward_tile(query_tile):
         query, excluded = query_tile
 
         def add(carry, key_tile):
@@ -166,23 +184,24 @@ def _log_sum_exp_forward(queries, keys, excluded, tile):
             weighted = weighted * rescale + (weight * similarity).sum(axis=1)
             return (highest, total * rescale + weight.sum(axis=1), weighted, best), None
 
-        # Of the same types as what `add` makes of them, which 64-bit mode would not choose by itself.
-        zeros, nobody = jnp.zeros(tile, query.dtype), jnp.full(tile, -1, key_tiles[1].dtype)
+        # The dtypes are explicit because in 64-bit mode jax would choose others than those that `add`
+        # returns.
+        zeros, none = jnp.zeros(tile, query.dtype), jnp.full(tile, -1, key_tiles[1].dtype)
         (maximum, total, weighted, best), _ = jax.lax.scan(
-            add, (zeros + _LOWEST, zeros, zeros, nobody), key_tiles
+            add, (zeros + _MASKED, zeros, zeros, none), key_tiles
         )
         return maximum + jnp.log(total), weighted / total, best
 
-    found = jax.lax.map(of_queries, _in_tiles(tile, queries, excluded))
-    found = tuple(rows.reshape(-1)[: len(queries)] for rows in found)
-    return found, (queries, keys, excluded, found[0])
+    tiles = jax.lax.map(forward_tile, _in_tiles(tile, queries, excluded))
+    log_sum, mean, best = (rows.reshape(-1)[: len(queries)] for rows in tiles)
+    return (log_sum, mean, best), (queries, keys, excluded, log_sum)
 
 
 def _log_sum_exp_backward(tile, saved, cotangents):
     queries, keys, excluded, log_sum = saved
     key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
 
-    def of_queries(key_gradient, query_tile):
+    def backward_tile(key_gradient, query_tile):
         query, excluded, log_sum, cotangent = query_tile
 
         def add(query_gradient, key_tile):
@@ -191,11 +210,11 @@ def _log_sum_exp_backward(tile, saved, cotangents):
             query_gradient += jnp.matmul(slope, key_tile[0], precision=_HIGHEST)
             return query_gradient, jnp.matmul(slope.T, query, precision=_HIGHEST)
 
-        query_gradient, of_keys = jax.lax.scan(add, jnp.zeros_like(query), key_tiles)
-        return key_gradient + of_keys, query_gradient
+        query_gradient, tile_gradient = jax.lax.scan(add, jnp.zeros_like(query), key_tiles)
+        return key_gradient + tile_gradient, query_gradient
 
     query_tiles = _in_tiles(tile, queries, excluded, log_sum, cotangents[0])
-    key_gradient, query_gradient = jax.lax.scan(of_queries, jnp.zeros_like(key_tiles[0]), query_tiles)
+    key_gradient, query_gradient = jax.lax.scan(backward_tile, jnp.zeros_like(key_tiles[0]), query_tiles)
     width = queries.shape[1]
     return (
         query_gradient.reshape(-1, width)[: len(queries)],
@@ -209,11 +228,11 @@ _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 def _tile_similarity(query, excluded, key, index, num_keys):
     similarity = jnp.matmul(query, key.T, precision=_HIGHEST)
-    return jnp.where((index >= num_keys) | (index == excluded[:, None]), _LOWEST, similarity)
+    return jnp.where((index >= num_keys) | (index == excluded[:, None]), _MASKED, similarity)
 
 
 def _in_tiles(tile, *arrays):
-    """Arrays of n rows -> [tiles, tile, ...]; what fills the last tile is zero, or an index of n."""
+    """Reshapes arrays of n rows to [tiles, tile, ...]; pads the last tile with zeros, or indices with n."""
     missing = -len(arrays[0]) % tile
 
     def split(rows):

@@ -301,11 +301,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         start = int(state["step"])
         if start:
             report.say(f"resuming after step {start} of {task.num_steps}")
-            if checkpoint.load_meta(workdir).get("order") != task.meta.get("order"):
-                report.say(
-                    "note: this run began when streams were shuffled otherwise: of the epoch that it goes on "
-                    "in, some images come twice and others not"
-                )
+            _check_order_and_views(checkpoint.load_meta(workdir), task.meta, workdir)
         train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
         with (
             closing(prefetch_to_devices(task.batches(start))) as batches,
@@ -348,6 +344,20 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         report.say(f"stopped by {stop.name}, saved after step {step}: the same command goes on")
         raise stopping.Stopped(stopping.exit_code(stop))
     return state
+
+
+def _check_order_and_views(saved, meta, workdir):
+    """Notes an order of examples, and refuses views, that differ from those of the run that is resumed."""
+    if saved.get("order") != meta.get("order"):
+        report.say(
+            "note: this run began when streams were shuffled otherwise: of the epoch that it goes on in, "
+            "some images come twice and others not"
+        )
+    if saved.get("view") != meta.get("view"):
+        raise UserError(
+            f"{workdir} holds a run with view={saved.get('view')}, but here it is {meta.get('view')}: "
+            "pass the function of that run, or choose another workdir"
+        )
 
 
 def prefetch_to_devices(

@@ -18,6 +18,7 @@ import scipy.stats
 import tensorflow as tf
 
 from simclr_jax.data import augment
+from simclr_jax.views import recipe
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 OPERATIONS, COLORS, STATISTICS = (
@@ -121,12 +122,13 @@ def test_jitter_in_every_order_equals_official():
     image = tf.transpose(COLORS["tf2/brightness_v2/img12_f1.0"], [2, 0, 1])
     brightness, contrast, saturation, hue = COLORS["jitter_order/factors_b_c_s_h"]
     factors = [(f - 1 + 0.8) / 1.6 for f in (brightness, contrast, saturation)] + [(hue + 0.2) / 0.4]
-    jitter = tf.function(augment._jitter, jit_compile=True)
-    orders = [tuple(order) for order in augment._ORDERS]
+    jitter = tf.function(lambda image, draw: augment._jitter(image, draw, recipe.DEFAULT), jit_compile=True)
+    orders = [tuple(order) for order in recipe.ORDERS]
     assert len(set(orders)) == 24
     for order, expected in zip(COLORS["jitter_order/perms"], COLORS["tf2/jitter_order/img12"]):
-        draws = tf.constant([(orders.index(tuple(order)) + 0.5) / 24, *factors], tf.float32)
-        np.testing.assert_allclose(tf.transpose(jitter(image, draws, 1.0), [1, 2, 0]), expected, atol=ATOL)
+        draws = ((orders.index(tuple(order)) + 0.5) / 24, *factors)
+        draw = dict(zip(("order", *recipe.OPERATIONS), tf.unstack(tf.constant(draws, tf.float32))))
+        np.testing.assert_allclose(tf.transpose(jitter(image, draw), [1, 2, 0]), expected, atol=ATOL)
 
 
 def test_public_color_jitter_ranges():
@@ -457,5 +459,5 @@ def test_a_crop_is_resized_to_the_same_bits_as_bytes_and_as_floats(monkeypatch):
     """Of small crops the floats are faster, of large ones the bytes."""
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     as_floats = augment.random_resized_crop(image, [1, 2], 32)
-    monkeypatch.setattr(augment, "_CACHED", 0)
+    monkeypatch.setattr(augment, "_CACHED_PIXELS", 0)
     np.testing.assert_array_equal(augment.random_resized_crop(image, [1, 2], 32), as_floats)

@@ -11,8 +11,7 @@ import pytest
 from conftest import log_of, run_task, tiny_config
 
 from simclr_jax.data import datasets
-from simclr_jax.tasks import pretrain
-from simclr_jax.views import distort
+from simclr_jax.views import batches, distort, recipe
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 OPERATIONS, COLORS = (dict(np.load(GOLDENS / f"{name}.npz")) for name in ("augment", "augment_color"))
@@ -28,15 +27,16 @@ def test_jitter_in_every_order_equals_official():
     """All orders in one batch, on an image that the factors clip."""
     brightness, contrast, saturation, hue = COLORS["jitter_order/factors_b_c_s_h"]
     factors = [(f - 1 + 0.8) / 1.6 for f in (brightness, contrast, saturation)] + [(hue + 0.2) / 0.4]
-    orders = [tuple(order) for order in distort._ORDERS]
+    orders = [tuple(order) for order in recipe.ORDERS]
     draws = [
         [(orders.index(tuple(order)) + 0.5) / 24, *factors] for order in COLORS["jitter_order/perms"].tolist()
     ]
+    draw = dict(zip(("order", *recipe.OPERATIONS), np.array(draws, np.float32).T))
     images = planes_of(np.repeat(COLORS["tf2/brightness_v2/img12_f1.0"][None], len(draws), 0))
-    chosen = np.ones(len(draws), bool)
-    jittered = jax.jit(distort._jitter)(images, chosen, np.array(draws, np.float32), 1.0)
+    jitter = jax.jit(lambda images, draw: distort._jitter(images, draw, recipe.DEFAULT))
+    jittered = jitter(images, draw | {"jitter": np.full(len(draws), 0.79)})
     np.testing.assert_allclose(np.stack(jittered, -1), COLORS["tf2/jitter_order/img12"], atol=ATOL)
-    untouched = distort._jitter(images, ~chosen, np.array(draws, np.float32), 1.0)
+    untouched = jitter(images, draw | {"jitter": np.full(len(draws), 0.81)})
     np.testing.assert_array_equal(np.stack(untouched, -1), np.stack(images, -1))
 
 
@@ -73,16 +73,16 @@ def test_pixels_are_those_of_the_host(source, dtype, share, strength, blur, size
     """Within one of 256 levels, by the same draws, in the same order; float16 rounds a few per cent over."""
     settings = {"color_jitter_strength": strength, "blur": blur, "flip": flip, "crop_dtype": dtype}
     settings = {f"augment.{name}": value for name, value in settings.items()} | {"image_size": size}
-    host = next(pretrain.batches(tiny_config("pretrain", **settings), source, 3))
+    host = next(batches.train_batches(tiny_config("pretrain", **settings), source, None, 3))
     config = tiny_config("pretrain", **settings, **{"augment.on_device": True})
-    crops = next(pretrain.batches(config, source, 3))
-    expected = {name: (of.shape, of.dtype) for name, of in pretrain.batch_shapes(config, 64).items()}
+    crops = next(batches.train_batches(config, source, None, 3))
+    expected = {name: (of.shape, of.dtype) for name, of in batches.batch_shapes(config, 64).items()}
     assert {name: (of.shape, of.dtype) for name, of in crops.items() if name != "index"} == expected
     for name in ("label", "index"):
         np.testing.assert_array_equal(crops[name], host[name])
-    options = {"color_jitter_strength": strength, "blur": blur}
+    followed = recipe.make_recipe(config.augment)
     for view in "12":
-        found = distort.distort(crops[f"view{view}"], crops[f"draws{view}"], **options)
+        found = distort.distort(crops[f"view{view}"], crops[f"draws{view}"], followed)
         assert found.dtype == np.uint8
         apart = np.abs(np.asarray(found, int) - host[f"view{view}"])
         assert apart.max() <= 1 and (apart > 0).mean() < share

@@ -5,13 +5,10 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import run_task
 
 from configs import digits
 from simclr_jax import losses, train
-from simclr_jax.data import datasets
 from simclr_jax.models import make_model
-from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
@@ -90,57 +87,3 @@ def test_config_that_names_no_labels_trains_without_a_probe():
     loss = pretrain.make_loss(model, config)
     value, (_, results) = loss(variables["params"], variables["batch_stats"], views_batch())
     assert results["loss"] == value and "probe_accuracy" not in results
-
-
-@pytest.mark.journey
-def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrained_run, tmp_path, capsys):
-    """And the console says what is measured, and of what there is too little."""
-    settings = {"num_steps": 1, "evaluate.compare": True, "evaluate.max_examples": 24, "seed": 3}
-    summaries = [
-        run_task("pretrain", tmp_path / "scratch", **settings),
-        run_task("pretrain", tmp_path / "started", pretrained=str(pretrained_run), **settings),
-    ]
-    scratch, started = summaries
-    for of in ("features", "projection"):
-        assert started["health"][f"untrained_{of}"] == scratch["health"][f"untrained_{of}"]
-        assert started["health"][of] != scratch["health"][of]
-    assert started["untrained"] == scratch["untrained"] and started["raw_pixels"] == scratch["raw_pixels"]
-    for summary in summaries:
-        spread = summary["few_label_deviation"]
-        assert spread.keys() == {"trained", "untrained", "raw_pixels"} and 0 < min(spread.values()) < 0.5
-        assert spread["raw_pixels"] == scratch["few_label_deviation"]["raw_pixels"]
-        assert "few_labels" not in summary["trained"] and 0 < summary["trained"]["few_label_accuracy"] < 1
-    printed = capsys.readouterr().out
-    assert printed.count("measuring: trained, untrained, raw pixels\n") == 2
-    assert "note: health is that of 24 images, fewer than the features' 32 dimensions" in printed
-    assert "classes have fewer training images than labels_per_class=5" in printed
-
-
-def source_of(labels):
-    labels = np.array(labels, np.int32)
-    return datasets.Source("mine", len(labels), 2, None, np.arange(len(labels)), labels)
-
-
-def test_only_images_with_labels_are_probed():
-    found = pretrain._labelled(source_of([0, -1, 1, -1]))
-    np.testing.assert_array_equal(found.records, [0, 2])
-    np.testing.assert_array_equal(found.labels, [0, 1])
-    whole = source_of([0, 1])
-    assert pretrain._labelled(whole) is whole
-    with pytest.raises(
-        UserError, match="mine has classes, but none .*: set --config.dataset.probe_split and"
-    ):
-        pretrain._labelled(source_of([-1, -1]))
-
-
-def test_what_is_no_better_than_without_training_is_noted():
-    scores = {"knn_accuracy": 0.5, "linear_accuracy": 0.6}
-    better = {"knn_accuracy": 0.4, "linear_accuracy": 0.6}
-    assert pretrain.notes({"trained": scores, "untrained": better | {"linear_accuracy": 0.59}}) == []
-    found = pretrain.notes({"trained": scores, "untrained": scores, "raw_pixels": better})
-    assert [note.partition(":")[0].rpartition(" than ")[2] for note in found] == [
-        "those of an untrained network",
-        "raw pixels",
-    ]
-    assert "linear accuracy 0.600 against 0.600" in found[1] and "knn" not in found[1]
-    assert pretrain.notes({"health": {}}) == [] and pretrain.notes({"trained": scores}) == []

@@ -21,7 +21,7 @@ from simclr_jax.process import stopping
 from simclr_jax.process.errors import UserError
 from simclr_jax.profiling import chips
 from simclr_jax.tasks import pretrain
-from simclr_jax.views import distort
+from simclr_jax.views import distort, recipe
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def views_batch(seed=0, on_device=False):
     images |= {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
     if on_device:
         images |= {name: images[name].astype(np.float32) for name in ("view1", "view2")}
-        images |= {name: rng.random((ROWS, distort.DRAWS), np.float32) for name in ("draws1", "draws2")}
+        images |= {name: rng.random((ROWS, len(recipe.DRAWS)), np.float32) for name in ("draws1", "draws2")}
     return images
 
 
@@ -116,7 +116,7 @@ def test_views_distorted_in_the_step_have_the_gradient_of_the_same_views(
     config, batch = distorting_config(), views_batch(on_device=True)
     views = {
         f"view{view}": distort.distort(
-            batch[f"view{view}"], batch[f"draws{view}"], color_jitter_strength=0.75, blur=True
+            batch[f"view{view}"], batch[f"draws{view}"], recipe.DEFAULT._replace(color_jitter_strength=0.75)
         )
         for view in "12"
     }

@@ -18,7 +18,7 @@ from simclr_jax.benchmark import other_views, torch_step
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
 from simclr_jax.process.errors import UserError
-from simclr_jax.tasks import pretrain
+from simclr_jax.views import batches
 
 ROWS = 64  # images of a batch of the input benchmark
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -63,7 +63,7 @@ def _input_batches(config, records):
     source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
     config = ConfigDict(config)
     config.batch_size = ROWS
-    return pretrain.batches(config, source, 0)
+    return batches.train_batches(config, source, None, 0)
 
 
 def _rate_of(batches, seconds):
@@ -148,7 +148,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
 
 def _random_batch(config):
     rng, batch = np.random.default_rng(0), {}
-    for name, of in pretrain.batch_shapes(config, config.batch_size).items():
+    for name, of in batches.batch_shapes(config, config.batch_size).items():
         if of.dtype == np.uint8:
             batch[name] = rng.integers(0, 256, of.shape, np.uint8)
         else:  # labels are 0

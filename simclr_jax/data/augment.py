@@ -4,113 +4,96 @@ Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. A seed is
 every random draw: the same seed gives the same pixels in any process and at any parallelism. Derive it from
 (experiment seed, epoch, example index).
 
-The pipeline of views is the official one: crop and bicubic resize, flip, colour jitter (p 0.8),
-grayscale (p 0.2), Gaussian blur (p 0.5). It deviates once: the official code draws one blur sigma a batch,
-the paper and this file one an image. A crop is taken from the uint8 image, before it becomes float;
-everything behind the resize runs as one XLA program of fixed shape, on planes [3, h, w], which XLA
-vectorises and channels-last images it does not.
+Views are made as in the official code: crop and bicubic resize, flip, colour jitter, grayscale, Gaussian
+blur; `views/recipe.py` has the numbers. One thing differs: the official code draws one blur sigma for a
+batch, the paper and this file draw one for every image. A crop is taken from the uint8 image, before it
+becomes float. Everything after the resize runs as one XLA program of fixed shape, on planes [3, h, w], since
+XLA vectorises planes and does not vectorise channels-last images.
 """
 
 import functools
-import itertools
 
 import numpy as np
 import tensorflow as tf
 
-_EVAL_PROPORTION = 0.875  # Of the image's side, as in the official code: 256 -> 224.
-_CACHED = 900 * 900  # pixels of a crop; measured
-_SIGMA = (0.1, 2.0)  # of the blur, in pixels (arXiv 2002.05709, appendix A)
-_ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
+from simclr_jax.views.recipe import DEFAULT, DRAWS, LUMA, OPERATIONS, ORDERS, Recipe, blur_radius
+
+_EVAL_PROPORTION = 0.875  # of the image's side, as in the official code: 256 -> 224
+_CACHED_PIXELS = 900 * 900  # of a crop; below it, floats stay in the cache and resize faster (measured)
 
 
 def two_views(
     image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
+    recipe: Recipe = DEFAULT,
     *,
-    color_jitter_strength: float,
-    blur: bool,
-    min_area: float = 0.08,
-    flip: bool = True,
     dtype: str = "float32",
+    **settings,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
-    return _views(image, _split(seed), size, color_jitter_strength, blur, min_area, flip, dtype)
+    """Returns a positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
+    return _views(image, _split(seed), size, recipe._replace(**settings), dtype)
 
 
 def simclr_view(
     image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
+    recipe: Recipe = DEFAULT,
     *,
-    color_jitter_strength: float,
-    blur: bool,
-    min_area: float = 0.08,
-    flip: bool = True,
     dtype: str = "float32",
+    **settings,
 ) -> tf.Tensor:
-    """One random view for pretraining (appendix A).
+    """Returns one random view for pretraining (appendix A).
 
     Args:
       image: [h, w, 3], float32 in [0, 1] or uint8 (faster).
       seed: int32 [2].
-      size: side of the view in pixels; the blur kernel is a tenth of it.
-      color_jitter_strength: 1 for ImageNet, 0.5 for CIFAR-10; see `color_jitter`. 0 still leaves grayscale.
-      blur: whether to blur half of the views; the paper does not on CIFAR-10.
-      min_area: smallest crop as a share of the image; see `random_resized_crop`.
-      flip: whether to mirror half of the views; wrong where mirroring changes the class (digits).
-      dtype: float32, or uint8: the nearest of its levels, where it is cheapest.
+      size: side of the view in pixels.
+      recipe: how the view is made.
+      dtype: 'float32', or 'uint8' for the nearest levels, which are cheapest to round to here.
+      settings: fields of the recipe that replace its own, as in `color_jitter_strength=0.5, blur=False`.
 
     Returns:
       [size, size, 3], float32 in [0, 1] or uint8.
     """
-    return _views(image, [seed], size, color_jitter_strength, blur, min_area, flip, dtype)[0]
+    return _views(image, [seed], size, recipe._replace(**settings), dtype)[0]
 
 
-def _views(image, seeds, size, strength, blur, min_area, flip, dtype):
-    _check_strength(strength)
-    crop_seeds, draws = zip(*[_draws(seed, flip) for seed in seeds])
-    crops, unit = _random_crops(image, crop_seeds, size, min_area)
-    kernel_size = 2 * (size // 10 // 2) + 1 if blur else None
-    return tuple(_distort(crop, unit, own, strength, kernel_size, dtype) for crop, own in zip(crops, draws))
+def _views(image, seeds, size, recipe, dtype):
+    _check_strength(recipe.color_jitter_strength)
+    crop_seeds, draws = zip(*[_draws(seed, recipe) for seed in seeds])
+    crops, unit = _random_crops(image, crop_seeds, size, recipe.min_area)
+    return tuple(_distort(crop, unit, draw, recipe, dtype) for crop, draw in zip(crops, draws))
 
 
 def two_crops(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    size: int,
-    *,
-    min_area: float = 0.08,
-    flip: bool = True,
-    dtype: str = "float32",
+    image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT, *, dtype: str = "float32"
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """The crops and draws of which `distort.distort` makes on the devices what `two_views` returns.
+    """Returns two (crop, draws), from which `distort.distort` makes on the devices what `two_views` returns.
 
-    Each crop is [size, size, 3] of `dtype`, float16 or float32, in the image's levels, 0 to 255 and bicubic's
-    overshoot, with its draws, float32 [10].
+    Each crop is [size, size, 3] of `dtype`, float16 or float32, in levels from 0 to 255 with bicubic's
+    overshoot; its draws are float32 [len(DRAWS)].
     """
-    crop_seeds, draws = zip(*[_draws(one, flip) for one in _split(seed)])
-    crops, unit = _random_crops(image, crop_seeds, size, min_area)
-    of_bytes = unit != 1  # which are levels already
-    levels = [tf.cast(crop if of_bytes else 255 * crop, dtype) for crop in crops]
+    crop_seeds, draws = zip(*[_draws(view_seed, recipe) for view_seed in _split(seed)])
+    crops, unit = _random_crops(image, crop_seeds, size, recipe.min_area)
+    in_levels = unit != 1  # as crops of bytes already are
+    levels = [tf.cast(crop if in_levels else 255 * crop, dtype) for crop in crops]
     return tuple(zip(levels, draws))
 
 
-def crop_and_flip(
-    image: tf.Tensor, seed: tf.Tensor, size: int, *, min_area: float = 0.08, flip: bool = True
-) -> tf.Tensor:
+def crop_and_flip(image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT) -> tf.Tensor:
     """Training view of fine-tuning, linear evaluation and distillation: [size, size, 3] in [0, 1]."""
     crop_seed, flip_seed = _split(seed)
-    crop = random_resized_crop(image, crop_seed, size, min_area=min_area)
-    return _clip(tf.image.stateless_random_flip_left_right(crop, flip_seed) if flip else crop)
+    crop = random_resized_crop(image, crop_seed, size, min_area=recipe.min_area)
+    return _clip(tf.image.stateless_random_flip_left_right(crop, flip_seed) if recipe.flip else crop)
 
 
 def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -> tf.Tensor:
     """The deterministic view for evaluation, [size, size, 3] in [0, 1].
 
-    The centre square, `proportion` of the shorter side: above 32 pixels 0.875 unless told otherwise, as in
-    the official code. Small images are used whole, cut to a square where they are not: one that already has
-    the size comes back as it is.
+    It shows the centre square, `proportion` of the shorter side: by default 0.875 above 32 pixels, as in the
+    official code, and all of smaller images. A square image that already has the size comes back as it is.
     """
     proportion = proportion or (_EVAL_PROPORTION if size > 32 else 1.0)
     return _clip(center_crop(image, size, proportion))
@@ -130,7 +113,7 @@ def random_resized_crop(
 
 
 def _random_crops(image, seeds, size, min_area):
-    """A crop of `random_resized_crop` for each seed, in the image's range; and what takes that to [0, 1]."""
+    """Returns a crop for each seed, in the image's range, and the factor that scales it to [0, 1]."""
     height, width = _pair(size)
     boxes = [
         tf.image.stateless_sample_distorted_bounding_box(
@@ -151,7 +134,8 @@ def _random_crops(image, seeds, size, min_area):
 def center_crop(
     image: tf.Tensor, size: int | tuple[int, int], proportion: float = _EVAL_PROPORTION
 ) -> tf.Tensor:
-    """The centre box of `size`'s aspect ratio, `proportion` of the largest that fits, resized (bicubic).
+    """Cuts out the centre box of `size`'s aspect ratio, `proportion` of the largest, and resizes it
+    (bicubic).
 
     `size` is a side or (height, width). Not clipped to [0, 1]; see `random_resized_crop`.
     """
@@ -171,7 +155,8 @@ def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tenso
     """
     _check_strength(strength)
     draws = tf.random.stateless_uniform([5], seed, alg="philox")
-    return _to_image(_jitter(_to_planes(image), draws, strength))
+    draw = dict(zip(("order", *OPERATIONS), tf.unstack(draws)))
+    return _to_image(_jitter(_to_planes(image), draw, Recipe(color_jitter_strength=strength)))
 
 
 def adjust_brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -208,38 +193,40 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
 
 
 @tf.function(jit_compile=True)
-def _distort(crop, unit, draws, strength, kernel_size, dtype):
-    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`, by ten draws.
-
-    Compiled once for each shape.
-    """
-    mirrors, jitters, greys, blurs, sigma = tf.unstack(draws[:5])
+def _distort(crop, unit, draws, recipe, dtype):
+    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`; compiled once for each shape and recipe."""
+    draw = dict(zip(DRAWS, tf.unstack(draws)))
     x = _to_planes(crop)
-    x = tf.cond(mirrors < 0.5, lambda: x[..., ::-1] * unit, lambda: x * unit)
-    x = tf.cond(jitters < 0.8, lambda: _jitter(x, draws[5:], strength), lambda: x)
-    x = _clip(tf.cond(greys < 0.2, lambda: _grayscale(x), lambda: x))
-    if kernel_size is not None:
-        sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * sigma
-        x = _clip(tf.cond(blurs < 0.5, lambda: _blur(x, kernel_size, sigma), lambda: x))
+    x = tf.cond(draw["flip"] < recipe.flip_probability, lambda: x[..., ::-1] * unit, lambda: x * unit)
+    x = tf.cond(draw["jitter"] < recipe.jitter_probability, lambda: _jitter(x, draw, recipe), lambda: x)
+    x = _clip(tf.cond(draw["grayscale"] < recipe.grayscale_probability, lambda: _grayscale(x), lambda: x))
+    if recipe.blur:
+        low, high = recipe.blur_sigma
+        sigma, kernel_size = low + (high - low) * draw["sigma"], 2 * blur_radius(crop.shape[0]) + 1
+        x = tf.cond(draw["blur"] < recipe.blur_probability, lambda: _blur(x, kernel_size, sigma), lambda: x)
+        x = _clip(x)
     x = _to_image(x)
     return tf.cast(tf.round(x * 255), tf.uint8) if dtype == "uint8" else x
 
 
-def _jitter(planes, draws, strength):
-    # With `gather`, not an index in brackets: a slice must be constant in XLA, which would compile anew for
-    # every image. The loop, not four switches in a row, keeps the program small.
-    order = tf.gather(_ORDERS, tf.cast(draws[0] * len(_ORDERS), tf.int32))
-    factors = 1 + 0.8 * strength * (2 * draws[1:4] - 1)
-    turn = 0.2 * strength * (2 * draws[4] - 1)
+def _jitter(planes, draw, recipe):
+    # XLA takes an index in brackets for a constant and would compile anew for every image: `gather` is none.
+    # The loop keeps the program smaller than four switches in a row would.
+    order = tf.gather(ORDERS, tf.cast(draw["order"] * len(ORDERS), tf.int32))
+    strength = recipe.color_jitter_strength
+
+    def factor(operation):
+        return 1 + recipe.factor_range * strength * (2 * draw[operation] - 1)
 
     def adjust(i, x):
-        branches = [
-            lambda: _brightness(x, factors[0]),
-            lambda: _contrast(x, factors[1]),
-            lambda: _saturation(x, factors[2]),
-            lambda: _hue(x, turn),
-        ]
-        return i + 1, _clip(tf.switch_case(tf.gather(order, i), branches))
+        branches = {
+            "brightness": lambda: _brightness(x, factor("brightness")),
+            "contrast": lambda: _contrast(x, factor("contrast")),
+            "saturation": lambda: _saturation(x, factor("saturation")),
+            "hue": lambda: _hue(x, recipe.hue_range * strength * (2 * draw["hue"] - 1)),
+        }
+        operation = tf.gather(order, i)
+        return i + 1, _clip(tf.switch_case(operation, [branches[name] for name in OPERATIONS]))
 
     return tf.while_loop(lambda i, x: i < 4, adjust, (0, planes), maximum_iterations=4)[1]
 
@@ -278,7 +265,7 @@ def _value_and_chroma(planes):
 
 
 def _grayscale(planes):
-    luma = tf.tensordot(tf.constant([0.2989, 0.587, 0.114]), planes, 1)
+    luma = tf.tensordot(tf.constant(LUMA), planes, 1)
     return tf.broadcast_to(luma, planes.shape)
 
 
@@ -303,27 +290,30 @@ def _blur(planes, kernel_size, sigma, block=32):
     return tf.concat([planes[..., near] @ columns[near, out] for out, near in blocks(width)], axis=2)
 
 
-def _draws(seed, flip):
-    """The seed of a view's crop, and its other draws, of U(0, 1); the first says whether to mirror."""
+def _draws(seed, recipe):
+    """Returns the seed of a view's crop, and its draws, [len(DRAWS)].
+
+    They are drawn outside of the compiled program, whose generator is another one. A name of TensorFlow's own
+    generator as `alg` would cost 45 operations.
+    """
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
-    # Drawn out here: XLA uses another generator. To name TensorFlow's own would cost 45 operations.
-    mirrors = tf.random.stateless_uniform([1], flip_seed) if flip else tf.ones([1])
-    return crop_seed, tf.concat([mirrors, tf.random.stateless_uniform([9], color_seed)], 0)
+    flip = tf.random.stateless_uniform([1], flip_seed) if recipe.flip else tf.ones([1])
+    return crop_seed, tf.concat([flip, tf.random.stateless_uniform([9], color_seed)], 0)
 
 
 def _crop_and_resize(image, begin, extent, size):
-    """Resizes the box at `begin` (y, x) of `extent` (height, width) and turns it into float."""
+    """Resizes the box at `begin` (y, x) of `extent` (height, width) and converts it to floats."""
     crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
     return _resized(crop, size) * _unit(image)
 
 
 def _resized(crop, size):
-    """A crop in its own range, resized (bicubic), float32."""
+    """Resizes a crop (bicubic) to float32, in the crop's own range."""
     resize = functools.partial(tf.image.resize, size=size, method="bicubic")
     if crop.dtype == tf.uint8:
-        # Of floats it is a tenth faster, while these stay in the cache.
-        small = tf.size(crop) <= 3 * _CACHED
+        # Floats resize a tenth faster than bytes while they stay in the cache.
+        small = tf.size(crop) <= 3 * _CACHED_PIXELS
         resized = tf.cond(small, lambda: resize(tf.cast(crop, tf.float32)), lambda: resize(crop))
     else:
         resized = resize(crop)
@@ -331,7 +321,7 @@ def _resized(crop, size):
 
 
 def _unit(image):
-    """What takes an image's range to [0, 1]."""
+    """Returns the factor that scales an image's range to [0, 1]."""
     return 1 / 255 if image.dtype == tf.uint8 else 1.0
 
 

@@ -19,6 +19,7 @@ from simclr_jax.process.errors import UserError
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.profiling.flops import inner_jaxprs, of_product
 from simclr_jax.tasks import pretrain
+from simclr_jax.views import batches
 
 GIB = 2**30
 _COLLECTIVES = ("psum", "all_gather", "reduce_scatter")
@@ -112,7 +113,7 @@ def compile_step(config, devices):
     task = pretrain.make_task(config, model, examples)
     step = train.make_train_step(task.loss, task.optimizer, task.schedule)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
-    batch = pretrain.batch_shapes(config, config.batch_size // len(devices))
+    batch = batches.batch_shapes(config, config.batch_size // len(devices))
 
     traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
     flops, traffic, collectives = count(traced.jaxpr)

@@ -16,7 +16,7 @@ from simclr_jax.plots import figures, gallery, page
 from simclr_jax.process import errors, files
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError
-from simclr_jax.tasks import pretrain
+from simclr_jax.views import batches
 from simclr_jax.workdir import records, report
 
 
@@ -33,7 +33,7 @@ def figures_of_log(run: Path):
     yield "curves", figures.learning_curves(log, _name_of_loss(config))
     if config.task == "pretrain":
         if config.dataset.name != "arrays":
-            yield "views", figures.views(pretrain.example_views(config, run, count=10))
+            yield "views", figures.views(batches.example_views(config, run, count=10))
         if measured := [line for line in log if "features_effective_rank" in line]:
             yield "health", figures.health(measured)
     found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]

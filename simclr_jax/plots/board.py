@@ -6,26 +6,23 @@ from collections.abc import Callable
 import numpy as np
 
 from simclr_jax.process.errors import reason_of
-from simclr_jax.tasks import pretrain
 from simclr_jax.workdir import report
 
 HELD_OUT = 2000  # images at most that the map shows
 FEW = 40  # with fewer held-out images, training images are shown beside them
 
 
-def begin(config, workdir) -> None:
+def begin(config, workdir, views) -> None:
     """Writes the config, and some training images with two views of each, as step 0."""
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")
     _attempt("config", lambda: report.show(workdir, 0, texts={"config": f"    {text}"}))
 
-    def views():
+    def draw_views():
         from simclr_jax.plots import figures  # matplotlib takes a second
 
-        ours = config.copy_and_resolve_references()
-        ours.dataset.update(in_memory=False, shuffle_buffer=16)  # a few, without reading many
-        return figures.views(pretrain.example_views(ours, workdir, count=10))
+        return figures.views(views())
 
-    _attempt("views", lambda: _show(workdir, 0, "views", views()))
+    _attempt("views", lambda: _show(workdir, 0, "views", draw_views()))
 
 
 def end(config, workdir, step: int) -> None:

@@ -1,0 +1,227 @@
+"""How good the features of pretraining are: their health, and their accuracy beside that of two baselines.
+
+The baselines are the same network with random weights, and the pixels themselves.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax import supervised
+from simclr_jax.evaluation import features, health, probes
+from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import report
+
+SPACES = ("features", "projection")
+HEALTH_EXAMPLES = 2048  # images, with two views of each; their effective rank is at most twice that
+_BASELINES = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
+
+
+class Labelled(NamedTuple):
+    """Labelled examples: those that probes learn from, and the held-out ones.
+
+    `held_out` is None where the labels are too few to hold some out: then scores are cross-validated.
+    """
+
+    train: Any
+    held_out: Any | None
+
+
+class Scores(NamedTuple):
+    """Top-1 accuracies of the probes, as fractions; for few labels, mean and deviation over the draws."""
+
+    knn_accuracy: float
+    linear_accuracy: float
+    few_label_accuracy: float
+    few_label_deviation: float
+
+
+class Judge:
+    """Measures the features of a network in the course of its pretraining, and of its baselines in the end.
+
+    Attributes:
+      labelled: the examples that accuracies are measured on; None where there are no labels.
+    """
+
+    def __init__(self, config, model, source, load: Callable, views: Callable) -> None:
+        """Opens the examples.
+
+        Args:
+          config: of pretraining.
+          model: from `make_model`.
+          source: the training images.
+          load: split -> examples of `config.dataset`.
+          views: (image, seed) -> `view1` and `view2`, as a transform of the pipeline.
+        """
+        from simclr_jax.data import datasets
+
+        self._config, self._views = config, views
+        size = min(HEALTH_EXAMPLES, config.evaluate.max_examples)
+        self._health_source = datasets.sample(source, size, seed=config.seed)
+        self._encode_views = features.make_map(partial(_encode_views, model))
+        self._extract = features.make_extract(model)
+        self.labelled = _find_labelled(config, source, load)
+
+    def health(self, variables) -> dict[str, dict[str, float]]:
+        """Returns the health of features and projections of training images; see `evaluation.health`."""
+        batches = features.batches_of(
+            self._config, self._health_source, transform=self._views, seed=self._config.seed
+        )
+        rows = self._encode_views(_weights(variables), batches)
+        return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
+
+    def knn_accuracy(self, variables) -> float:
+        """Returns the accuracy of the nearest neighbours of held-out images."""
+        return float(self._score(probes.knn_accuracy, self._features(variables)))
+
+    def log(self, variables) -> dict[str, float]:
+        """Returns what the log gets of a train state: its health, and the nearest neighbours' accuracy."""
+        metrics = {
+            f"{space}_{name}": value
+            for space, measures in self.health(variables).items()
+            for name, value in measures.items()
+            if name != "dimensions"
+        }
+        return metrics | ({"knn_accuracy": self.knn_accuracy(variables)} if self.labelled else {})
+
+    def summarize(self, trained, untrained: Any | None) -> dict[str, Any]:
+        """Compares the trained features with the baselines.
+
+        Args:
+          trained: {'params', 'batch_stats'}.
+          untrained: likewise, with random weights; None measures no baselines.
+
+        Returns:
+          For the summary: `health`; where there are labels `trained`, and with baselines also `untrained`,
+          `raw_pixels` and `few_label_deviation`; `notes` where the trained features are no better.
+        """
+        baselines = [] if untrained is None else [*_BASELINES] if self.labelled else ["untrained"]
+        report.say(f"measuring: {', '.join(['trained', *baselines]).replace('_', ' ')}")
+        summary: dict[str, Any] = {"health": self.health(trained)}
+        if untrained is not None:
+            baseline = self.health(untrained)
+            summary["health"] |= {f"untrained_{space}": measures for space, measures in baseline.items()}
+        self._note_few_images(summary["health"]["features"]["dimensions"])
+        if not self.labelled:
+            return summary
+        if untrained is None:
+            return summary | {"trained": {"knn_accuracy": self.knn_accuracy(trained)}}
+        scores = {
+            "trained": self._all_scores(self._features(trained)),
+            "untrained": self._all_scores(self._features(untrained)),
+            "raw_pixels": self._all_scores(self._pixels),
+        }
+        deviation = {name: score.few_label_deviation for name, score in scores.items()}
+        for name, score in scores.items():
+            summary[name] = score._asdict()
+            del summary[name]["few_label_deviation"]
+        summary["few_label_deviation"] = deviation
+        return summary | ({"notes": sentences} if (sentences := notes(summary)) else {})
+
+    def _features(self, variables):
+        return lambda source: self._extract(_weights(variables), features.batches_of(self._config, source))
+
+    def _pixels(self, source):
+        return features.raw_pixels(features.batches_of(self._config, source))
+
+    def _all_scores(self, represent) -> Scores:
+        def measure(train, held_out):
+            accuracies = probes.few_label_accuracies(
+                train, held_out, labels_per_class=self._config.labels_per_class
+            )
+            return Scores(
+                probes.knn_accuracy(train, held_out),
+                probes.linear_accuracy(train, held_out),
+                float(np.mean(accuracies)),
+                float(np.std(accuracies)),
+            )
+
+        return Scores(*map(float, self._score(measure, represent)))
+
+    def _score(self, score, represent):
+        """Applies `score(train, held_out)` to the features that `represent(source)` makes."""
+        train, held_out = (source and _represent_labelled(represent, source) for source in self.labelled)
+        return score(train, held_out) if held_out else probes.cross_validated(score, train)
+
+    def _note_few_images(self, dimensions):
+        if (images := self._health_source.num_examples) < dimensions:
+            report.say(
+                f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} "
+                "dimensions: their effective rank is limited by the images, too"
+            )
+
+
+def notes(summary: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each baseline than which the trained features are no better."""
+    sentences = []
+    for baseline in [name for name in _BASELINES if name in summary]:
+        worse = [
+            f"{name.replace('_', ' ')} {score:.3f} against {summary[baseline][name]:.3f}"
+            for name, score in summary["trained"].items()
+            if score <= summary[baseline][name]
+        ]
+        if worse:
+            sentences.append(
+                f"the trained features are no better than {_BASELINES[baseline]}: {', '.join(worse)}. Few "
+                "images want published weights to start from (docs/published.md), others more epochs"
+            )
+    return sentences
+
+
+def _encode_views(model, variables, batch):
+    outputs = {view: model.apply(variables, batch[view]) for view in ("view1", "view2")}
+    return {f"{view}_{space}": outputs[view][space] for view in outputs for space in SPACES}
+
+
+def _weights(variables):
+    return {name: variables[name] for name in ("params", "batch_stats")}
+
+
+def _find_labelled(config, source, load) -> Labelled | None:
+    """Returns the labelled examples of a dataset; says what their scores leave out."""
+    from simclr_jax.data import datasets
+
+    if config.dataset.probe_split:
+        source = load("probe")
+    if not source.num_classes:
+        return None
+    if config.dataset.labels:
+        all_labelled, held_out = supervised.labelled_by_csv(load)
+        source = source if held_out else all_labelled
+    else:
+        held_out = load("eval")
+        if not held_out.num_classes:
+            return None
+
+    sample = partial(datasets.sample, size=config.evaluate.max_examples, seed=config.seed)
+    examples = Labelled(sample(_labelled_only(source)), held_out and sample(_labelled_only(held_out)))
+    if held_out and not any(isinstance(part, datasets.Stream) for part in examples):
+        labels = [part.labels for part in examples]
+        for note in probes.notes(*labels, labels_per_class=config.labels_per_class):
+            report.say(f"note: {note}")
+    return examples
+
+
+def _labelled_only(source):
+    from simclr_jax.data import datasets
+
+    labelled = datasets.labelled(source)
+    if not labelled.num_examples:
+        raise _no_labels(source)
+    return labelled
+
+
+def _represent_labelled(represent, source):
+    rows = probes.labelled(represent(source))
+    if not len(rows.labels):
+        raise _no_labels(source)
+    return rows
+
+
+def _no_labels(source) -> UserError:
+    return UserError(
+        f"{source.name} has classes, but none of its images has a label: set --config.dataset.probe_split "
+        "and --config.dataset.eval_split to labelled splits"
+    )

@@ -1,0 +1,101 @@
+"""The batches of pretraining: two views of every image, or crops that the devices make views of."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from simclr_jax import parallel
+from simclr_jax.process.errors import UserError
+from simclr_jax.views.recipe import DRAWS, make_recipe
+
+# Makes a view [size, size, 3], uint8 or floats in [0, 1], of an image, uint8 [h, w, 3], and a seed, int32
+# [2].
+View = Callable
+
+
+def views(config, view: View | None, image, seed) -> dict:
+    """Makes two views of an image, `view1` and `view2`.
+
+    Args:
+      config: of pretraining.
+      view: a program's own view; None follows the recipe of `config.augment`.
+      image: uint8 [h, w, 3].
+      seed: int32 [2].
+    """
+    from simclr_jax.data import augment, tf
+
+    size = config.image_size
+    if view is None:
+        pair = augment.two_views(image, seed, size, make_recipe(config.augment), dtype="uint8")
+    else:
+        pair = [view(image, part) for part in tf.unstack(tf.random.experimental.stateless_split(seed, 2))]
+        pair = [tf.ensure_shape(made, [size, size, 3]) for made in pair]
+    return dict(zip(("view1", "view2"), pair))
+
+
+def check_view(view: View, size: int) -> None:
+    """Raises a UserError unless a program's view of an image has the right dtype and shape."""
+    from simclr_jax.data import tf
+
+    made = view(tf.zeros([size + 8, size, 3], tf.uint8), tf.constant([0, 0]))
+    if made.dtype not in (tf.uint8, tf.float32) or made.shape != [size, size, 3]:
+        raise UserError(
+            f"view() returns {made.dtype.name} of shape {made.shape}: expected uint8, or float32 in [0, 1], "
+            f"of shape ({size}, {size}, 3), as image_size={size} says"
+        )
+
+
+def crops(config, image, seed) -> dict:
+    """Makes what the devices need for two views: crops as `view1` and `view2`, with `draws1` and `draws2`."""
+    from simclr_jax.data import augment
+
+    recipe, dtype = make_recipe(config.augment), config.augment.crop_dtype
+    pair = augment.two_crops(image, seed, config.image_size, recipe, dtype=dtype)
+    (view1, draws1), (view2, draws2) = pair
+    return {"view1": view1, "view2": view2, "draws1": draws1, "draws2": draws2}
+
+
+def batch_shapes(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a batch of so many rows, as the train step takes it."""
+    on_device, images = config.augment.on_device, (rows, config.image_size, config.image_size, 3)
+    dtype = config.augment.crop_dtype if on_device else "uint8"
+    shapes = {view: jax.ShapeDtypeStruct(images, dtype) for view in ("view1", "view2")}
+    if on_device:
+        draws = jax.ShapeDtypeStruct((rows, len(DRAWS)), "float32")
+        shapes |= {"draws1": draws, "draws2": draws}
+    return shapes | {"label": jax.ShapeDtypeStruct((rows,), "int32")}
+
+
+def train_batches(config, source, view: View | None, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this process's batches, as `batch_shapes` describes them, from `start_step` on, without end."""
+    from simclr_jax.data import pipeline
+
+    on_device = config.augment.on_device
+    return pipeline.train_batches(
+        source,
+        partial(crops, config) if on_device else partial(views, config, view),
+        dtype=config.augment.crop_dtype if on_device else "uint8",
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        **parallel.this_process(),
+    )
+
+
+def example_views(config, workdir, view: View | None = None, *, count: int) -> dict[str, np.ndarray]:
+    """Returns `count` training images in the evaluation view, `image`, and two views of each, all uint8."""
+    from simclr_jax.data import augment, datasets, pipeline
+
+    dataset = config.dataset.copy_and_resolve_references()
+    dataset.update(
+        in_memory=False, shuffle_buffer=16
+    )  # a large dataset is not read as a whole for a few images
+
+    def transform(image, seed):
+        return {"image": augment.eval_view(image, config.image_size)} | views(config, view, image, seed)
+
+    source = datasets.load(dataset, "train", seed=config.seed, workdir=workdir)
+    batch = next(pipeline.train_batches(source, transform, batch_size=count, seed=config.seed))
+    return {name: batch[name] for name in ("image", "view1", "view2")}
