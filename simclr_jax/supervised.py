@@ -11,6 +11,7 @@ from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.process import files, group
 from simclr_jax.process.errors import UserError
+from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # held-out images at most
@@ -100,9 +101,7 @@ def batches(config, source, start_step):
     from simclr_jax.data import augment, pipeline
 
     def transform(image, seed):
-        view = augment.crop_and_flip(
-            image, seed, config.image_size, min_area=config.augment.min_area, flip=config.augment.flip
-        )
+        view = augment.crop_and_flip(image, seed, config.image_size, make_recipe(config.augment))
         return {"image": view}
 
     return pipeline.train_batches(

@@ -25,32 +25,33 @@ Tree = Any
 
 
 def all_parameters(path: str) -> bool:
-    """A `Task.trained` that leaves no parameter out."""
+    """Trains every parameter; a `Task.trained`."""
     return True
 
 
 class Task(NamedTuple):
-    """What a trained task brings to the loop.
+    """A task that trains, as the loop takes it.
 
     Attributes:
       init: key -> {'params', 'batch_stats'}, on the host or on one device.
-      loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows; a `loss`
-        among the metrics is reported in the place of the loss itself. With `extra`, it gets that as well.
+      loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows. A `loss`
+        among the metrics is reported in the place of the loss itself. With `extra`, it is the fourth
+        argument.
       optimizer: of the parameters.
       schedule: step -> learning rate, for the log.
       batches: start step -> this process's batches from there on, as host arrays [rows, ...].
-      num_steps: when to stop.
+      num_steps: length of training.
       meta: saved with every checkpoint.
       evaluate: train state -> metrics, every `evaluate_every_steps`.
-      evaluate_first: whether before the first step of a fresh run, too, as step 0.
-      best: which of those metrics marks the best checkpoint.
-      trained: path of a parameter, as 'encoder/conv1/kernel' -> whether the step changes it. The rest has
-        neither gradients nor optimiser state.
-      on_devices: maps a batch that lies on the devices to what `loss` takes.
-      extra: variables of `init` -> what else the train state holds and checkpoints keep, the same on every
-        device: a moving average of the weights, a queue of earlier projections.
-      after_update: (state after the update, with the `extra` before it; what the loss left as `kept` among
-        its metrics, of this device's rows) -> the new `extra`.
+      evaluate_first: whether a fresh run is evaluated before its first step too, as step 0.
+      best: the metric of the evaluation whose highest value marks the best checkpoint.
+      trained: path of a parameter, as 'encoder/conv1/kernel' -> whether the step changes it. Frozen
+        parameters have neither gradients nor optimiser state.
+      on_devices: maps a batch that lies on the devices to the batch that `loss` takes.
+      extra: variables of `init` -> further train state that checkpoints keep, the same on every device: a
+        moving average of the weights, or a queue of earlier projections.
+      after_update: (state after the update, with the `extra` before it; the loss's metric `kept`, of this
+        device's rows) -> the new `extra`.
     """
 
     init: Callable[[jax.Array], Tree]
@@ -71,9 +72,10 @@ class Task(NamedTuple):
 
 
 def init_state(task: Task, seed: int) -> dict[str, Any]:
-    """The train state before the first step: step, params, batch_stats, opt_state, and the task's `extra`."""
+    """Makes the state before the first step: step, params, batch_stats, opt_state, and the task's `extra`."""
     variables = task.init(jax.random.key(seed))
-    # Copied: a step consumes its state, and an average that begins as the weights would go twice.
+    # The step donates its state, and an average that shared its arrays with the weights would be donated
+    # twice.
     extra = {"extra": jax.tree.map(jnp.copy, task.extra(variables))} if task.extra else {}
     opt_state = jax.jit(task.optimizer.init)(_split(variables["params"], task.trained)[0])
     return {"step": jnp.zeros((), jnp.int32), "opt_state": opt_state, **variables, **extra}
@@ -88,65 +90,67 @@ def make_train_step(
 ):
     """Builds `step(state, batch) -> (state, metrics)`, one device's part of a step over `AXIS`.
 
-    `loss` is that of `Task`: the mean over this device's rows. Loss, metrics and gradients are averaged over
-    the devices, which makes them those of the global batch. Batch statistics are averaged too: that
-    changes nothing where batch norm is synchronised, and keeps the devices equal where it is not. What the
-    loss hands back as it came stays as it is, to the bit. `trained` and `after_update` are those of `Task`.
+    The arguments are attributes of `Task`. The loss is the mean over this device's rows. Loss, metrics and
+    gradients are averaged over the devices, which makes them those of the global batch. Batch statistics are
+    averaged too: that changes nothing where batch norm is synchronised, and keeps the devices equal where it
+    is not. Statistics that the loss returns unchanged stay the same to the bit.
     """
 
     def step(state, batch):
-        chosen, frozen = _split(state["params"], trained)
+        updated, frozen = _split(state["params"], trained)
         extra = (state["extra"],) if "extra" in state else ()
 
-        def loss_of(chosen):
-            return loss(_merge(chosen, frozen), state["batch_stats"], batch, *extra)
+        def loss_of_updated(updated):
+            return loss(_merge(updated, frozen), state["batch_stats"], batch, *extra)
 
-        (value, (batch_stats, results)), gradients = jax.value_and_grad(loss_of, has_aux=True)(chosen)
-        results = {"loss": value, **results}
-        kept = results.pop("kept", None)
-        gradients, results = jax.lax.pmean((gradients, results), AXIS)
+        (value, (batch_stats, metrics)), gradients = jax.value_and_grad(loss_of_updated, has_aux=True)(
+            updated
+        )
+        metrics = {"loss": value, **metrics}
+        kept = metrics.pop("kept", None)
+        gradients, metrics = jax.lax.pmean((gradients, metrics), AXIS)
         batch_stats = jax.tree.map(
             lambda new, old: old if new is old else jax.lax.pmean(new, AXIS),
             batch_stats,
             state["batch_stats"],
         )
-        updates, opt_state = optimizer.update(gradients, state["opt_state"], chosen)
-        results["gradient_norm"] = optax.tree.norm(gradients)
-        results["learning_rate"] = schedule(state["step"])
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], updated)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["learning_rate"] = schedule(state["step"])
         state = state | {
             "step": state["step"] + 1,
-            "params": _merge(optax.apply_updates(chosen, updates), frozen),
+            "params": _merge(optax.apply_updates(updated, updates), frozen),
             "batch_stats": batch_stats,
             "opt_state": opt_state,
         }
         if after_update:
             state["extra"] = after_update(state, kept)
-        return state, results
+        return state, metrics
 
     return step
 
 
 def mapped_step(task: Task, devices=None):
-    """The train step of a task over all devices, or over these; it consumes the state that it is given."""
+    """Maps the train step of a task over all devices, or over the given ones; it donates its state."""
     parts = task.loss, task.optimizer, task.schedule, task.trained, task.after_update
     return _mapped_step(*parts, devices and tuple(devices))
 
 
-@functools.lru_cache(maxsize=2)  # runs that differ in their data alone, as draws of labels, compile once
+@functools.lru_cache(maxsize=2)  # so that runs which differ in their data only compile once
 def _mapped_step(loss, optimizer, schedule, trained, after_update, devices):
     step = make_train_step(loss, optimizer, schedule, trained, after_update)
     return parallel.pmap(step, donate_state=True, devices=devices)
 
 
 def _split(params, trained):
-    """The parameters to train, as a tree, and the others, flat."""
+    """Splits parameters into those to update, as a tree, and the frozen ones, flat."""
     flat = flatten_dict(params, sep="/")
-    chosen = {path: value for path, value in flat.items() if trained(path)}
-    return unflatten_dict(chosen, sep="/"), {path: flat[path] for path in flat.keys() - chosen.keys()}
+    updated = {path: value for path, value in flat.items() if trained(path)}
+    return unflatten_dict(updated, sep="/"), {path: flat[path] for path in flat.keys() - updated.keys()}
 
 
-def _merge(chosen, frozen):
-    return unflatten_dict(flatten_dict(chosen, sep="/") | frozen, sep="/")
+def _merge(updated, frozen):
+    return unflatten_dict(flatten_dict(updated, sep="/") | frozen, sep="/")
 
 
 def seconds_at_peak(task: Task, state, batch) -> float | None:
@@ -170,16 +174,17 @@ def seconds_at_peak(task: Task, state, batch) -> float | None:
 def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
     """Applies `function(batch_stats, batch) -> (batch_stats, outputs)` to `count` parts of a batch in turn.
 
-    Outputs, arrays [rows, ...], come back for the whole batch. Backpropagation goes through the parts once
-    more, one at a time, so that activations never take more memory than those of one part: as in GradCache
-    (arXiv 2101.06983), yet for any loss of the outputs, with its exact gradient. What `function` computes
-    over its rows, such as the statistics of batch norm, it computes over those of a part.
+    It returns the outputs, arrays [rows, ...], of the whole batch. Backpropagation goes through the parts
+    once
+    more, one at a time, so that memory holds the activations of one part only: as in GradCache (arXiv
+    2101.06983), but for any loss of the outputs, with its exact gradient. The statistics of batch norm are
+    those of a part.
     """
     if count == 1:
         return function(batch_stats, batch)
 
     def on_part(batch_stats, index):
-        # Cut out inside the loop: TPUs would copy a batch reshaped beforehand as a whole, several times.
+        # The part is cut out inside the loop, since TPUs would copy a batch that was reshaped before it.
         part = jax.tree.map(
             lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * (len(rows) // count), len(rows) // count),
             batch,
@@ -201,7 +206,7 @@ def make_init(model, image_size: int):
 
 
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
-    """The learning rate that the config describes, and the number of steps; says where they are odd.
+    """Makes the learning rate schedule of a config, and counts the steps; notes odd settings.
 
     Raises:
       UserError: training has no end.
@@ -233,7 +238,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
 
 
 def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser that the config describes."""
+    """Makes the optimiser of a config."""
     return optim.make_optimizer(
         config.optimizer.name,
         schedule,
@@ -243,12 +248,12 @@ def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def steps_in(epochs: float, config, num_examples: int) -> int:
-    """How many steps make so many epochs; at least one."""
+    """Returns the number of steps in so many epochs; at least one."""
     return max(1, round(epochs * num_examples / config.batch_size))
 
 
 def describe(task: Task, config, source, workdir) -> dict[str, str]:
-    """What is about to run, for a person."""
+    """Describes a run that is about to start, as rows of a table."""
     params = jax.eval_shape(lambda: init_state(task, 0))["params"]
     devices = jax.devices()
     classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
@@ -284,8 +289,8 @@ def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> No
 def fit(task: Task, config, workdir) -> dict[str, Any]:
     """Trains from the newest whole checkpoint in a workdir, or from scratch, to the end.
 
-    On a signal to any process all of them save, and exit as `stopping` says: started again, on as many
-    processes and devices as there then are, the run goes on.
+    On a signal to any process all processes save, and exit as `stopping` describes. The same command resumes
+    the run, on any number of processes and devices.
 
     Returns:
       The final train state.
@@ -335,7 +340,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 lock.check()
                 if last or stop or evaluation or step % config.checkpoint_every_steps == 0:
                     meter.flush(evaluation)
-                    # What was not measured is never the best.
+                    # A checkpoint without an evaluation is never the best.
                     scores = evaluation or (task.best and {task.best: -math.inf})
                     checkpoint.save(manager, step, state, task.meta, scores)
                 if stop:

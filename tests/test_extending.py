@@ -10,8 +10,11 @@ from conftest import log_of
 from test_api import TINY
 
 import simclr_jax
-from simclr_jax import losses, models
+from simclr_jax import losses, models, train
+from simclr_jax.data import datasets
 from simclr_jax.parallel import AXIS
+from simclr_jax.tasks import pretrain
+from simclr_jax.views import batches
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +37,12 @@ def code_under(heading):
 @pytest.fixture(scope="module", autouse=True)
 def added():
     """The page's encoder and loss."""
-    encoder, loss = code_under("Your own encoder"), code_under("Your own loss")
-    assert max(code.count("\n") - code.count("\n\n") for code in (encoder, loss)) <= 25
-    exec(encoder, {})
-    exec(loss, {})
+    for heading in ("Your own encoder", "Your own loss", "A loss with state"):
+        code = code_under(heading)
+        assert code.count("\n") - code.count("\n\n") <= 25
+        exec(code, {})
     yield
-    del models.ENCODERS["vit"], losses.LOSSES["barlow_twins"]
+    del models.ENCODERS["vit"], losses.LOSSES["barlow_twins"], losses.LOSSES["queue"]
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,46 @@ def test_its_gradient_is_that_of_the_global_batch():
     whole = gradient(1)
     for devices in (2, 4, 8):
         np.testing.assert_allclose(gradient(devices), whole, rtol=1e-3, atol=1e-5)
+
+
+QUEUE = TINY | {"loss": "queue", "num_steps": 6, "checkpoint_every_steps": 2}
+
+
+def test_a_loss_with_state_resumes_to_the_bit(tmp_path):
+    config = simclr_jax.get_config("digits", QUEUE | {"microbatches": 2})
+
+    def stop(step, metrics):
+        if step == 3:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        simclr_jax.run(config, tmp_path / "resumed", stop)
+    simclr_jax.run(config, tmp_path / "resumed")
+    simclr_jax.run(config, tmp_path / "whole")
+    whole, resumed = log_of(tmp_path / "whole"), log_of(tmp_path / "resumed")
+    assert [line.get("loss") for line in whole] == [line.get("loss") for line in resumed]
+    assert all("kept" not in line for line in whole)
+
+
+def test_a_loss_with_state_has_the_same_state_and_gradient_on_any_devices():
+    config = simclr_jax.get_config("digits", QUEUE | {"dataset.num_examples": 64})
+    source = datasets.load(config.dataset, "train", seed=0)
+    batch = next(batches.train_batches(config, source, None, 0))
+    model = models.make_model(config.model, 10)
+    task = pretrain.make_task(config, model, source)
+    states = {}
+    for devices in (1, 2, 4, 8):
+        state = jax.device_get(train.init_state(task, 0))
+        parts = {name: rows.reshape(devices, -1, *rows.shape[1:]) for name, rows in batch.items()}
+        step = train.mapped_step(task, jax.devices()[:devices])
+        for _ in range(2):
+            state, _ = step(state, {name: parts[name] for name in ("view1", "view2", "label")})
+        states[devices] = jax.device_get(state)
+    queue = states[1]["extra"]
+    assert queue.shape == (4096, 128) and np.abs(queue[:32]).sum(axis=1).min() > 0
+    assert not queue[32:].any()
+    for devices in (2, 4, 8):
+        np.testing.assert_allclose(states[devices]["extra"], queue, atol=1e-4)
+        momentum = [jax.tree.leaves(states[n]["opt_state"]) for n in (1, devices)]
+        for one, other in zip(*momentum):
+            np.testing.assert_allclose(one, other, atol=2e-4)
