@@ -41,7 +41,7 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
         best_fn=(lambda metrics: metrics[best]) if best else None,
         cleanup_tmp_directories=True,
     )
-    folder = files.plain(epath.Path(path).absolute()) / "checkpoints"
+    folder = files.portable_path(epath.Path(path).absolute()) / "checkpoints"
     _set_aside(folder, {step: reason for step in steps_in(path) if (reason := _damage(folder / str(step)))})
     with files.storage(folder):
         return ocp.CheckpointManager(folder, options=options)
@@ -120,7 +120,7 @@ def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, 
 def newest_is_whole(path) -> bool:
     """Whether the newest checkpoint of a workdir can be read to its end; True where there is none."""
     steps = steps_in(path)
-    saved = files.plain(epath.Path(path).absolute()) / "checkpoints" / str(max(steps, default=0))
+    saved = files.portable_path(epath.Path(path).absolute()) / "checkpoints" / str(max(steps, default=0))
     if not steps:
         return True
     try:
@@ -161,7 +161,7 @@ def _read_tree(path, target, **options):
 
 def _read_meta(saved) -> dict[str, Any]:
     meta = files.read_json(saved / "meta" / "metadata")
-    records.check_schema(files.named(saved), meta)
+    records.check_schema(files.user_path(saved), meta)
     meta.pop("schema_version", None)
     return meta
 
@@ -189,7 +189,7 @@ def _raise_unless_damage(error, path):
     names = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
     if isinstance(error, PermissionError | MemoryError) or any(name in str(error) for name in names):
         raise files.StorageError(
-            f"{escape(files.named(path))} cannot be read: {reason_of(error)}; mend that first"
+            f"{escape(files.user_path(path))} cannot be read: {reason_of(error)}; mend that first"
         ) from error
 
 
@@ -206,7 +206,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
     told = ", ".join(f"{step} ({reason})" for step, reason in sorted(damaged.items()))
     if not kept:
         raise UserError(
-            f"every checkpoint in {escape(files.named(folder))} is damaged: {escape(told)}; put a whole copy "
+            f"every checkpoint in {escape(files.user_path(folder))} is damaged: {escape(told)}; put a whole copy "
             "of one back, or start again with another --workdir"
         )
     parallel.gather(np.zeros(1))  # every process has looked before anything moves
@@ -220,7 +220,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
                     aside, number = run / "damaged" / f"{step}-{number}", number + 1
                 (folder / str(step)).rename(aside)
                 print(
-                    f"checkpoint {step} is damaged ({escape(reason)}): moved to {escape(files.named(aside))}",
+                    f"checkpoint {step} is damaged ({escape(reason)}): moved to {escape(files.user_path(aside))}",
                     flush=True,
                 )
         newest = max(kept)
@@ -235,15 +235,6 @@ def split(path) -> tuple[epath.Path, int | None]:
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
-
-
-def check_new(folder) -> None:
-    """Raises a UserError if there is anything under `folder`, so that nothing saved is ever lost."""
-    folder = epath.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{escape(files.named(folder))} exists already: choose another --output, or remove it"
-        )
 
 
 def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -271,7 +262,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
         )
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
     try:
-        return _read_model(files.plain(saved))
+        return _read_model(files.portable_path(saved))
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore tell of missing bytes in many ways

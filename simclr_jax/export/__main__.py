@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     if "://" in output:
         raise UserError(f"--output={output} is not on this machine: give a local folder")
     output = Path(output)
-    checkpoint.check_new(output)
+    files.check_new(output)
     model, variables, meta = export.load(args.run)
     size = meta["config"]["image_size"]
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     with files.storage(output):
         output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the output, whose name not every library takes.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.plain(output.parent)) as unfinished:
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.portable_path(output.parent)) as unfinished:
         folder = Path(unfinished, "export")
         folder.mkdir()
         difference = FORMATS[args.format].write(

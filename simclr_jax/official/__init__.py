@@ -25,7 +25,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax.models import check_variables, make_model, resnet
+from simclr_jax.models import make_model, resnet
+from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 from simclr_jax.process import files
 from simclr_jax.process.errors import UserError, first_few
@@ -60,7 +61,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
         raise UserError(f"{path} holds no TensorFlow checkpoint: give its folder or prefix")
     with _damage_told(prefix) as tf:
         place = epath.Path(prefix)
-        reader = tf.train.load_checkpoint(str(files.plain(place.parent) / place.name))
+        reader = tf.train.load_checkpoint(str(files.portable_path(place.parent) / place.name))
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
         keys, pooled = model_keys(reader, shapes, ema=ema)
     found = {name: shapes[key] for name, key in keys.items()}

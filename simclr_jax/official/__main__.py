@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, official
 from simclr_jax.models import describe, make_model
-from simclr_jax.process import errors
+from simclr_jax.process import errors, files
 from simclr_jax.workdir import records, report
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     output = epath.Path(args.output)
-    checkpoint.check_new(output)
+    files.check_new(output)
     variables, meta = official.read(args.path, ema=args.ema)
     model = ConfigDict(meta["config"]["model"])
     model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer

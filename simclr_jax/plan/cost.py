@@ -17,7 +17,7 @@ from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
 from simclr_jax.process.errors import UserError
 from simclr_jax.profiling.chips import find_chip
-from simclr_jax.profiling.flops import inner_jaxprs, of_product
+from simclr_jax.profiling.flops import inner_jaxprs, product_flops
 from simclr_jax.tasks import pretrain
 
 GIB = 2**30
@@ -177,7 +177,7 @@ def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
     flops, traffic, collectives = 0.0, 0.0, {}
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        if product := of_product(equation):
+        if product := product_flops(equation):
             flops += product
             traffic += sum(_bytes_of(v) for v in (*equation.invars, *equation.outvars))
         if name in _COLLECTIVES:

@@ -20,7 +20,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax.models import check_variables, describe, make_model, resnet
+from simclr_jax.models import describe, make_model, resnet
+from simclr_jax.models.variables import check_variables
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError, first_few, reason_of
 from simclr_jax.torch_weights.names import from_torch, name_of

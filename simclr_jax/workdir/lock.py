@@ -16,7 +16,7 @@ from etils import epath
 
 from simclr_jax.process import files
 from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import RunError, UserError, is_of_storage, reason_of
+from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
 
 BEAT = 5.0  # seconds between two signs of life in lock.json
 SILENCE = 3 * BEAT  # without one, the run is taken for dead
@@ -37,7 +37,7 @@ def prepare(workdir) -> epath.Path:
                 trial.write_bytes(b"1")
                 trial.unlink()
     except Exception as error:
-        if not is_of_storage(error) and "null" not in str(error):
+        if not is_storage_error(error) and "null" not in str(error):
             raise
         place = getattr(error, "filename", None) or workdir
         raise UserError(

@@ -101,7 +101,7 @@ def show(workdir, step: int, *, pictures: dict[str, np.ndarray] | None = None, t
 
     with files.storage(workdir):
         board = _boards.get(str(workdir))
-        writer = board or tf.summary.create_file_writer(str(files.plain(workdir)))
+        writer = board or tf.summary.create_file_writer(str(files.portable_path(workdir)))
         with writer.as_default(step):
             for name, picture in (pictures or {}).items():
                 tf.summary.image(name, picture[None])
@@ -133,7 +133,7 @@ class Meter:
             with files.storage(self._path):
                 self._written = _last_step(self._path)
                 self._file = self._path.open("a")
-                self._tensorboard = tf.summary.create_file_writer(str(files.plain(workdir)))
+                self._tensorboard = tf.summary.create_file_writer(str(files.portable_path(workdir)))
             self._workdir = str(workdir)
             _boards[self._workdir] = self._tensorboard
         self._num_steps, self._log_every, self._batch_size = (
