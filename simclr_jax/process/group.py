@@ -156,7 +156,7 @@ def check_agreement(subject: str, values: dict[str, Any]) -> None:
 
 
 def make_stop_agreement() -> Callable[[list[signal.Signals]], signal.Signals | None]:
-    """Builds `agreed(received) -> signal or None`, which tells all processes after every step whether to stop.
+    """Builds `agreed(received) -> signal or None`, by which processes agree after each step whether to stop.
 
     With several processes the answer is that of the step before, so that none waits for the others.
     """
@@ -173,7 +173,7 @@ def make_stop_agreement() -> Callable[[list[signal.Signals]], signal.Signals | N
 
 
 def announce_end() -> None:
-    """Announces that the run is over, so that this process may stay silent while the others come to its end."""
+    """Announces the end of the run: this process may be silent from now on, while others still end."""
     if alone():
         return
     _run_over.set()
