@@ -100,7 +100,7 @@ def check(manager: ocp.CheckpointManager) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, Any]:
-    """Reads the newest whole train state, laid out over devices like `state`; `state` itself if there is none.
+    """Reads the newest whole train state, laid out over devices like `state`; `state` if there is none.
 
     Newer checkpoints that are damaged are moved to `WORKDIR/damaged`, and a line says so.
 
