@@ -13,8 +13,8 @@ class Chip(NamedTuple):
     slowness: float  # seconds of a ResNet-50's step over those of its FLOPs plus its traffic at the peaks
 
 
-# The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie et al.
-# 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
+# The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie
+# et al. 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
 # Slowness of v3, v4, A100 and H100: published and measured steps of docs/planning.md; the others have that of
 # their relatives.
 CHIPS = {
@@ -30,6 +30,6 @@ CHIPS = {
 
 
 def find_chip(kind: str) -> Chip | None:
-    """Returns the chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'; None if unknown."""
+    """Returns the chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3', or None."""
     names = sorted((name for name in CHIPS if name in kind), key=len)
     return CHIPS[names[-1]] if names else None

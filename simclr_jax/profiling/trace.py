@@ -81,7 +81,7 @@ class Profile:
             say(f"note: profile_steps: no trace was taken: {reason_of(error)}")
 
     def _copy(self):
-        """Copies the trace from the local folder, the only place that the profiler can write, to the workdir."""
+        """Copies the trace from the local folder, where the profiler has to write, to the workdir."""
         for path in Path(self._written_to.name).rglob("*"):
             if path.is_file():
                 target = self._folder / path.relative_to(self._written_to.name)
