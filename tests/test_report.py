@@ -67,18 +67,20 @@ class Later:
         return 1.0
 
 
-@pytest.mark.parametrize("step_seconds, share", [(0.06, 0.0), (0.05, 0.0), (0.01, 0.8), (0.0, 1.0)])
-def test_devices_wait_for_data_only_while_they_are_idle(tmp_path, step_seconds, share):
-    """The input takes 0.05 s a batch: devices whose step takes as long are busy, though the host waits."""
+@pytest.mark.parametrize(
+    "step_seconds, least, most", [(0.11, 0.0, 0.1), (0.1, 0.0, 0.1), (0.03, 0.5, 0.8), (0.0, 0.7, 1.0)]
+)
+def test_devices_wait_for_data_only_while_they_are_idle(tmp_path, step_seconds, least, most):
+    """The input takes 0.1 s a batch: devices whose step takes as long are busy, though the host waits."""
     with closing(make_meter(tmp_path, log_every_steps=8)) as meter:
         for step in range(1, 9):
             with meter.waiting_for_data():
                 if step > 1:
-                    time.sleep(0.05)
+                    time.sleep(0.1)
             meter.add(step, dict.fromkeys(("loss", "gradient_norm", "learning_rate"), Later(step_seconds)))
         meter.flush()
     (line,) = lines(tmp_path)
-    assert line["data_wait"] == pytest.approx(share, abs=0.12)
+    assert least <= line["data_wait"] <= most
 
 
 def test_a_meter_leaves_no_thread_behind(tmp_path):

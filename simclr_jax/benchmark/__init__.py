@@ -194,7 +194,7 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 
 
 def run_in_process(function, *arguments):
-    """Runs a function in a process of its own, since a framework keeps most of a GPU's memory until it exits."""
+    """Runs a function in a process of its own: a framework keeps most of a GPU's memory until it exits."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

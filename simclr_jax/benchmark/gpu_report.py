@@ -92,7 +92,7 @@ def _step_rows(config, steps):
         cells.append(f"{report['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
         cells.append(f"{report['memory'] / cost.GIB:.1f}" if "memory" in report else "")
         cells += [f"{report[share]:.1%}" if share in report else "" for share in ("flops", "bandwidth")]
-        cells.append(f"{2 * config.batch_size / found['expected']:,.0f}" if "expected" in report else "")
+        cells.append(f"{2 * config.batch_size / report['expected']:,.0f}" if "expected" in report else "")
         yield from _row(cells)
 
 

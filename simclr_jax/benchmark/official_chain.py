@@ -6,10 +6,10 @@ import numpy as np
 
 
 def batches(records: np.ndarray, *, image_size: int, strength: float, batch_size: int) -> Iterator[dict]:
-    """Yields batches of view pairs of JPEG files, float32 [b, s, s, 6], without end, as the official code does.
+    """Yields batches of view pairs of JPEG files, float32 [b, s, s, 6], without end, as the official code.
 
-    See `tf2/data.py` and `tf2/data_util.py` there. For each view the whole image becomes floats; then follow a
-    bicubic crop, a flip, and the colour ops in random order, with clipping after each. Branches that are
+    See `tf2/data.py` and `tf2/data_util.py` there. For each view the whole image becomes floats; a bicubic
+    crop, a flip and the colour ops in random order, with clipping after each, follow. Branches that are
     always taken and checks of the box are kept, since they cost the official code 4 %.
     """
     from simclr_jax.data import CORES, tf

@@ -1,7 +1,7 @@
 """The pretraining step in plain PyTorch, for `benchmark step --peer=torch`: the same network, loss and batch.
 
-It is what PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16 by
-autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum, since
+It is what PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16
+by autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum, since
 PyTorch has no LARS: a few passes over the parameters less than ours.
 """
 
@@ -53,8 +53,8 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
       steps: timed, after two that are not.
 
     Returns:
-      'seconds' of a step, the median; 'views' per second; 'devices', in words; on a GPU peak 'memory' in bytes,
-      and the bytes that the allocator 'reserved'.
+      'seconds' of a step, the median; 'views' per second; 'devices', in words; on a GPU peak 'memory' in
+      bytes, and the bytes that the allocator 'reserved'.
     """
     import torch
     import torchvision

@@ -3,7 +3,7 @@
 Compiles the train step of `simclr_jax.train`, ahead of time, for a topology such as v4:4x4x8, on any Linux
 machine, without a TPU, and prints what it needs of each device. This takes the compiler of jax[tpu], libtpu;
 for GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt, no driver and no CUDA.
-`--topology=local` plans for the devices of this machine. Several topologies, separated by commas, give a table.
+`--topology=local` plans for the devices of this machine. Several topologies, by commas, give a table.
 `--compare` adds the forms of the step that need less memory. Exits with 1 where a step does not fit.
 """
 

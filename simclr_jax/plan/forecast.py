@@ -59,16 +59,16 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
     """Describes a plan by name and text; calls `images_per_core`, which measures this machine, if needed."""
     chip, memory = find_chip(plan["kind"]), plan["memory"]
     rows = config.batch_size // plan["devices"]
-    microbatches = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
+    parts = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
     available = f" of {chip.memory:g}" if chip else ""
-    parts = ", ".join(f"{size / GIB:.2f} {name}" for name, size in memory.items())
+    sizes = ", ".join(f"{size / GIB:.2f} {name}" for name, size in memory.items())
     lines = {
         "task": f"pretraining on {config.dataset.name}, {config.image_size} pixels",
         "model": models.describe(config.model),
         "parameters": f"{plan['parameters']:,}",
         "devices": f"{plan['devices']} x {plan['kind']}, {plan['hosts']} host(s)",
-        "batch": f"{config.batch_size} images, {rows} a device{microbatches}{', remat' if config.remat else ''}",
-        "memory": f"{gib(plan):.2f}{available} GiB a device: {parts}",
+        "batch": f"{config.batch_size} images, {rows} a device{parts}{', remat' if config.remat else ''}",
+        "memory": f"{gib(plan):.2f}{available} GiB a device: {sizes}",
         "FLOPs": f"{plan['flops'] / 1e9:,.1f} G a step and device, convolutions and products",
     }
     lines["traffic"] = f"{plan['bytes'] / 1e9:,.2f} GB of memory a step and device at least, for these"

@@ -13,8 +13,8 @@ class Chip(NamedTuple):
     slowness: float  # seconds of a ResNet-50's step over those of its FLOPs plus its traffic at the peaks
 
 
-# The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie
-# et al. 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
+# The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and for v3
+# Norrie et al. 2021 (doi 10.1109/MM.2021.3058217); NVIDIA's data sheets of A100 80 GB, H100, H200, all SXM.
 # Slowness of v3, v4, A100 and H100: published and measured steps of docs/planning.md; the others have that of
 # their relatives.
 CHIPS = {
