@@ -1,8 +1,8 @@
 """The pretraining step in plain PyTorch, for `benchmark step --peer=torch`: the same network, loss and batch.
 
 It is what PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16
-by autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum, since
-PyTorch has no LARS: a few passes over the parameters less than ours.
+by autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum,
+since PyTorch has no LARS: a few passes over the parameters less than ours.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Makes a checkpoint of google-research/simclr ours: `python -m simclr_jax.official PATH --output DIR`"""
+"""Converts checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR`"""
 
 import argparse
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     variables, meta = official.read(args.path, ema=args.ema)
     model = ConfigDict(meta["config"]["model"])
     model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer
-    make_model(model, meta["num_classes"])  # which refuses layers that are not there
+    make_model(model, meta["num_classes"])  # refuses a layer that does not exist
     with checkpoint.open_manager(output, keep=1) as manager:
         checkpoint.save(manager, 0, variables, meta)
     records.save_config(output, meta["config"])

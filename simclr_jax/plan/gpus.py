@@ -9,8 +9,9 @@ from jax.experimental import topologies
 from simclr_jax.process.errors import UserError
 
 # The properties of a GPU that the compiler needs (stream_executor.GpuTargetConfigProto). Figures:
-# openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb. Without device_memory_size the
-# compiler recomputes all it can, without shared_memory_per_block_optin nothing compiles.
+# openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb.
+# Without device_memory_size the compiler recomputes all it can, without shared_memory_per_block_optin nothing
+# compiles.
 _CONFIG = """
 gpu_device_info {{
   threads_per_block_limit: 1024
