@@ -184,7 +184,7 @@ def _are_our_names(names) -> bool:
 
 
 def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shape], Shape | None]:
-    """Returns the encoder's convolutions in forward order, kernels of the projection head, the classifier's."""
+    """Returns the encoder's convolutions, in forward order, and kernels of projection head and classifier."""
     if _are_our_names(shapes):
         tree = unflatten_dict({tuple(name.split("/")): shape for name, shape in shapes.items()})
         encoder = tree["params"].get("encoder", {})

@@ -11,7 +11,6 @@ import io
 import json
 import pickle
 import re
-from collections import Counter
 from typing import Any
 
 import jax
@@ -102,7 +101,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parts_outside(names, prefix: str) -> set[str]:
-    """Returns what lies beside the network of that prefix: the first part of each name that differs from it."""
+    """Returns the first part in which each name differs from a network's prefix: what lies beside it."""
     outside = set()
     for name in names:
         parts = name.split(".")
@@ -241,9 +240,9 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
             f"{escape(path)}: conv1.weight has the shape {stem}, expected (64, 3, 7, 7) or, of small images, "
             "(64, 3, 3, 3): networks of other inputs cannot be taken"
         )
-    blocks = (re.match(r"layer(\d+)\.\d+\.conv1\.weight$", name) for name in tensors)
-    groups = Counter(int(match[1]) for match in blocks if match)
-    counts = tuple(groups[group] for group in sorted(groups))
+    blocks = (re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name) for name in tensors)
+    blocks = sorted((int(match[1]), int(match[2]) + 1) for match in blocks if match)
+    counts = tuple(dict(blocks).values())  # the last block of every group
     bottleneck = "layer1.0.conv3.weight" in tensors
     middle = shape("layer1.0.conv2.weight")
     if len(middle) == 4 and len(inner) == 4 and middle[1] != inner[0]:
@@ -280,7 +279,7 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
 
 
 def _check(path, config, tensors, expected) -> set[str]:
-    """Returns the parts to leave behind; raises a UserError that lists tensors that do not fit the network."""
+    """Returns the parts to leave behind; raises a UserError that lists tensors which do not fit."""
     names = {name for name in tensors if not name.endswith(".num_batches_tracked")}
     network = {name for name in names if name in expected or re.match(r"(conv1|bn1|layer\d+)\.", name)}
     shapes = {name: tuple(tensors[name].shape) for name in network}

@@ -17,8 +17,8 @@ _LEAVES = {
 def name_of(path: str, supervised_layer: int = 0) -> str | None:
     """Returns torchvision's name of a variable, None if it has none.
 
-    'params/encoder/block_group1_0/conv1/kernel' -> 'layer1.0.conv1.weight'. A classifier that reads the features
-    is called 'fc'.
+    'params/encoder/block_group1_0/conv1/kernel' -> 'layer1.0.conv1.weight'. A classifier that reads the
+    features is called 'fc'.
     """
     _, part, *layers, leaf = path.split("/")
     if part == "encoder":

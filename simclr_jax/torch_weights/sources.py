@@ -9,8 +9,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torch
 class Source(NamedTuple):
     """A method or library, whose files have a name that `pattern` finds.
 
-    All of them give their networks RGB in [0, 1], minus `mean`, divided by `std`, and pad max pools as PyTorch
-    does; none uses BGR or [0, 255].
+    All of them give their networks RGB in [0, 1], minus `mean`, divided by `std`, and pad max pools as
+    PyTorch does; none uses BGR or [0, 255].
     """
 
     name: str
