@@ -72,17 +72,15 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
-def prefetch_to_devices(
-    batches: Iterator[dict[str, np.ndarray]], size: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Shards batches, and keeps `size` of them on their way to the devices ahead of the one in use.
+def prefetch_to_devices(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+    """Shards batches, and keeps two of them on their way to the devices ahead of the one in use.
 
     The arrays `index`, which only the host needs, stay behind.
     """
     queue = deque()
     for batch in batches:
         queue.append(shard({name: rows for name, rows in batch.items() if name != "index"}))
-        if len(queue) > size:
+        if len(queue) > 2:
             yield queue.popleft()
     yield from queue
 

@@ -18,7 +18,6 @@ from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
-from simclr_jax.process.errors import UserError
 
 _PEER = flags.DEFINE_enum(
     "peer", None, ["torch"], "The library whose step `benchmark step` measures as well."
@@ -67,10 +66,7 @@ def _step_line(report):
 
 def _config():
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(
-            f"benchmarks are of pretraining, not of {config.task}: give the config without a task"
-        )
+    cost.check_pretraining(config, "benchmarks are")
     return config
 
 

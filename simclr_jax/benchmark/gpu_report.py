@@ -126,8 +126,7 @@ def _numbers(name, words):
 
 def _report(_) -> None:
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(f"the report is of pretraining, not of {config.task}: give the config without a task")
+    cost.check_pretraining(config, "the report is")
     images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
     if len(large) not in (0, 2):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Exports networks in formats that need no JAX, a module for each: `python -m simclr_jax.export RUN --format=F`"""
+"""Exports networks in formats that need no JAX: `python -m simclr_jax.export RUN --format=FORMAT`"""
 
 from functools import partial
 

@@ -82,8 +82,7 @@ def _forms(config):
 
 def plan(_) -> None:
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(f"plans are of pretraining, not of {config.task}: give the config without a task")
+    cost.check_pretraining(config, "plans are")
     images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5))
     topologies = _TOPOLOGY.value.split(",")
     forms = list(_forms(config)) if _COMPARE.value else [("", config)]

@@ -56,6 +56,12 @@ class Examples(NamedTuple):
         return cls(dataset.name, size, classes)
 
 
+def check_pretraining(config, subject: str) -> None:
+    """Raises a UserError, which begins with `subject`, unless the config is one of pretraining."""
+    if config.task != "pretrain":
+        raise UserError(f"{subject} of pretraining, not of {config.task}: give the config without a task")
+
+
 def measure(config, topology: str) -> dict:
     """Compiles the train step of a pretraining config for a topology; runs nothing.
 

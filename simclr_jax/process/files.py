@@ -74,16 +74,16 @@ def write_json(path, value: Any, **options) -> None:
     write_text(path, json.dumps(value, **options) + "\n")
 
 
-def read_json(path, kind: type = dict) -> Any:
-    """Returns the value in a JSON file.
+def read_json(path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
 
     Raises:
-      ValueError: the file is no JSON, incomplete, not UTF-8, or its value is not a `kind`.
+      ValueError: the file is no JSON, incomplete, not UTF-8, or its value is no object.
       OSError: it cannot be read.
     """
     value = json.loads(_local_or_remote(path).read_bytes().decode())
-    if not isinstance(value, kind):
-        raise ValueError(f"holds a {type(value).__name__} instead of a {kind.__name__}")
+    if not isinstance(value, dict):
+        raise ValueError(f"holds a {type(value).__name__} instead of a dict")
     return value
 
 

@@ -36,9 +36,8 @@ def print_summary(summary: dict, workdir) -> None:
     }
     flat = {name: group for name, group in groups.items() if name not in nested}
     for title, rows in {**nested, "": flat}.items():
-        _print_scores(
-            title, {name: row for name, row in rows.items() if len(row) <= 12}
-        )  # longer ones exceed a line
+        # A longer row would not fit into a line.
+        _print_scores(title, {name: row for name, row in rows.items() if len(row) <= 12})
     for note in summary.get("notes", ()):
         say(f"\n  note: {note}")
     rest = [
