@@ -181,7 +181,7 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 
     try:
         compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
-    except jax.errors.JaxRuntimeError as error:  # compilers for GPUs run parts of the program to tune it
+    except jax.errors.JaxRuntimeError as error:  # the compiler for GPUs allocates memory to tune the program
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {}

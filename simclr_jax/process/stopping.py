@@ -76,7 +76,7 @@ def take_signals(*, ends_process: bool = True) -> None:
 def handled(*, ends_process: bool = True) -> Iterator[None]:
     """Handles signals for as long as a command runs; `ends_process` is that of `take_signals`."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only: they stay the caller's
+        yield  # only the main thread gets signals, and they stay the caller's
         return
     if not _signals_taken():
         take_signals(ends_process=ends_process)
@@ -107,7 +107,7 @@ def retake_signals() -> None:
 def saving() -> Iterator[list[signal.Signals]]:
     """Yields the list of received signals, which a train loop looks at once it has called `expect_save`."""
     if threading.current_thread() is threading.main_thread() and not _signals_taken():
-        with handled(ends_process=False), saving() as received:  # without a command line around
+        with handled(ends_process=False), saving() as received:  # no command line handles signals
             yield received
         return
     try:

@@ -33,8 +33,8 @@ SOURCES = (
     # docs.lightly.ai, IMAGENET_NORMALIZE
     Source("lightly", r"(^|\.)backbone\.\d|(^|\.)(projection|prediction)_head\."),
     Source("an encoder of another method", r"(^|\.)(backbone|encoder)\."),
-    # docs.pytorch.org/vision/stable/models.html; huggingface.co/docs/timm; and the encoders alone that DINO,
-    # VICReg and Barlow Twins publish
+    # docs.pytorch.org/vision/stable/models.html; huggingface.co/docs/timm. DINO, VICReg and Barlow Twins also
+    # publish encoders alone, which have these names.
     Source("torchvision, timm or others who name it as they do", r"", classifier=True),
 )
 

@@ -247,7 +247,7 @@ class Meter:
             per_step = (time.monotonic() - self._begun) / (step - self._start_step)
             seconds = int(per_step * (self._num_steps - step))
             left = [f"{seconds // 60}:{seconds % 60:02d} left"]
-        if sys.stdout.isatty():  # one line, as wide as the terminal: what is left comes first
+        if sys.stdout.isatty():  # one line, cut to the width of the terminal: the remaining time comes first
             done = 10 * step // self._num_steps
             line = "  ".join([f"[{'#' * done:<10}] {head}", *left, *words])
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)

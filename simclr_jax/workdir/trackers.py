@@ -124,7 +124,7 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
         with report.listening(on_report):
             yield
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):  # a signal: the same command goes on
+    except (KeyboardInterrupt, SystemExit):  # a signal, after which the same command resumes the run
         status = "KILLED"
         raise
     finally:
