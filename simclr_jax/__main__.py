@@ -6,7 +6,7 @@ from simclr_jax.process import stopping
 
 
 def main() -> None:
-    stopping.take()  # before what takes seconds to import
+    stopping.take_signals()  # before what takes seconds to import
     from simclr_jax import main
 
     sys.modules["__main__"].__doc__ = main.__doc__  # which --help shows

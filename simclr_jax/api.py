@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
         report.say_once(f"note: {note}")
     listening = report.listening(_mark_errors(on_report)) if on_report else nullcontext()
     try:
-        with errors.storage_errors_as_run_errors(), stopping.handled(ends=False), listening:
+        with errors.storage_errors_as_run_errors(), stopping.handled(ends_process=False), listening:
             pretrained.inherit_settings(
                 config, {key: value for key, value in keys.items() if value is not None}
             )

@@ -1,4 +1,4 @@
-"""Checkpoints, all of Orbax: `WORKDIR/checkpoints/<step>`, written in the background, atomically.
+"""Checkpoints in Orbax's format: `WORKDIR/checkpoints/<step>`, written in the background, atomically.
 
 Each holds `state`, the whole train state, and `meta`, a JSON object with the resolved config and the
 number of classes, from which the model can be rebuilt. One that is damaged is moved to `WORKDIR/damaged`.
@@ -41,7 +41,7 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
         best_fn=(lambda metrics: metrics[best]) if best else None,
         cleanup_tmp_directories=True,
     )
-    folder = files.plain(epath.Path(path).absolute()) / "checkpoints"
+    folder = _folder(path)
     _set_aside(folder, {step: reason for step in steps_in(path) if (reason := _damage(folder / str(step)))})
     with files.storage(folder):
         return ocp.CheckpointManager(folder, options=options)
@@ -49,7 +49,7 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
 
 @contextmanager
 def opened(path, **options) -> Iterator[ocp.CheckpointManager]:
-    """A manager that is closed at the end, except where storage failed: its saves would never be done."""
+    """Opens a manager and closes it at the end, unless storage failed: it would wait for saves forever."""
     manager = open_manager(path, **options)
     try:
         yield manager
@@ -73,6 +73,13 @@ def save(
 ) -> None:
     """Saves the train state after `step` steps; returns as soon as the device memory may be reused.
 
+    Args:
+      manager: from `open_manager`.
+      step: number of steps behind `state`.
+      state: the train state, equal on all devices.
+      meta: what JSON can hold: the config and the number of classes, see above.
+      metrics: of the evaluation at this step; they decide which checkpoint is the best.
+
     Raises:
       StorageError: it cannot be written.
     """
@@ -87,15 +94,15 @@ def save(
 
 
 def check(manager: ocp.CheckpointManager) -> None:
-    """Raises a StorageError if a save in the background has failed; waits for none."""
+    """Raises a StorageError if a save in the background has failed; does not wait for those under way."""
     with files.storage(manager.directory):
         manager.check_for_errors()
 
 
 def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, Any]:
-    """The newest whole train state, laid out over devices like `state`; `state` itself if none was saved.
+    """Reads the newest whole train state, laid out over devices like `state`; `state` if there is none.
 
-    Damaged ones that are newer are moved to `WORKDIR/damaged`, and a line says so.
+    Newer checkpoints that are damaged are moved to `WORKDIR/damaged`, and a line says so.
 
     Raises:
       UserError: every checkpoint is damaged.
@@ -103,11 +110,12 @@ def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, 
     damaged = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            saved, reason = _read_state(manager.directory / str(step), state), None
+            target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+            saved, reason = _read_tree(manager.directory / str(step) / "state", target), None
         except Exception as error:
             _raise_unless_damage(error, manager.directory / str(step))
             saved, reason = None, reason_of(error)
-        if not parallel.gather(np.array([reason is not None])).any():  # all processes take the same step
+        if not parallel.gather(np.array([reason is not None])).any():  # processes agree on the step
             _set_aside(manager.directory, damaged)
             if damaged:
                 manager.reload()
@@ -118,56 +126,58 @@ def restore(manager: ocp.CheckpointManager, state: dict[str, Any]) -> dict[str, 
 
 
 def newest_is_whole(path) -> bool:
-    """Whether the newest checkpoint of a workdir can be read to its end; True where there is none."""
+    """Returns whether the newest checkpoint of a workdir can be read to its end; True if there is none."""
     steps = steps_in(path)
-    saved = files.plain(epath.Path(path).absolute()) / "checkpoints" / str(max(steps, default=0))
     if not steps:
         return True
+    saved = _folder(path) / str(steps[-1])
     try:
-        return not _damage(saved) and bool(_read_tree(saved / "state", _saved_tree(saved)))
+        return not _damage(saved) and bool(_read_tree(saved / "state", _saved_structure(saved)))
     except Exception as error:
         _raise_unless_damage(error, saved)
         return False
 
 
 def steps_in(path) -> list[int]:
-    """The steps of the checkpoints in a workdir, sorted; not all need be whole."""
+    """Returns the steps of the checkpoints in a workdir, sorted; some checkpoints may be damaged."""
     folder = epath.Path(path) / "checkpoints"
     with files.storage(folder):
         return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
-def _read_state(path, like):
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return _read_tree(path / "state", target)
+def _folder(path):
+    """Returns the folder of the checkpoints in a workdir, under a name that Orbax takes."""
+    return files.portable_path(epath.Path(path).absolute()) / "checkpoints"
 
 
-def _saved_tree(saved):
-    """Shapes and types of everything in a checkpoint, as nested dicts."""
+def _saved_structure(saved):
+    """Returns shapes and dtypes of all arrays in a checkpoint, as nested dicts."""
     tree = ocp.PyTreeCheckpointHandler().metadata(saved / "state").tree
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def _read_tree(path, target, **options):
-    """Arrays of a checkpoint as numpy's, in the structure of `target`, without asking other processes."""
+    """Reads a checkpoint as numpy arrays in the structure of `target`, without the other processes."""
     arguments = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), target)
     arguments = ocp.args.PyTreeRestore(item=target, restore_args=arguments, **options)
     tree = ocp.PyTreeCheckpointHandler().restore(path, args=arguments)
-    for wanted, leaf in zip(jax.tree.leaves(target), jax.tree.leaves(tree), strict=True):
-        if wanted.shape != leaf.shape or wanted.dtype != leaf.dtype:
-            raise ValueError(f"an array is {leaf.dtype}{leaf.shape} instead of {wanted.dtype}{wanted.shape}")
+    for expected, leaf in zip(jax.tree.leaves(target), jax.tree.leaves(tree), strict=True):
+        if expected.shape != leaf.shape or expected.dtype != leaf.dtype:
+            raise ValueError(
+                f"an array is {leaf.dtype}{leaf.shape} instead of {expected.dtype}{expected.shape}"
+            )
     return tree
 
 
 def _read_meta(saved) -> dict[str, Any]:
     meta = files.read_json(saved / "meta" / "metadata")
-    records.check_schema(files.named(saved), meta)
+    records.check_schema(files.user_path(saved), meta)
     meta.pop("schema_version", None)
     return meta
 
 
 def _damage(saved) -> str | None:
-    """What is wrong with a checkpoint as far as its small files tell; None where nothing is."""
+    """Looks for damage in the small files of a checkpoint; returns a description of it, or None."""
     try:
         if not saved.is_dir():
             return "it is no folder"
@@ -177,7 +187,7 @@ def _damage(saved) -> str | None:
         if (saved / "metrics").exists():
             files.read_json(saved / "metrics" / "metrics")
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):  # of a later version
+        if isinstance(error, UserError):  # a later version has written it
             raise
         _raise_unless_damage(error, saved)
         return reason_of(error)
@@ -185,31 +195,35 @@ def _damage(saved) -> str | None:
 
 
 def _raise_unless_damage(error, path):
-    """Reading fails where permissions, memory or the network do: no reason to call a checkpoint damaged."""
+    """Raises a StorageError where permissions, memory or the network are to blame, not the checkpoint."""
     names = ("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
     if isinstance(error, PermissionError | MemoryError) or any(name in str(error) for name in names):
         raise files.StorageError(
-            f"{escape(files.named(path))} cannot be read: {reason_of(error)}; mend that first"
+            f"{escape(files.user_path(path))} cannot be read: {reason_of(error)}; mend that first"
         ) from error
 
 
 def _set_aside(folder, damaged: dict[int, str]) -> None:
-    """Moves damaged checkpoints out of the way, unless no other is left.
+    """Moves damaged checkpoints to `WORKDIR/damaged`.
+
+    Args:
+      folder: of the checkpoints.
+      damaged: step -> what is wrong with its checkpoint.
 
     Raises:
-      UserError: no other is left.
+      UserError: all checkpoints are damaged; nothing is moved.
     """
     if not damaged:
         return
     run = folder.parent
     kept = [step for step in steps_in(run) if step not in damaged]
-    told = ", ".join(f"{step} ({reason})" for step, reason in sorted(damaged.items()))
     if not kept:
+        reasons = ", ".join(f"{step} ({reason})" for step, reason in sorted(damaged.items()))
         raise UserError(
-            f"every checkpoint in {escape(files.named(folder))} is damaged: {escape(told)}; put a whole copy "
-            "of one back, or start again with another --workdir"
+            f"every checkpoint in {escape(files.user_path(folder))} is damaged: {escape(reasons)}; put a "
+            "whole copy of one back, or start again with another --workdir"
         )
-    parallel.gather(np.zeros(1))  # every process has looked before anything moves
+    parallel.gather(np.zeros(1))  # waits until every process has looked at the checkpoints
     if jax.process_index() == 0:
         with files.storage(run):
             (run / "damaged").mkdir(exist_ok=True)
@@ -219,31 +233,19 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
                 while files.exists(aside):
                     aside, number = run / "damaged" / f"{step}-{number}", number + 1
                 (folder / str(step)).rename(aside)
-                print(
-                    f"checkpoint {step} is damaged ({escape(reason)}): moved to {escape(files.named(aside))}",
-                    flush=True,
-                )
-        newest = max(kept)
-        if newest < max(damaged):
+                place = escape(files.user_path(aside))
+                print(f"checkpoint {step} is damaged ({escape(reason)}): moved to {place}", flush=True)
+        if (newest := max(kept)) < max(damaged):
             print(f"going on from step {newest}: the steps to {max(damaged)} are repeated", flush=True)
     parallel.gather(np.zeros(1))
 
 
 def split(path) -> tuple[epath.Path, int | None]:
-    """`WORKDIR/checkpoints/<step>` -> WORKDIR and the step; a workdir -> itself and None."""
+    """Splits `WORKDIR/checkpoints/<step>` into WORKDIR and the step; a workdir into itself and None."""
     path = epath.Path(path)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
-
-
-def check_new(folder) -> None:
-    """Raises a UserError if there is anything under `folder`, so that nothing saved is ever lost."""
-    folder = epath.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{escape(files.named(folder))} exists already: choose another --output, or remove it"
-        )
 
 
 def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,44 +262,37 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
     Raises:
       UserError: nothing is saved there, or it cannot be read.
     """
-    path, named = split(epath.Path(path).absolute())
-    step = step if named is None else named
+    return _load(path, step, _read_model)
+
+
+def load_meta(path) -> dict[str, Any]:
+    """Reads `meta` of a workdir's newest checkpoint, or of `WORKDIR/checkpoints/<step>`, as `load_params`."""
+    return _load(path, None, _read_meta)
+
+
+def _load(path, step, read):
+    """Returns `read(folder of the checkpoint)`; whatever is wrong with the checkpoint is a UserError."""
+    path, named_step = split(epath.Path(path).absolute())
+    step = step if named_step is None else named_step
     steps = steps_in(path)
     if not steps or step not in (None, *steps):
-        found = f"steps {steps}" if steps else "no checkpoint"
+        contents = f"steps {steps}" if steps else "no checkpoint"
         raise UserError(
-            f"{escape(path)} holds {found}: give the workdir of a run, WORKDIR/checkpoints/<step>, or a "
+            f"{escape(path)} holds {contents}: give the workdir of a run, WORKDIR/checkpoints/<step>, or a "
             "checkpoint of google-research/simclr"
         )
     saved = path / "checkpoints" / str(steps[-1] if step is None else step)
     try:
-        return _read_model(files.plain(saved))
+        return read(files.portable_path(saved))
     except UserError:
         raise
-    except Exception as error:  # Orbax and TensorStore tell of missing bytes in many ways
-        raise UserError(
-            f"{escape(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
-        ) from None
-
-
-def load_meta(path) -> dict[str, Any]:
-    """`meta` of a workdir's newest checkpoint, or of a named one, as `load_params` gives it."""
-    path, step = split(epath.Path(path).absolute())
-    steps = steps_in(path)
-    if not steps:
-        raise UserError(f"{escape(path)} holds no checkpoint: give the workdir of a run")
-    saved = path / "checkpoints" / str(steps[-1] if step is None else step)
-    try:
-        return _read_meta(saved)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Orbax and TensorStore report missing bytes by many kinds of exceptions
         raise UserError(
             f"{escape(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
         ) from None
 
 
 def _read_model(saved):
-    structure = _saved_tree(saved)
-    wanted = {name: structure[name] for name in ("params", "batch_stats")}
-    return _read_tree(saved / "state", wanted, partial_restore=True), _read_meta(saved)
+    structure = _saved_structure(saved)
+    structure = {name: structure[name] for name in ("params", "batch_stats")}
+    return _read_tree(saved / "state", structure, partial_restore=True), _read_meta(saved)

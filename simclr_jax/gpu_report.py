@@ -5,6 +5,6 @@ from absl import flags
 from simclr_jax.benchmark import gpu_report
 
 if __name__ == "__main__":
-    __doc__ = gpu_report.__doc__  # for --help
+    __doc__ = gpu_report.__doc__  # shown by --help
     flags.adopt_module_key_flags(gpu_report)
     gpu_report.main()

@@ -3,7 +3,7 @@
 from simclr_jax.process import stopping  # jax comes after it: signals are taken before what takes seconds
 
 if __name__ == "__main__":
-    stopping.take()
+    stopping.take_signals()
 
 import shlex
 
@@ -27,9 +27,9 @@ def main(_) -> None:
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
     except stopping.Stopped:  # all of them, after the same step
-        group.part()
+        group.announce_end()
         raise
-    group.part()
+    group.announce_end()
     if "health" in summary:  # of pretraining
         report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
 

@@ -1,4 +1,4 @@
-"""The seam between per-device functions and the devices: everything that knows of pmap is here.
+"""The boundary between per-device functions and the devices; no other module knows of pmap.
 
 A step is written for one device and names the axis `AXIS` where it needs the others. `pmap` maps it
 over the local devices of every process, so that the axis spans the whole run. The train state
@@ -6,6 +6,8 @@ has no leading device axis: it is an ordinary pytree, the same on every device.
 """
 
 import functools
+from collections import deque
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -16,12 +18,12 @@ AXIS = "batch"
 
 
 def this_process() -> dict[str, int]:
-    """This process and how many there are, as the pipeline takes them."""
+    """Returns the index of this process and the number of processes, as arguments of the input pipeline."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def bound_axis() -> str | None:
-    """`AXIS` inside a mapped step; None outside one, where there is nothing to reduce over."""
+    """Returns `AXIS` inside a mapped step, and None outside, where there is nothing to reduce over."""
     try:
         jax.lax.axis_index(AXIS)
     except NameError:
@@ -30,10 +32,15 @@ def bound_axis() -> str | None:
 
 
 def pmap(step, *, donate_state: bool = False, devices=None):
-    """Maps `step(state, batch) -> output` over all devices, or over these, which need not be here.
+    """Maps `step(state, batch) -> output` over all devices.
 
-    `state` and the output are the same on every device; the arrays of `batch` are as `shard` lays them out.
-    `state` holds an array at least: of an empty tree jax.pmap would take the axes for the batch's.
+    `state` and the output are the same on every device; `batch` holds arrays as `shard` lays them out.
+
+    Args:
+      step: the function of one device. Its `state` must hold an array: of an empty tree, jax.pmap would apply
+        the axes to the batch.
+      donate_state: lets the output reuse the memory of `state`, which is deleted.
+      devices: other devices to compile for, which may belong to another machine.
     """
     return jax.pmap(
         step,
@@ -46,7 +53,7 @@ def pmap(step, *, donate_state: bool = False, devices=None):
 
 
 def pmap_rows(function):
-    """Maps `function(variables, batch) -> rows` over all devices; rows come back [local devices, b, ...]."""
+    """Maps `function(variables, batch) -> rows` over all devices; returns rows [local devices, b, ...]."""
     return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0))
 
 
@@ -65,14 +72,30 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
+def prefetch_to_devices(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+    """Shards batches, and keeps two of them on their way to the devices ahead of the one in use.
+
+    The arrays `index`, which only the host needs, stay behind.
+    """
+    queue = deque()
+    for batch in batches:
+        queue.append(shard({name: rows for name, rows in batch.items() if name != "index"}))
+        if len(queue) > 2:
+            yield queue.popleft()
+    yield from queue
+
+
 def maximum(value: int) -> jax.Array:
-    """The largest value of all processes, an int32 scalar; every process has to ask. Returns at once."""
+    """Returns the largest value of all processes, an int32 scalar, without waiting for it.
+
+    Every process has to call this function.
+    """
     values = np.full(jax.local_device_count(), value, np.int32)
-    return _maximum()(np.int32(0), shard({"value": values}))
+    return _mapped_maximum()(np.int32(0), shard({"value": values}))
 
 
 @functools.cache
-def _maximum():
+def _mapped_maximum():
     return pmap(lambda _, batch: jax.lax.pmax(batch["value"].max(), AXIS))
 
 

@@ -131,7 +131,7 @@ def make_evaluate(config, model, source):
     def evaluate(variables) -> dict[str, float]:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         held_out = features.batches_of(config, source)
-        hits = [mapped(variables, batch) for batch in train.prefetch_to_devices(held_out)]
+        hits = [mapped(variables, batch) for batch in parallel.prefetch_to_devices(held_out)]
         hits = jax.device_get(hits)
         sums = {name: int(np.sum([hit[name] for hit in hits])) for name in hits[0]}
         count = sums.pop("all")  # less than the split has where files were lost

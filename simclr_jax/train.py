@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
 from simclr_jax.process import group, stopping
 from simclr_jax.process.errors import UserError
-from simclr_jax.profiling import chips, flops, trace
+from simclr_jax.profiling import flops, trace
 from simclr_jax.workdir import lock, records, report
 
 Tree = Any
@@ -151,24 +150,6 @@ def _split(params, trained):
 
 def _merge(updated, frozen):
     return unflatten_dict(flatten_dict(updated, sep="/") | frozen, sep="/")
-
-
-def seconds_at_peak(task: Task, state, batch) -> float | None:
-    """What a step would take if each device did its model FLOPs alone, at its peak; None of unknown devices.
-
-    The peak is that of bfloat16, whatever the step computes in. `batch` lies on the devices; nothing is run.
-    """
-    chip = chips.find_chip(jax.devices()[0].device_kind)
-    if chip is None:
-        return None
-
-    def loss(chosen, frozen, *others):
-        return task.loss(_merge(chosen, frozen), *others)[0]
-
-    rows = jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), batch)
-    others = [state["batch_stats"], rows, *([state["extra"]] if "extra" in state else [])]
-    operations = flops.of_training(loss, *_split(state["params"], task.trained), *others)
-    return operations / (chip.flops * 1e12)
 
 
 def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
@@ -307,9 +288,9 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
         if start:
             report.say(f"resuming after step {start} of {task.num_steps}")
             _check_order_and_views(checkpoint.load_meta(workdir), task.meta, workdir)
-        train_step, agreed_stop, stop = mapped_step(task), stopping.make_agreement(), None
+        train_step, agreed_stop, stop = mapped_step(task), group.make_stop_agreement(), None
         with (
-            closing(prefetch_to_devices(task.batches(start))) as batches,
+            closing(parallel.prefetch_to_devices(task.batches(start))) as batches,
             closing(report.Meter(workdir, config, start_step=start, num_steps=task.num_steps)) as meter,
             closing(trace.Profile(workdir, config.profile_steps, meter.paused)) as profile,
         ):
@@ -320,12 +301,12 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     with meter.waiting_for_data():
                         batch = task.on_devices(next(batches))
                     if step == start + 1:
-                        meter.seconds_at_peak = seconds_at_peak(task, state, batch)
+                        meter.seconds_at_peak = flops.seconds_at_peak(task.loss, task.trained, state, batch)
                     state, results = train_step(state, batch)
                 if step == start + 1:
                     jax.block_until_ready(results)
                     report.say(f"first step {time.monotonic() - begun:.1f} s after the start of training")
-                stopping.begin()
+                stopping.expect_save()
                 profile.end_after(step, results)
                 meter.add(step, results)
                 stop = agreed_stop(received)
@@ -363,15 +344,3 @@ def _check_order_and_views(saved, meta, workdir):
             f"{workdir} holds a run with view={saved.get('view')}, but here it is {meta.get('view')}: "
             "pass the function of that run, or choose another workdir"
         )
-
-
-def prefetch_to_devices(
-    batches: Iterator[dict[str, np.ndarray]], size: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Keeps `size` batches on their way to the devices ahead of the one in use."""
-    queue = deque()
-    for batch in batches:
-        queue.append(parallel.shard({name: rows for name, rows in batch.items() if name != "index"}))
-        if len(queue) > size:
-            yield queue.popleft()
-    yield from queue

@@ -105,7 +105,7 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
         raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
 
     monkeypatch.setattr(torch_step, "check_torch", no_torch)
-    monkeypatch.setattr(benchmark, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(benchmark, "run_in_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
     measured = []
 

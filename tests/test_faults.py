@@ -381,7 +381,7 @@ def test_names_are_shown_on_one_line_of_any_console(name):
 
 # ----------------------------------------------------------------- consoles
 
-SCRIPT = "from simclr_jax import console; console.protect()\n"
+SCRIPT = "from simclr_jax.process import console; console.protect()\n"
 SCRIPT += "print('L\\xe4ufe \\udcff', flush=True); print('y' * 100000, flush=True)\n"
 SCRIPT += "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('went on')\n"
 CONSOLES = {
@@ -449,7 +449,7 @@ def test_an_evaluation_gives_way_to_a_signal(tmp_path):
     assert time.monotonic() - begun < 30
 
 
-START = "from simclr_jax import stopping; stopping.take(); print('taken', flush=True)\n"
+START = "from simclr_jax.process import stopping; stopping.take_signals(); print('taken', flush=True)\n"
 STARTING = {
     "imports": START + "import time; time.sleep(60)",
     "Python": START + "import time\nwith stopping.handled(): time.sleep(60)",
@@ -522,7 +522,7 @@ def test_lock_without_signs_of_life_is_taken_after_a_while(owner, tmp_path, monk
 def test_lock_of_another_machine_that_beats_is_respected(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.1)
     with lock.locked(tmp_path), monkeypatch.context() as elsewhere:
-        elsewhere.setattr(lock, "_is_alive", lambda owner: False)  # which this machine cannot know
+        elsewhere.setattr(lock, "_is_alive", lambda owner: None)  # which this machine cannot know
         with pytest.raises(UserError, match=f"in use by process {os.getpid()} on"), lock.locked(tmp_path):
             pass
 
@@ -535,7 +535,7 @@ def test_run_whose_workdir_was_taken_ends(tmp_path, monkeypatch):
         time.sleep(0.5)
         with pytest.raises(RunError, match="was taken by process 7 on elsewhere"):
             lock.check()
-    records._failed.clear()
+    lock._failures.clear()
     assert (tmp_path / "lock.json").exists()  # theirs
 
 

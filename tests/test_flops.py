@@ -24,8 +24,8 @@ def test_a_product_counts_once_and_once_more_for_each_gradient():
     def loss(params, data):
         return ((data @ params[0]) @ params[1]).sum()
 
-    assert flops.of_training(loss, (first, second), data) == 2 * one + 3 * two
-    assert flops.of_training(
+    assert flops.training_flops(loss, (first, second), data) == 2 * one + 3 * two
+    assert flops.training_flops(
         lambda second, first, data: loss((first, second), data), second, first, data
     ) == (one + 2 * two)
 
@@ -36,7 +36,7 @@ def test_what_no_gradient_reaches_counts_forwards_alone():
     def loss(weights, data):
         return (jax.lax.stop_gradient(data @ weights) @ weights).sum()
 
-    assert flops.of_training(loss, weights, data) == (2 + 2) * 2 * 5 * 3 * 3
+    assert flops.training_flops(loss, weights, data) == (2 + 2) * 2 * 5 * 3 * 3
 
 
 @pytest.mark.parametrize("again", [lambda of: of, jax.checkpoint])
@@ -47,7 +47,7 @@ def test_a_loop_counts_as_often_as_it_runs_and_what_is_computed_again_once(again
         return jax.lax.scan(again(lambda x, _: (x @ weights, None)), data, length=6)[0].sum()
 
     # The data itself has no gradient, which only matters before the first round: as if it had.
-    assert flops.of_training(loss, weights, data) == 6 * 3 * 2 * 5 * 3 * 3
+    assert flops.training_flops(loss, weights, data) == 6 * 3 * 2 * 5 * 3 * 3
 
 
 def conv(images, kernel):
@@ -62,7 +62,7 @@ def test_a_convolution_counts_its_window():
     def loss(params, images):
         return conv(jax.nn.relu(conv(images, params[0])), params[1]).sum()
 
-    assert flops.of_training(loss, (first, second), images) == 2 * one + 3 * two
+    assert flops.training_flops(loss, (first, second), images) == 2 * one + 3 * two
 
 
 def parts_of(config, *, task):
@@ -83,7 +83,7 @@ def parts_of(config, *, task):
 def test_pretraining_counts_what_its_gradient_computes_but_nothing_twice(form):
     plain, ours = (parts_of(tiny_config("pretrain", **of), task=pretrain.make_loss) for of in ({}, form))
     gradient = jax.make_jaxpr(jax.grad(plain[0]), axis_env=[(AXIS, 8)])(*plain[1:])
-    assert flops.of_training(*ours) == cost.count(gradient.jaxpr)[0]
+    assert flops.training_flops(*ours) == cost.count(gradient.jaxpr)[0]
 
 
 def test_a_frozen_encoder_counts_forwards_alone():
@@ -101,7 +101,7 @@ def test_a_frozen_encoder_counts_forwards_alone():
         rest = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), params)
         return rest | {"supervised_head": rest["supervised_head"] | {"kernel": head}}
 
-    assert flops.of_training(of_head, head, *others) == forward + 2 * 4 * head.size
+    assert flops.training_flops(of_head, head, *others) == forward + 2 * 4 * head.size
 
 
 def test_what_cpus_compute_otherwise_counts_as_the_plain_convolution():
@@ -112,7 +112,7 @@ def test_what_cpus_compute_otherwise_counts_as_the_plain_convolution():
         jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32),
     )
     ours, plain = (
-        flops.of_training(
+        flops.training_flops(
             lambda kernel, x, convolve=convolve: convolve(
                 x, kernel, (1, 1), ((1, 1), (1, 1)), **options
             ).sum(),

@@ -49,7 +49,7 @@ def test_projection_head_is_kept_up_to_the_layer_that_is_read(pretrained_run):
 def test_pretraining_starts_from_a_checkpoint_too_or_from_nothing(pretrained_run):
     config = tiny_config("pretrain")
     model = make_model(config.model, 10)
-    source = cost.Examples.of(config.dataset)
+    source = cost.Examples.from_config(config.dataset)
     afresh = pretrain.make_task(config, model, source).init(jax.random.key(0))
     config.pretrained = str(pretrained_run)
     started = pretrain.make_task(config, model, source).init(jax.random.key(0))

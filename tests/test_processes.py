@@ -78,10 +78,10 @@ def examine(folder):
 def shapes(tmp_path_factory):
     """What `examine` wrote on 2 processes x 4 devices, 1 x 8 and 1 x 1; and where."""
     folder = tmp_path_factory.mktemp("shapes")
-    script = "import sys, pathlib, test_processes; from simclr_jax import processes\n"
+    script = "import sys, pathlib, test_processes; from simclr_jax.process import group\n"
     script += "given = [kind(flag.partition('=')[2]) for kind, flag in zip((str, int, int), sys.argv[2:])]\n"
-    script += "processes.join(*(given or [None] * 3), timeout=60)\n"
-    script += "test_processes.examine(pathlib.Path(sys.argv[1])); group.part()"
+    script += "group.join(*(given or [None] * 3), timeout=60)\n"
+    script += "test_processes.examine(pathlib.Path(sys.argv[1])); group.announce_end()"
     for name, devices, joining in (("two", 4, join(2)), ("one", 1, [[]])):
         started = [
             subprocess.Popen(

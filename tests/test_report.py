@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 import types
 from contextlib import closing
 
@@ -49,6 +51,44 @@ def test_metrics_are_read_one_step_late(tmp_path):
     meter.add(2, values)
     assert [line["step"] for line in lines(tmp_path)] == [1]
     meter.close()
+
+
+class Later:
+    """A metric that devices have computed after some seconds."""
+
+    def __init__(self, seconds):
+        self.ready_at = time.monotonic() + seconds
+
+    def block_until_ready(self):
+        time.sleep(max(0.0, self.ready_at - time.monotonic()))
+
+    def __float__(self):
+        self.block_until_ready()
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "step_seconds, least, most", [(0.11, 0.0, 0.1), (0.1, 0.0, 0.1), (0.03, 0.5, 0.8), (0.0, 0.6, 1.0)]
+)
+def test_devices_wait_for_data_only_while_they_are_idle(tmp_path, step_seconds, least, most):
+    """The input takes 0.1 s a batch: devices whose step takes as long are busy, though the host waits."""
+    with closing(make_meter(tmp_path, log_every_steps=8)) as meter:
+        for step in range(1, 9):
+            with meter.waiting_for_data():
+                if step > 1:
+                    time.sleep(0.1)
+            meter.add(step, dict.fromkeys(("loss", "gradient_norm", "learning_rate"), Later(step_seconds)))
+        meter.flush()
+    (line,) = lines(tmp_path)
+    assert least <= line["data_wait"] <= most
+
+
+def test_a_meter_leaves_no_thread_behind(tmp_path):
+    before = set(threading.enumerate())
+    run(make_meter(tmp_path), range(1, 5))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_restart_appends_and_repeats_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""How fast this machine is: rates of the input pipeline, of the train step, and the cost of NT-Xent."""
+"""The speed of this machine: rates of the input pipeline and of the train step, and the cost of NT-Xent."""
 
 import io
 import time
@@ -20,22 +20,23 @@ from simclr_jax.plan.forecast import forecast
 from simclr_jax.process.errors import UserError
 from simclr_jax.views import batches
 
-ROWS = 64  # images of a batch of the input benchmark
+BATCH_SIZE = 64  # Images in a batch of the input benchmark.
 PAIRS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
 def input_rate(config, seconds: float = 10.0) -> float:
-    """Images/s a core, of two views each, that the input pipeline makes from JPEG files, with all cores busy.
+    """Measures the images/s per core, with two views of each, of the input pipeline on all cores.
 
-    The files are those of `jpeg_files`.
+    It reads the files of `jpeg_files`.
     """
     return _rate_of(_input_batches(config, jpeg_files(config.image_size)), seconds)
 
 
 def jpeg_files(image_size: int) -> np.ndarray:
-    """64 JPEG files of parts of two photographs, `image_size` pixels a side up to 96, else as ImageNet's are.
+    """Makes 64 JPEG files from parts of two photographs.
 
-    Those are 500 x 375 pixels and 100 KB.
+    They have `image_size` pixels a side if that is at most 96, else the size of ImageNet's: 500 x 375 pixels
+    and 100 KB.
     """
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -62,59 +63,64 @@ def _input_batches(config, records):
     labels = np.full(len(records), -1, np.int32)
     source = datasets.Source("JPEG files", len(records), 0, decode_bytes, records, labels)
     config = ConfigDict(config)
-    config.batch_size = ROWS
+    config.batch_size = BATCH_SIZE
     return batches.train_batches(config, source, None, 0)
 
 
 def _rate_of(batches, seconds):
-    """Images/s a core that an open pipeline gives; its first batches, made before, do not count."""
+    """Measures the images/s per core of an open pipeline, without the first batches, which it prefetched."""
     from simclr_jax.data import CORES
 
     for _ in range(4):
         next(batches)
     begun, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begun) < seconds:
+    while (elapsed := time.perf_counter() - begun) < seconds:
         next(batches)
         steps += 1
-    return steps * ROWS / passed / CORES
+    return steps * BATCH_SIZE / elapsed / CORES
 
 
 def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list[float]]:
-    """Images/s a core of the input pipeline and of what others do, in turns, one number a round.
+    """Measures the images/s per core of the input pipeline and of other libraries' pipelines, in turns.
 
-    'ours', 'ours, on_device', 'official', and 'albumentations' and 'lightly' where they are installed.
+    Returns:
+      A number for each round, of 'ours', 'ours, on_device', 'official', and of 'albumentations' and 'lightly'
+      where they are installed.
     """
     from simclr_jax.benchmark import official_chain
     from simclr_jax.data import CORES
 
     records = jpeg_files(config.image_size)
     options = {"image_size": config.image_size, "strength": config.augment.color_jitter_strength}
-    rates = {}
+    measures = {}
     for name, on_device in (("ours", False), ("ours, on_device", True)):
-        form = config.copy_and_resolve_references()
-        form.augment.on_device = on_device
-        rates[name] = partial(_rate_of, _input_batches(form, records))
-    rates["official"] = partial(_rate_of, official_chain.batches(records, batch_size=ROWS, **options))
+        variant = config.copy_and_resolve_references()
+        variant.augment.on_device = on_device
+        measures[name] = partial(_rate_of, _input_batches(variant, records))
+    measures["official"] = partial(
+        _rate_of, official_chain.batches(records, batch_size=BATCH_SIZE, **options)
+    )
     with ExitStack() as stack:
         for name in other_views.installed():
             workers = other_views.Workers(name, records, cores=CORES, **options)
             stack.callback(workers.close)
-            rates[name] = workers.rate
-        found = {name: [] for name in rates}
+            measures[name] = workers.rate
+        rates = {name: [] for name in measures}
         for _ in range(1 + rounds):
-            for name, rate in rates.items():
-                found[name].append(rate(seconds))
-                time.sleep(1)  # its buffers fill in nobody's turn
-    return {name: line[1:] for name, line in found.items()}  # functions were traced in the first
+            for name, measure in measures.items():
+                rates[name].append(measure(seconds))
+                time.sleep(1)  # lets its buffers fill before the turn of the next
+    return {name: samples[1:] for name, samples in rates.items()}  # the first round traced the functions
 
 
 def step_rate(config, steps: int = 10) -> dict[str, float]:
     """Runs the train step of pretraining on random images.
 
     Returns:
-      'seconds' a step, the median of `steps`; 'views' a second over all 'devices', in words; peak 'memory' of
-      a device in bytes, where the platform tells; where the chip's peaks are known 'flops' and 'bandwidth',
-      shares of them, of what `cost.count` counts, and 'expected', the seconds that the planner expects.
+      'seconds' of a step, the median of `steps`; 'views' per second over all devices; 'devices', in words;
+      peak 'memory' of a device in bytes, where the platform reports it; where the chip's peaks are known,
+      'flops' and 'bandwidth', the shares of them that the operations of `cost.count` reach, and 'expected',
+      the seconds that the planner expects.
 
     Raises:
       UserError: it does not fit, or the batch does not divide over the devices.
@@ -128,12 +134,12 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     batch = parallel.shard(_random_batch(config))
     state = parallel.replicate(train.init_state(task, config.seed))
 
-    def take():
+    def take_step():
         nonlocal state
         state, results = step(state, batch)
         jax.block_until_ready(results)
 
-    seconds = torch_step.seconds_of(take, steps)
+    seconds = torch_step.median_seconds(take_step, steps)
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
     report["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -148,20 +154,24 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
 
 def _random_batch(config):
     rng, batch = np.random.default_rng(0), {}
-    for name, of in batches.batch_shapes(config, config.batch_size).items():
-        if of.dtype == np.uint8:
-            batch[name] = rng.integers(0, 256, of.shape, np.uint8)
-        else:  # labels are 0
-            batch[name] = rng.random(of.shape, np.float32).astype(of.dtype)
+    for name, array in batches.batch_shapes(config, config.batch_size).items():
+        if array.dtype == np.uint8:
+            batch[name] = rng.integers(0, 256, array.shape, np.uint8)
+        else:  # labels become 0
+            batch[name] = rng.random(array.shape, np.float32).astype(array.dtype)
     return batch
 
 
 def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str, float]:
-    """Temporary 'bytes' of NT-Xent's value and gradient, and 'seconds' unless they are more than `limit`.
+    """Measures NT-Xent's value and gradient on projections of 128 dimensions.
 
-    Nothing where the compiler itself finds no room.
+    Args:
+      pairs: positive pairs.
+      tile: see `losses.nt_xent`.
+      limit: bytes of temporary memory above which it is compiled and not run.
 
-    Projections have 128 dimensions; `tile` is that of `losses.nt_xent`.
+    Returns:
+      Temporary 'bytes', and 'seconds' where it was run; nothing where the compiler itself lacks memory.
     """
     rng = np.random.default_rng(0)
     views = jnp.asarray(rng.standard_normal((2, pairs, 128)), jnp.float32)
@@ -171,7 +181,7 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
 
     try:
         compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(views).compile()
-    except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries out what it compiles
+    except jax.errors.JaxRuntimeError as error:  # the compiler for GPUs allocates memory to tune the program
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {}
@@ -183,14 +193,14 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
     return report
 
 
-def apart(function, *arguments):
-    """What a function returns in a process of its own: a framework that is there holds most of a GPU."""
+def run_in_process(function, *arguments):
+    """Runs a function in a process of its own: a framework keeps most of a GPU's memory until it exits."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def loss_table(sizes: Iterable[int]) -> Iterator[str]:
-    """Yields a Markdown table's lines: NT-Xent's memory and time, plain and in tiles, of so many pairs."""
+    """Yields the lines of a Markdown table: NT-Xent's memory and time, plain and in tiles, for each size."""
     limit = 12 * cost.GIB if jax.default_backend() == "cpu" else 60 * cost.GIB
     yield "| pairs | plain, GiB | plain, s | tiles, GiB | tiles, s |"
     yield "| --- " * 5 + "|"
@@ -198,6 +208,6 @@ def loss_table(sizes: Iterable[int]) -> Iterator[str]:
         cells = [f"{pairs:,}"]
         for tile in (0, losses.TILE):
             report = loss_cost(pairs, tile=tile, limit=limit)
-            cells += [f"{report['bytes'] / cost.GIB:.3f}" if report else ""]
-            cells += [f"{report['seconds']:.3f}" if "seconds" in report else "does not fit"]
+            cells.append(f"{report['bytes'] / cost.GIB:.3f}" if report else "")
+            cells.append(f"{report['seconds']:.3f}" if "seconds" in report else "does not fit")
         yield f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""How fast this machine is: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
+"""Measures the speed of this machine: `python -m simclr_jax.benchmark input|step|loss [--config=FILE]`
 
 input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
        official chain, albumentations and lightly beside it, in turns
@@ -18,24 +18,25 @@ from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
-from simclr_jax.process.errors import UserError
 
-_PEER = flags.DEFINE_enum("peer", None, ["torch"], "What `benchmark step` measures beside ours.")
+_PEER = flags.DEFINE_enum(
+    "peer", None, ["torch"], "The library whose step `benchmark step` measures as well."
+)
 
 
 def _input(_) -> None:
     from simclr_jax.data import CORES
 
     rates = benchmark.input_rates(_config())
-    ours = np.array(rates["ours"])
-    rate = np.median(ours)
+    own_rates = np.array(rates["ours"])
+    rate = np.median(own_rates)
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
     print(
         "\n| images/s a core | median | quartiles | ours to it, median | quartiles |\n" + "| --- " * 5 + "|"
     )
-    for name, found in rates.items():
-        low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
-        lower, ratio, higher = np.quantile(ours / found, [0.25, 0.5, 0.75])
+    for name, samples in rates.items():
+        low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
+        lower, ratio, higher = np.quantile(own_rates / samples, [0.25, 0.5, 0.75])
         cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
         print(f"| {' | '.join([*cells, f'{ratio:.2f}', f'{lower:.2f} to {higher:.2f}'])} |")
 
@@ -43,17 +44,18 @@ def _input(_) -> None:
 def _step(_) -> None:
     config = _config()
     if not _PEER.value:
-        print(_line(benchmark.step_rate(config)))
+        print(_step_line(benchmark.step_rate(config)))
         return
     torch_step.check_torch(config)
-    ours = benchmark.apart(benchmark.step_rate, config)
-    print(_line(ours), flush=True)
-    classes = cost.Examples.of(config.dataset).num_classes
-    theirs = benchmark.apart(torch_step.torch_step_rate, config, classes)
-    print(f"{_line(theirs)}: PyTorch\n{ours['views'] / theirs['views']:.2f} of PyTorch's rate")
+    report = benchmark.run_in_process(benchmark.step_rate, config)
+    print(_step_line(report), flush=True)
+    classes = cost.Examples.from_config(config.dataset).num_classes
+    torch_report = benchmark.run_in_process(torch_step.torch_step_rate, config, classes)
+    ratio = report["views"] / torch_report["views"]
+    print(f"{_step_line(torch_report)}: PyTorch\n{ratio:.2f} of PyTorch's rate")
 
 
-def _line(report):
+def _step_line(report):
     line = f"{report['views']:,.0f} views/s, {report['seconds'] * 1e3:,.1f} ms a step on {report['devices']}"
     if "memory" in report:
         line += f", {report['memory'] / cost.GIB:.2f} GiB a device"
@@ -64,10 +66,7 @@ def _line(report):
 
 def _config():
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(
-            f"benchmarks are of pretraining, not of {config.task}: give the config without a task"
-        )
+    cost.check_pretraining(config, "benchmarks are")
     return config
 
 

@@ -1,10 +1,11 @@
-"""What can be measured of this machine's accelerator, in one file: `bash launch/gpu_report.sh`
+"""Measures this machine's accelerator and writes one file: `bash launch/gpu_report.sh`
 
     python -m simclr_jax.gpu_report --config=configs/imagenet.py --output=docs/gpu.md [--images=256,512,1024]
 
-Steps of so many images, and of a large batch in microbatches: PyTorch's where it is installed, ours, ours
-with views distorted on the device, and what the planner expects. Then NT-Xent from 2,048 pairs on, and the
-input pipeline where TensorFlow is installed. Each line is written as soon as it is known.
+The file has the steps of batches of these sizes, and of a large batch in microbatches: PyTorch's where it is
+installed, ours, ours with views distorted on the device, and the rate that the planner expects. NT-Xent from
+2,048 pairs on follows, and the input pipeline where TensorFlow is installed. Each line is written as soon as
+it is known.
 """
 
 import datetime
@@ -42,12 +43,12 @@ def lines(
 
     Args:
       config: of pretraining.
-      images: of steps in one piece; what does not fit is said.
-      large: images and microbatches of one more.
-      pairs: of the largest NT-Xent.
-      steps: timed, of each.
+      images: batch sizes of steps without microbatches; the row of one that does not fit says so.
+      large: batch size and microbatches of one more step.
+      pairs: positive pairs of the largest NT-Xent.
+      steps: how many steps are timed for each row.
     """
-    yield f"# {benchmark.apart(_kind)}\n"
+    yield f"# {benchmark.run_in_process(_kind)}\n"
     versions = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
     yield f"{', '.join(versions)}; {datetime.date.today()}.\n"
     yield f"The step of pretraining, ResNet-{config.model.depth} at {config.image_size} pixels, on random"
@@ -55,21 +56,21 @@ def lines(
     yield f"Each has a process of its own; medians of {steps} steps.\n"
     yield from _row(_HEAD, head=True)
     for rows, parts in [*((rows, 1) for rows in images), *([large] if large else [])]:
-        form = ConfigDict(config)
-        form.update(batch_size=rows, microbatches=parts)
-        yield from _steps(form, steps)
+        variant = ConfigDict(config)
+        variant.update(batch_size=rows, microbatches=parts)
+        yield from _step_rows(variant, steps)
     yield "\nNT-Xent and its gradient on one device, projections of 128 dimensions:\n"
-    yield from benchmark.apart(_loss_lines, pairs)
+    yield from benchmark.run_in_process(_loss_lines, pairs)
     if importlib.util.find_spec("tensorflow"):
-        rate = benchmark.apart(benchmark.input_rate, config)
+        rate = benchmark.run_in_process(benchmark.input_rate, config)
         yield f"\nThe input pipeline makes {rate:,.0f} images/s a core, two views of each."
 
 
-def _steps(config, steps):
-    """A row for each form of the step."""
+def _step_rows(config, steps):
+    """Yields a row for PyTorch's step, for ours, and for ours with views distorted on the device."""
     ours, distorting = (config.copy_and_resolve_references() for _ in range(2))
     ours.augment.on_device, distorting.augment.on_device = False, True
-    classes = cost.Examples.of(config.dataset).num_classes
+    classes = cost.Examples.from_config(config.dataset).num_classes
     measures = {
         "PyTorch": (torch_step.torch_step_rate, config, classes, steps),
         "ours": (benchmark.step_rate, ours, steps),
@@ -82,16 +83,16 @@ def _steps(config, steps):
         try:
             if name == "PyTorch":
                 torch_step.check_torch(config)
-            found = benchmark.apart(function, *arguments)
-        except Exception as error:  # PyTorch's own is a RuntimeError
+            report = benchmark.run_in_process(function, *arguments)
+        except Exception as error:  # out of memory is a RuntimeError of PyTorch's
             yield from _row([*cells, reason_of(error, 60)])
             continue
-        rates[name] = found["views"]
-        cells.append(f"{found['views']:,.0f}")
-        cells.append(f"{found['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
-        cells.append(f"{found['memory'] / cost.GIB:.1f}" if "memory" in found else "")
-        cells += [f"{found[share]:.1%}" if share in found else "" for share in ("flops", "bandwidth")]
-        cells.append(f"{2 * config.batch_size / found['expected']:,.0f}" if "expected" in found else "")
+        rates[name] = report["views"]
+        cells.append(f"{report['views']:,.0f}")
+        cells.append(f"{report['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
+        cells.append(f"{report['memory'] / cost.GIB:.1f}" if "memory" in report else "")
+        cells += [f"{report[share]:.1%}" if share in report else "" for share in ("flops", "bandwidth")]
+        cells.append(f"{2 * config.batch_size / report['expected']:,.0f}" if "expected" in report else "")
         yield from _row(cells)
 
 
@@ -117,7 +118,7 @@ def _version(name):
 
 
 def _numbers(name, words):
-    """The whole numbers of a flag's list; an empty word is none."""
+    """Parses the whole numbers of a flag's list; empty words are left out."""
     if wrong := [word for word in words if word and not (word.isdecimal() and int(word))]:
         raise UserError(f"--{name}={','.join(words)}: '{wrong[0]}' is no whole number from 1 on")
     return [int(word) for word in words if word]
@@ -125,8 +126,7 @@ def _numbers(name, words):
 
 def _report(_) -> None:
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(f"the report is of pretraining, not of {config.task}: give the config without a task")
+    cost.check_pretraining(config, "the report is")
     images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
     if len(large) not in (0, 2):
         raise UserError(
@@ -138,8 +138,8 @@ def _report(_) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:
         for line in lines(config, images=images, large=tuple(large) or None, pairs=_PAIRS.value):
-            for to in (None, file):
-                print(line, file=to, flush=True)
+            for stream in (None, file):
+                print(line, file=stream, flush=True)
     print(f"written to {escape(output)}")
 
 

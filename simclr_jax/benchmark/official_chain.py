@@ -1,4 +1,4 @@
-"""What google-research/simclr does with an image on the host, for `benchmark input`: all but its blur."""
+"""The views of google-research/simclr as its host makes them, without blur, for `benchmark input`."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def batches(records: np.ndarray, *, image_size: int, strength: float, batch_size: int) -> Iterator[dict]:
-    """Batches of view pairs of JPEG files, float32 [b, s, s, 6], without end, as official code makes them.
+    """Yields batches of view pairs of JPEG files, float32 [b, s, s, 6], without end, as the official code.
 
-    See `tf2/data.py` and `tf2/data_util.py` there: the whole image to floats for each view, a crop, bicubic,
-    a flip, the colour ops in an order of each view, clipped after each. Branches that are always taken and
-    checks of the box cost 4 % there, so they are here.
+    See `tf2/data.py` and `tf2/data_util.py` there. For each view the whole image becomes floats; a bicubic
+    crop, a flip and the colour ops in random order, with clipping after each, follow. Branches that are
+    always taken and checks of the box are kept, since they cost the official code 4 %.
     """
     from simclr_jax.data import CORES, tf
 

@@ -1,4 +1,4 @@
-"""Two views of an image by albumentations and by lightly, for `benchmark input`, a process a core.
+"""Two views of an image by albumentations and by lightly, for `benchmark input`, with a process per core.
 
 albumentations   with OpenCV, and with blur
 lightly          its SimCLRTransform, with blur: torchvision on Pillow's images
@@ -19,12 +19,12 @@ _NEEDS = {"albumentations": ("albumentations", "cv2"), "lightly": ("lightly", "t
 
 
 def installed() -> list[str]:
-    """Those of albumentations and lightly that are here."""
+    """Returns which of albumentations and lightly are installed."""
     return [name for name, needs in _NEEDS.items() if all(map(importlib.util.find_spec, needs))]
 
 
 def albumentations(image_size: int, strength: float) -> Callable[[bytes], list[np.ndarray]]:
-    """JPEG file -> two views, uint8 [s, s, 3]."""
+    """Builds a function of a JPEG file that returns two views, uint8 [s, s, 3]."""
     import albumentations as library
     import cv2
 
@@ -58,7 +58,7 @@ def albumentations(image_size: int, strength: float) -> Callable[[bytes], list[n
 
 
 def lightly(image_size: int, strength: float) -> Callable[[bytes], list]:
-    """JPEG file -> two views, float32 [3, s, s], normalised."""
+    """Builds a function of a JPEG file that returns two views, float32 [3, s, s], normalised."""
     import torch
     from lightly.transforms import SimCLRTransform
     from PIL import Image
@@ -76,7 +76,7 @@ class Workers:
         self._arguments = (name, records.tolist(), image_size, strength)
 
     def rate(self, seconds: float) -> float:
-        """Images/s a core, all at work."""
+        """Measures the images/s per core, with all cores busy."""
         futures = [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
         return float(np.mean([future.result() for future in futures]))
 
@@ -95,5 +95,5 @@ def _work(name, records, image_size, strength, seconds):
     begun = time.perf_counter()
     for count, record in enumerate(itertools.cycle(records), start=1):
         views(record)
-        if (passed := time.perf_counter() - begun) >= seconds:
-            return count / passed
+        if (elapsed := time.perf_counter() - begun) >= seconds:
+            return count / elapsed

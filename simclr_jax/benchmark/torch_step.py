@@ -1,8 +1,8 @@
 """The pretraining step in plain PyTorch, for `benchmark step --peer=torch`: the same network, loss and batch.
 
-What PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16 by
-autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum, since
-PyTorch has no LARS: a few passes over the parameters less than ours.
+It is what PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16
+by autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum,
+since PyTorch has no LARS: a few passes over the parameters less than ours.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import numpy as np
 
 from simclr_jax.process.errors import UserError
 
-DEPTHS = (18, 34, 50, 101, 152)  # torchvision's
+DEPTHS = (18, 34, 50, 101, 152)  # The ResNets of torchvision.
 
 
-def seconds_of(step, steps: int) -> float:
-    """The median of the seconds that `steps` calls of `step` take, which waits for its end; two warm up."""
+def median_seconds(step, steps: int) -> float:
+    """Returns the median duration of `steps` calls of `step`, after two calls that are not timed."""
     times = []
     for _ in range(steps + 2):
         begun = time.perf_counter()
@@ -27,7 +27,7 @@ def seconds_of(step, steps: int) -> float:
 
 
 def check_torch(config) -> None:
-    """Raises a UserError unless PyTorch is here and has the network of a config of pretraining.
+    """Raises a UserError unless PyTorch is installed and has the network of a config of pretraining.
 
     It has ResNet-18 to 152 at width 1 with the stem for larger images, without selective kernels.
     """
@@ -53,8 +53,8 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
       steps: timed, after two that are not.
 
     Returns:
-      'seconds' a step, the median; 'views' a second on 'devices', in words; on a GPU peak 'memory' in bytes,
-      and what the allocator 'reserved'.
+      'seconds' of a step, the median; 'views' per second; 'devices', in words; on a GPU peak 'memory' in
+      bytes, and the bytes that the allocator 'reserved'.
     """
     import torch
     import torchvision
@@ -62,7 +62,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("highest")  # of the loss, as ours
+    torch.set_float32_matmul_precision("highest")  # for the loss, as ours has it
     torch.backends.cudnn.benchmark = True
     network = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
     network = _Network(torch, network, config.model, num_classes).to(
@@ -94,10 +94,11 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
         projections = torch.cat([torch.cat(view) for view in zip(*projections)]).requires_grad_()
         loss = loss_of(projections, None, None)
         (gradient,) = torch.autograd.grad(loss, projections)
-        for part, of1, of2 in zip(parts, *(view.chunk(config.microbatches) for view in gradient.chunk(2))):
+        gradients = (view.chunk(config.microbatches) for view in gradient.chunk(2))
+        for part, gradient1, gradient2 in zip(parts, *gradients):
             with autocast():
-                found, logits = encode(torch.cat(part[:2]))
-            surrogate = (found.float() * torch.cat([of1, of2])).sum()
+                projection, logits = encode(torch.cat(part[:2]))
+            surrogate = (projection.float() * torch.cat([gradient1, gradient2])).sum()
             if logits is not None:
                 probe = torch.nn.functional.cross_entropy(logits.float(), part[2].repeat(2))
                 surrogate = surrogate + probe / config.microbatches
@@ -109,15 +110,15 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     views = [torch.from_numpy(rng.integers(0, 256, shape, np.uint8)).to(device) for _ in range(2)]
     labels = torch.zeros(config.batch_size, dtype=torch.long, device=device)
 
-    def take():
+    def take_step():
         optimizer.zero_grad(set_to_none=True)
         loss = (in_parts if config.microbatches > 1 else whole)(*views, labels)
         optimizer.step()
-        loss.item()  # waits
+        loss.item()  # waits for the step
         if on_gpu:
             torch.cuda.synchronize()
 
-    seconds = seconds_of(take, steps)
+    seconds = median_seconds(take_step, steps)
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
     report["devices"] = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
     if on_gpu:
@@ -127,7 +128,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
 
 
 def _Network(torch, encoder, model, num_classes):
-    """Encoder, projection head and linear probe; uint8 [b, h, w, 3] -> projections, logits or None."""
+    """Builds encoder, projection head and linear probe: uint8 [b, h, w, 3] -> projections, logits or None."""
     nn = torch.nn
     width = encoder.fc.in_features
     encoder.fc = nn.Identity()
@@ -153,12 +154,12 @@ def _Network(torch, encoder, model, num_classes):
 
 
 def _nt_xent(torch, view1, view2, temperature):
-    """As `losses.nt_xent`, all similarities at once."""
+    """Computes the loss of `losses.nt_xent`, with all similarities at once."""
     functional = torch.nn.functional
     view1, view2 = functional.normalize(view1, dim=1), functional.normalize(view2, dim=1)
-    itself = torch.eye(len(view1), dtype=torch.bool, device=view1.device)
+    diagonal = torch.eye(len(view1), dtype=torch.bool, device=view1.device)
     labels = torch.arange(len(view1), device=view1.device)
     across = view1 @ view2.T / temperature
-    within = [(view @ view.T / temperature).masked_fill(itself, float("-inf")) for view in (view1, view2)]
+    within = [(view @ view.T / temperature).masked_fill(diagonal, float("-inf")) for view in (view1, view2)]
     loss = functional.cross_entropy(torch.cat([across, within[0]], dim=1), labels)
     return loss + functional.cross_entropy(torch.cat([across.T, within[1]], dim=1), labels)

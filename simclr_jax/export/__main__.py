@@ -1,9 +1,9 @@
-"""Trained networks for other frameworks: `python -m simclr_jax.export RUN --format=FORMAT`
+"""Exports trained networks to other frameworks: `python -m simclr_jax.export RUN --format=FORMAT`
 
 RUN is the workdir of any run that trains a network, one checkpoint of it, a checkpoint of
 google-research/simclr, or a file of a ResNet under torchvision's names; `--output` says where to write,
 RUN/export/FORMAT by default. All formats compute in float32, in evaluation mode, and take RGB images in
-[0, 1], without any further normalisation but what the card of safetensors says:
+[0, 1], without any further normalisation but that on the card of safetensors:
 
     savedmodel   TensorFlow, with the names and outputs of the official hub modules; any batch and image size
     onnx         ONNX Runtime and others; any batch, the image size of the training
@@ -45,9 +45,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.format not in FORMATS:
         raise UserError(f"--format={args.format} is unknown: choose one of {', '.join(FORMATS)}")
-    needed = onnx.NEEDED if args.format == "onnx" else ()
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
+    packages = onnx.PACKAGES if args.format == "onnx" else ()
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"--format={args.format} needs {', '.join(missing)}: pip install {' '.join(missing)}, or "
             f"in a clone .venv/bin/pip install -r launch/requirements-{args.format}.txt"
@@ -60,57 +59,58 @@ def main(argv: list[str]) -> None:
     if "://" in output:
         raise UserError(f"--output={output} is not on this machine: give a local folder")
     output = Path(output)
-    checkpoint.check_new(output)
+    files.check_new(output)
     model, variables, meta = export.load(args.run)
     size = meta["config"]["image_size"]
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(partial(export.outputs, model), variables, image)
-    fc = "logits_sup" in shapes and model.supervised_layer == 0
-    given = {"onnx": onnx.OUTPUTS, "safetensors": ("logits_sup" if fc else "final_avg_pool",)}
-    given = [name for name in given.get(args.format, shapes) if name in shapes]
+    has_fc = "logits_sup" in shapes and model.supervised_layer == 0
+    names = {"onnx": onnx.OUTPUTS, "safetensors": ("logits_sup" if has_fc else "final_avg_pool",)}
+    names = [name for name in names.get(args.format, shapes) if name in shapes]
     card = model_card(
         args.format,
         model,
         variables,
         meta,
         image_size=size,
-        outputs={name: shapes[name].shape for name in given},
-        summary=_results(run),
+        outputs={name: shapes[name].shape for name in names},
+        summary=_summary(run),
         licence=args.licence,
     )
     with files.storage(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, whose name not every library takes.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.plain(output.parent)) as unfinished:
+    # Written to a folder beside the output, since not every library takes the name of the output.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=files.portable_path(output.parent)) as unfinished:
         folder = Path(unfinished, "export")
         folder.mkdir()
         difference = FORMATS[args.format].write(
             model, variables, folder, image_size=size, classes=export.classes_of(meta)
         )
         (folder / "README.md").write_text(card)
-        for file in folder.glob("model.*"):  # safetensors and ONNX make theirs for the owner alone
+        for file in folder.glob("model.*"):  # safetensors and ONNX let only the owner read theirs
             file.chmod((folder / "README.md").stat().st_mode)
         folder.replace(output)
-    told = f"outputs within {difference:.1e} of JAX's, relative to the largest" if difference else "same bits"
-    print(f"{escape(output)}: written and read back, {told}")
+    accuracy = f"outputs within {difference:.1e} of JAX's, relative to the largest"
+    print(f"{escape(output)}: written and read back, {accuracy if difference else 'same bits'}")
 
 
-def _results(run) -> dict | None:
-    """What was measured of the weights in a workdir; None if nothing was, as of one checkpoint of a run.
+def _summary(run) -> dict | None:
+    """Returns the scores of the weights in a workdir; None if there are none, as for a single checkpoint.
 
-    Scores of a run with several draws of labels are their means, which no draw has: it lists each one's.
+    A run with several draws of labels reports means, which belong to no draw, and the scores of each draw,
+    which has a folder of its own.
     """
-    own, of_all = run / "summary.json", run.parent / "summary.json"
-    draw = re.fullmatch(r"(draw|scratch)(\d+)", run.name)
-    if own.exists():
-        summary, scratch, index = pretrained.read_summary(own), False, 0
-    elif draw and of_all.exists():
-        summary, scratch, index = pretrained.read_summary(of_all), draw[1] == "scratch", int(draw[2])
+    scratch, index = False, 0
+    if (run / "summary.json").exists():
+        summary = pretrained.read_summary(run / "summary.json")
+        if not summary.get("draws"):
+            return summary
+    elif (draw := re.fullmatch(r"(draw|scratch)(\d+)", run.name)) and (run.parent / "summary.json").exists():
+        summary = pretrained.read_summary(run.parent / "summary.json")
+        scratch, index = draw[1] == "scratch", int(draw[2])
     else:
         return None
     draws = summary.pop("draws", [])
-    if not draws:
-        return summary if own.exists() else None
     if index >= len(draws):
         return None
     prefix = "from_scratch_"

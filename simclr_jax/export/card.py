@@ -1,4 +1,4 @@
-"""The model card that lies beside an exported network: what it is, how to load it, what it comes from."""
+"""The model card beside an exported network: a description, how to load it, its origin and its results."""
 
 import json
 import re
@@ -78,7 +78,7 @@ _CLASSIFIER = """
 predicts, and their softmax is how probable each of them is."""
 _CALIBRATED = """ Divide them by {:.4g} first, the temperature
 that calibrates them: then the probabilities are right as often as they say."""
-_HELD = {
+_CLASS_NAMES = {
     "savedmodel": "`model.class_names()` has them, too",
     "onnx": "The metadata of the file has them, too",
     "safetensors": "The metadata of the file has them, too",
@@ -105,22 +105,22 @@ which the checkpoint does not tell. Else convert it first, by `simclr_jax.offici
 
 
 def model_card(form: str, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
-    """The text of a model card.
+    """Returns the text of a model card.
 
     Args:
       form: 'savedmodel', 'onnx' or 'safetensors'.
       model, variables, meta: the network, from `export.load`.
-      image_size: of its training, in pixels.
+      image_size: pixels of its training.
       outputs: name -> shape for one image.
-      summary: what was measured of these weights, None if nothing was.
-      licence: of the weights, a name or a sentence; None if nobody has stated it.
+      summary: the scores of these weights, None if there are none.
+      licence: name or sentence for the licence of the weights; None if nobody has stated one.
     """
     config = meta["config"]
     network, stem = describe(ConfigDict(config["model"])), getattr(model.encoder, "stem", None)
     params = variables["params"]
     if form == "safetensors":
-        held = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
-        params = {name: part for name, part in params.items() if name in held}
+        exported = {"encoder", "supervised_head"} if "logits_sup" in outputs else {"encoder"}
+        params = {name: part for name, part in params.items() if name in exported}
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     proportion = meta.get("proportion") or (0.875 if image_size > 32 else 1.0)  # as `augment.eval_view`
     mean_and_std = model.input_mean and (model.input_mean, model.input_std)
@@ -145,9 +145,9 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     note, source = "", meta.get("source")
     title, tags, kind = f"SimCLR, {network}", _TAGS, _KIND
     if "dataset" in config:
-        given = f", given `pretrained={config['pretrained']}`" if config["pretrained"] else ""
-        given += f", weights of {_origin(source)}" if source else ""
-        origin = f"with simclr-jax, task `{config['task']}`{given}"
+        start = f", given `pretrained={config['pretrained']}`" if config["pretrained"] else ""
+        start += f", weights of {_origin(source)}" if source else ""
+        origin = f"with simclr-jax, task `{config['task']}`{start}"
         data = "`{name}`, split `{train_split}`".format(**config["dataset"])
         unlicensed = "Nobody has stated one for these weights. Mind that of the data, too."
     elif source:
@@ -164,9 +164,8 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         unlicensed = (
             "The code that trained these weights is under the Apache License 2.0; the checkpoint states none."
         )
-    name = (
-        licence.lower() if licence and re.fullmatch(r"[\w.-]+", licence) else "other"
-    )  # as model hubs know them
+    # Model hubs know licences by short names.
+    name = licence.lower() if licence and re.fullmatch(r"[\w.-]+", licence) else "other"
     return f"""---
 license: {name}
 tags: [{tags}]
@@ -214,13 +213,13 @@ def _classes(form, classes):
     if "calibration_temperature" in classes:
         text += _CALIBRATED.format(classes["calibration_temperature"])
     if names := classes.get("class_names"):
-        text += f"\n\nThe classes, in the order of the logits, as JSON. {_HELD[form]}.\n\n"
+        text += f"\n\nThe classes, in the order of the logits, as JSON. {_CLASS_NAMES[form]}.\n\n"
         text += f"```json\n{json.dumps(names, ensure_ascii=False)}\n```"
     return text
 
 
 def _origin(source) -> str:
-    """Whose weights they are, and from which file."""
+    """Names who published the weights, and in which file."""
     return f"{source['by']}, as in {source['file']} (SHA-256 {source['sha256']})"
 
 
@@ -231,20 +230,20 @@ def _table(rows: list[str]) -> str:
 
 
 def _result_lines(form: str, outputs) -> str:
-    """What reads the features and, where there is a classifier, its output."""
+    """Returns the lines of code that compute the features and, if there is a classifier, its logits."""
     names = {"features": "final_avg_pool", "logits": "logits_sup"}
     names = {variable: name for variable, name in names.items() if name in outputs}
     if form == "savedmodel":
         return "\n".join(f'{variable} = outputs["{name}"]' for variable, name in names.items())
     if form == "onnx":
-        asked = ", ".join(f'"{name}"' for name in names.values())
-        return f'[{", ".join(names)}] = session.run([{asked}], {{"inputs": images}})'
+        outputs = ", ".join(f'"{name}"' for name in names.values())
+        return f'[{", ".join(names)}] = session.run([{outputs}], {{"inputs": images}})'
     variable = "logits" if "logits" in names else "features"
     return f"{variable} = model(torch.from_numpy(images).permute(0, 3, 1, 2))"
 
 
 def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
-    """What makes torchvision's ResNet this one and loads it."""
+    """Returns the lines of code that adapt torchvision's ResNet to this network and load the weights."""
     depth, width = network["depth"], network["width"]
     classes = f"num_classes={num_classes}" if num_classes and model.supervised_layer == 0 else ""
     encoder = model.encoder
@@ -255,13 +254,13 @@ def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     else:
         lines = [f"model = ...  # ResNet-{depth} {width:g}x, which torchvision lacks, under its names"]
     lines += [] if classes else ["model.fc = torch.nn.Identity()"]
-    if depth < 50 and encoder.project_first:  # every group of SimCLR's opens with a projection
+    if depth < 50 and encoder.project_first:  # SimCLR's groups all begin with a projection
         lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
         lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
     if encoder.stem == "cifar":
         lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
         lines += ["model.maxpool = torch.nn.Identity()"]
-    # Odd sizes are padded on all sides by TensorFlow, too.
+    # TensorFlow pads odd sizes on all sides, as torchvision does.
     elif encoder.max_pool == "tensorflow" and (image_size + 1) // 2 % 2 == 0:
         lines += ["model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)"]
     lines += ['model.load_state_dict(safetensors.torch.load_file("model.safetensors"))', "model.eval()"]

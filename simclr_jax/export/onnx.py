@@ -9,26 +9,26 @@ import jax.numpy as jnp
 
 from simclr_jax.export import compare, outputs
 
-NEEDED = ("jax2onnx", "onnx", "onnxruntime")  # beside requirements.txt
-OUTPUTS = ("final_avg_pool", "proj_head_output", "logits_sup")  # of `export.outputs`
-_PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights that fit into one file of ONNX, with their graph
+PACKAGES = ("jax2onnx", "onnx", "onnxruntime")  # Packages that requirements.txt does not have.
+OUTPUTS = ("final_avg_pool", "proj_head_output", "logits_sup")  # The outputs among `export.outputs`.
+_PROTOBUF_LIMIT = 2**31 - 2**24  # Bytes of weights that fit into one file of ONNX with their graph.
 
 
 def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     """Writes `folder`/model.onnx, and its weights beside it where they are large.
 
-    What `export.classes_of` tells becomes metadata, as JSON.
+    The values of `classes`, from `export.classes_of`, become metadata, as JSON.
 
     Returns:
-      How far its outputs are from JAX's, see `export.compare`.
+      The difference of its outputs from JAX's, see `export.compare`.
     """
     import onnx
     import onnxruntime
-    from jax2onnx import to_onnx  # these three may be missing, which the command tells before
+    from jax2onnx import to_onnx  # the command checks that these three are installed
 
     shape = (1, image_size, image_size, 3)
-    every = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-    names = [name for name in OUTPUTS if name in every]
+    shapes = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    names = [name for name in OUTPUTS if name in shapes]
 
     def call(images):
         results = outputs(model, variables, images)
@@ -47,7 +47,7 @@ def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     )
     fits = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) < _PROTOBUF_LIMIT
     graph = onnx.load(path, load_external_data=fits)
-    del graph.graph.value_info[:]  # some are wrong, of which ONNX Runtime would warn
+    del graph.graph.value_info[:]  # some are wrong, and ONNX Runtime would warn of them
     onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in classes.items()})
     onnx.save(graph, path)
     if fits:

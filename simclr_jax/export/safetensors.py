@@ -19,20 +19,23 @@ def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     from safetensors.numpy import load_file, save_file
 
     tensors = torch_tensors(model, variables)
-    # What names and shapes do not tell, for those who read the file back into this program.
-    told = {"image_size": image_size, "max_pool": model.encoder.max_pool}
-    told |= {key: getattr(model, key) for key in INPUT_KEYS if key not in told}
-    told |= classes if "fc.weight" in tensors else {}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", METADATA: json.dumps(told)})
-    read = load_file(folder / "model.safetensors")
-    bits = [{key: (x.dtype, x.shape, x.tobytes()) for key, x in of.items()} for of in (tensors, read)]
-    if bits[0] != bits[1]:
+    # The properties that names and shapes do not show, for `torch_weights.read`.
+    properties = {"image_size": image_size, "max_pool": model.encoder.max_pool}
+    properties |= {key: getattr(model, key) for key in INPUT_KEYS if key not in properties}
+    properties |= classes if "fc.weight" in tensors else {}
+    metadata = {"format": "pt", METADATA: json.dumps(properties)}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    saved = load_file(folder / "model.safetensors")
+    written, read = (
+        {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()} for arrays in (tensors, saved)
+    )
+    if written != read:
         raise UserError(f"{folder} reads otherwise than it was written: choose an --output on another disk")
     return 0.0
 
 
 def torch_tensors(model, variables) -> dict[str, np.ndarray]:
-    """The encoder, and the classifier where there is one of its features, under torchvision's names.
+    """Returns the encoder, and a classifier that reads its features, under torchvision's names.
 
     Raises:
       UserError: torchvision has no layers for what this network has.

@@ -7,16 +7,19 @@ from simclr_jax.models.resnet import ResNet
 
 
 def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
-    """Writes a SavedModel, called as the official ones; returns how far its outputs are from JAX's.
+    """Writes a SavedModel with the interface of the official ones.
 
-    What `export.classes_of` tells are functions of it, without arguments.
+    The values of `classes`, from `export.classes_of`, become functions without arguments.
+
+    Returns:
+      The difference of its outputs from JAX's, see `export.compare`.
     """
     from simclr_jax.data import tf  # keeps TensorFlow quiet, so it comes first
 
     # isort: split
     from orbax.export import JaxModule, constants
 
-    any_size = isinstance(model.encoder, ResNet)  # others take the size of their training
+    any_size = isinstance(model.encoder, ResNet)  # other encoders take only the size of their training
     network = JaxModule(
         variables,
         partial(outputs, model),
@@ -29,7 +32,7 @@ def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     images = tf.TensorSpec([None, *sides, 3], tf.float32, name="inputs")
     module = tf.Module()
     module.network = network
-    # Called as the official ones are; traced for `trainable=False` alone, so that True is refused.
+    # The official interface; it is traced with `trainable=False` only, so that True is refused.
     module.__call__ = tf.function(lambda inputs, trainable=False: call(inputs))
     module.__call__.get_concrete_function(images, trainable=False)
     for name, value in classes.items():

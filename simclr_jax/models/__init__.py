@@ -9,7 +9,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from simclr_jax.models import heads, resnet
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process.errors import UserError
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -129,32 +129,6 @@ def describe(config) -> str:
     parts += ["selective kernels"] if config.sk_ratio else []
     parts += ["squeeze and excitation"] if config.se_ratio else []
     return " with ".join([parts[0], " and ".join(parts[1:])]) if parts[1:] else parts[0]
-
-
-def check_variables(path: str, config, found: dict, expected: dict, unknown=frozenset()) -> None:
-    """Holds the variables of a file against those of the network that it resembles.
-
-    Args:
-      path: of the file, for the message.
-      config: `config.model` of that network.
-      found, expected: name -> shape, a tuple.
-      unknown: further names that the network does not have.
-
-    Raises:
-      UserError: some are missing, unknown or of another shape, which it lists.
-    """
-    problems = {
-        "missing": expected.keys() - found.keys(),
-        "unknown": unknown | (found.keys() - expected.keys()),
-        "of another shape": {
-            f"{name} {shape} instead of {expected[name]}"
-            for name, shape in found.items()
-            if shape != expected.get(name, shape)
-        },
-    }
-    if any(problems.values()):
-        told = ", ".join(f"{kind} {first_few(names, 10)}" for kind, names in problems.items() if names)
-        raise UserError(f"{path} differs from {describe(config)}, which it resembles: {told}")
 
 
 def _compute_dtype(name: str):

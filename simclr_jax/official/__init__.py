@@ -1,14 +1,14 @@
-"""Checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR` makes them ours.
+"""Checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR` converts them.
 
 PATH is a folder, the prefix of a checkpoint (`.../model.ckpt-250228`) or one of its files: a TF1 checkpoint,
 whose variables have names, or a TF2 checkpoint or SavedModel, whose variables are nodes of an object graph.
-Every task takes them as they are, too: `--config.pretrained=PATH`. The network is told from the variables;
-TensorFlow only reads the files.
+Every task takes them without conversion as well: `--config.pretrained=PATH`. The network is inferred from the
+variables; TensorFlow only reads the files.
 
 SimCLR v1's and v2's networks were trained with different weight decays: convolution kernels of v1's ResNet-50
 are 16.8 times as large as v2's, on average (README of the official code, "Known issues"). Batch norm hides
 that from the features, not from fine-tuning: a gradient step of SGD is that much smaller to v1's. With SGD
-each wants its own learning rate and weight decay; LARS, whose steps scale with the weights, does not mind.
+each needs its own learning rate and weight decay; steps of LARS scale with the weights and need neither.
 """
 
 import re
@@ -25,7 +25,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax.models import check_variables, make_model, resnet
+from simclr_jax.models import make_model, resnet
+from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 from simclr_jax.process import files
 from simclr_jax.process.errors import UserError, first_few
@@ -45,9 +46,9 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
       ema: take the moving average of the weights, `ema_model/`, that some of v2's TF1 checkpoints hold too.
 
     Returns:
-      config.model of that network, for `models.make_model`. Which layer its classifier reads stands nowhere
-      in the files: `supervised_layer` is 0, as in the official hub modules. Nor do names tell ResNet-18 and
-      34 with `sk_ratio` and the 'cifar' stem from those without, which places in an object graph do.
+      config.model of that network, for `models.make_model`. The files do not state which layer the classifier
+      reads: `supervised_layer` is 0, as in the official hub modules. ResNet-18 and 34 with `sk_ratio` and the
+      'cifar' stem differ from those without in their object graph only, not in names.
       {'params', 'batch_stats'} as numpy arrays, float32; with 'supervised_head' if there is a classifier, and
       'projection_head' if there is one (v1's published checkpoints have none).
 
@@ -58,31 +59,31 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     prefix = find(path)
     if prefix is None:
         raise UserError(f"{path} holds no TensorFlow checkpoint: give its folder or prefix")
-    with _damage_told(prefix) as tf:
+    with _reading(prefix) as tf:
         place = epath.Path(prefix)
-        reader = tf.train.load_checkpoint(str(files.plain(place.parent) / place.name))
+        reader = tf.train.load_checkpoint(str(files.portable_path(place.parent) / place.name))
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
         keys, pooled = model_keys(reader, shapes, ema=ema)
-    found = {name: shapes[key] for name, key in keys.items()}
-    if not any("conv" in name for name in found):
+    model_shapes = {name: shapes[key] for name, key in keys.items()}
+    if not any("conv" in name for name in model_shapes):
         raise UserError(
             f"{prefix} holds no network of SimCLR{' under ema_model/' if ema else ''}: expected variables "
             f"such as base_model/conv2d/kernel (TF1), model/resnet_model/... (TF2), found {first_few(shapes)}"
         )
-    config, num_classes = _infer(found, prefix, pooled)
+    config, num_classes = _infer(model_shapes, prefix, pooled)
     model = make_model(config, num_classes)
     expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    names = our_names(expected) if _are_ours(found) else tf1_names(expected)
+    names = our_names(expected) if _are_our_names(model_shapes) else tf1_names(expected)
     expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
     unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
-    check_variables(prefix, config, found, expected, unknown)
-    with _damage_told(prefix):
+    check_variables(prefix, config, model_shapes, expected, unknown)
+    with _reading(prefix):
         arrays = {path: np.asarray(reader.get_tensor(keys[name]), np.float32) for path, name in names.items()}
     return config, unflatten_dict(arrays)
 
 
 def read(path, *, ema: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`load` in the form of `checkpoint.load_params`: variables, and meta: {'config', 'num_classes'}."""
+    """Reads a network as `checkpoint.load_params` does: variables, and {'config', 'num_classes'}."""
     model, variables = load(path, ema=ema)
     config = {"task": "pretrain", "pretrained": str(path), "model": model.to_dict()}
     config |= {"ema": ema, "seed": 0, "image_size": 32 if model.stem == "cifar" else 224}
@@ -91,21 +92,21 @@ def read(path, *, ema: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def find(path) -> str | None:
-    """The TensorFlow checkpoint at `path`, as the prefix of its files; None where there is none.
+    """Finds the TensorFlow checkpoint at `path`; returns the prefix of its files, or None.
 
     Raises:
-      UserError: there are several.
+      UserError: there are several checkpoints.
     """
     path = epath.Path(re.sub(r"(\.(index|meta|data-\d+-of-\d+)|/saved_model\.pb)$", "", str(path)))
     if (path.parent / f"{path.name}.index").exists():
         return str(path)
     inside = path.iterdir() if path.is_dir() else ()
     prefixes = [str(index).removesuffix(".index") for index in inside if index.name.endswith(".index")]
-    # The folders of Google's published networks hold one of these, beside a checkpoint or alone.
+    # Google's published networks have a SavedModel in one of these folders, alone or beside a checkpoint.
     for folder in (path,) if prefixes else (path, path / "saved_model", path / "hub"):
         if (folder / "saved_model.pb").exists():
             return str(folder / "variables" / "variables")
-    if len(prefixes) > 1 and (path / "checkpoint").is_file():  # it names the newest, maybe by an old folder
+    if len(prefixes) > 1 and (path / "checkpoint").is_file():  # names the newest, maybe with a former folder
         newest = re.search(r'^model_checkpoint_path: "(?:.*/)?(.+)"', (path / "checkpoint").read_text())
         prefixes = [prefix for prefix in prefixes if newest and prefix == str(path / newest[1])] or prefixes
     if len(prefixes) > 1:
@@ -114,8 +115,8 @@ def find(path) -> str | None:
 
 
 @contextmanager
-def _damage_told(prefix):
-    """Gives TensorFlow, and turns what it tells of files that it cannot read into one line."""
+def _reading(prefix):
+    """Yields the module TensorFlow, and turns its errors about damaged files into one line."""
     from google.protobuf.message import DecodeError
 
     from simclr_jax.data import tf  # quiet, and off accelerators
@@ -128,12 +129,12 @@ def _damage_told(prefix):
 
 
 def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigDict, int]:
-    """config.model and the number of classes, from the shapes of the model's named variables."""
+    """Infers config.model and the number of classes from the shapes of the model's named variables."""
     convs, denses, classifier = _layers(shapes)
-    # What has another rank is left out here: the comparison that follows tells of it.
+    # Kernels of another rank are left out: `check_variables` lists them afterwards.
     kernels = [layer["kernel"] for layer in convs if len(layer.get("kernel", ())) == 4]
     stem = next((kernel for kernel in kernels if kernel[2] == 3), None)
-    # In the last group 3x3 kernels read its filters: 8 times the first's, if there are four groups.
+    # The 3x3 kernels of the last group read its filters: 8 times those of the first, with four groups.
     last = max((kernel[2] for kernel in kernels if kernel[0] == 3), default=0)
     doublings = {stem[3] * 2**n: n for n in range(2, 5)}.get(last, 0) if stem else 0
     resnet_d = doublings == 4  # its stem starts at half the width
@@ -151,18 +152,17 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
         )
     threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
     blocks = threes if bottleneck else threes // 2
-    # A selective kernel is twice as wide as what it reads, and what squeezes it comes next.
+    # A selective kernel has twice as many filters as inputs; the squeezing convolution comes next.
     squeezes = [
         after
         for kernel, after in pairwise(kernels)
         if bottleneck and kernel[0] == 3 and kernel[3] == 2 * kernel[2]
     ]
-    gates = [
-        layer["bias"][0] for layer in convs if len(layer.get("bias", ())) == 1
-    ]  # reduced, whole, reduced, whole, ...
-    sk_ratio = (
-        _ratio(squeezes[-1][3], squeezes[-1][2], 32) if squeezes else 0.0625 if resnet_d or pooled else 0.0
-    )
+    # Squeeze and excitation: the widths of its convolutions are reduced, whole, reduced, whole, ...
+    gates = [layer["bias"][0] for layer in convs if len(layer.get("bias", ())) == 1]
+    sk_ratio = 0.0625 if resnet_d or pooled else 0.0
+    if squeezes:
+        sk_ratio = _ratio(squeezes[-1][3], squeezes[-1][2], 32)
     config = {
         "depth": min(candidates, key=lambda depth: abs(candidates[depth] - blocks)),
         "width": stem[3] * (2 if resnet_d else 1) / 64,
@@ -179,13 +179,13 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
     return ConfigDict(config), classifier[1] if classifier else 0
 
 
-def _are_ours(names) -> bool:
+def _are_our_names(names) -> bool:
     return any(name.startswith("params/") for name in names)
 
 
 def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shape], Shape | None]:
-    """Convolutions of the encoder, in forward order, kernels of the projection head, and the classifier's."""
-    if _are_ours(shapes):
+    """Returns the encoder's convolutions, in forward order, and kernels of projection head and classifier."""
+    if _are_our_names(shapes):
         tree = unflatten_dict({tuple(name.split("/")): shape for name, shape in shapes.items()})
         encoder = tree["params"].get("encoder", {})
         convs = [reduce(getitem, path, encoder) for path in encoder_layers(encoder) if "conv" in path[-1]]
@@ -202,5 +202,5 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
 
 
 def _ratio(reduced: int, filters: int, least: int) -> float:
-    """For which max(int(ratio * filters), least) is `reduced`: that of the official networks, if it does."""
+    """Returns a ratio for which max(int(ratio * filters), least) is `reduced`: 0.0625 if that is one."""
     return 0.0625 if max(int(filters * 0.0625), least) == reduced else min(reduced / filters, 1.0)

@@ -1,4 +1,4 @@
-"""Makes a checkpoint of google-research/simclr ours: `python -m simclr_jax.official PATH --output DIR`"""
+"""Converts checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR`"""
 
 import argparse
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, official
 from simclr_jax.models import describe, make_model
-from simclr_jax.process import errors
+from simclr_jax.process import errors, files
 from simclr_jax.workdir import records, report
 
 
@@ -29,11 +29,11 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     output = epath.Path(args.output)
-    checkpoint.check_new(output)
+    files.check_new(output)
     variables, meta = official.read(args.path, ema=args.ema)
     model = ConfigDict(meta["config"]["model"])
     model.supervised_layer = meta["config"]["model"]["supervised_layer"] = args.supervised_layer
-    make_model(model, meta["num_classes"])  # which refuses layers that are not there
+    make_model(model, meta["num_classes"])  # refuses a layer that does not exist
     with checkpoint.open_manager(output, keep=1) as manager:
         checkpoint.save(manager, 0, variables, meta)
     records.save_config(output, meta["config"])

@@ -1,4 +1,4 @@
-"""What google-research/simclr calls its variables: in TF1 by name, in TF2 by place in an object graph."""
+"""The variables of google-research/simclr: in TF1 by name, in TF2 by place in an object graph."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 _BLOCK = ("conv_shortcut", "bn_shortcut", "conv1", "bn1", "sk", "conv2", "bn2", "conv3", "bn3", "se")
 _NESTED = ("sk", "se")
 
-# (ours, TF1's) in the order in which TF1 creates them.
+# (our name, TF1's name) in the order in which TF1 creates the variables.
 _PARAMS = {
     "conv": (("kernel", "kernel"), ("bias", "bias")),
     "dense": (("kernel", "kernel"), ("bias", "bias")),
@@ -21,13 +21,13 @@ _TF1_SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-# What lies in a checkpoint besides the model.
+# The keys of a checkpoint that are not the model's.
 _OTHERS = rf"global_step|beta\d_power|ema_model/.*|.*memory.*|{_GRAPH}|.*/\.OPTIMIZER_SLOT/.*|.*_CONFIG_JSON"
 _OTHERS += rf"|(global_step|save_counter|optimizer/.*){_VALUE}"
 
-Path = tuple[str, ...]  # of one of our variables: ('params', 'encoder', 'conv1', 'kernel')
+Path = tuple[str, ...]  # One of our variables: ('params', 'encoder', 'conv1', 'kernel')
 
-# From the stem on, and from a block on: TF2's attributes and our layers.
+# TF2's attributes, relative to the stem or to a block, and our layers.
 _TF2_STEM = {"0/conv2d": "conv1", "1/bn": "bn1", "2/bn": "bn1", "2/conv2d": "conv2", "3/bn": "bn2"}
 _TF2_STEM |= {"4/conv2d": "conv3", "6/bn": "bn3"}
 _TF2_BLOCK = {
@@ -47,7 +47,7 @@ _TF2_BLOCK = {
     "conv_relu_dropblock_layers/7/bn": "bn3",
     "conv_relu_dropblock_layers/9/se_reduce": "se/conv1",
     "conv_relu_dropblock_layers/9/se_expand": "se/conv2",
-    # Selective kernels are one entry of the list, where a convolution and its batch norm are two.
+    # Selective kernels are one entry of the list; a convolution and its batch norm are two.
     "conv_relu_dropblock_layers/3/conv2d_fixed_padding/conv2d": "sk/conv1",
     "conv_relu_dropblock_layers/3/batch_norm_relu/bn": "sk/bn1",
     "conv_relu_dropblock_layers/3/conv2d_0": "sk/conv2",
@@ -60,7 +60,7 @@ _TF2_BLOCK = {
 }
 _TF2_LEAVES = {"kernel": "kernel", "gamma": "scale", "beta": "bias", "bias": "bias"}
 _TF2_STATISTICS = {"moving_mean": "mean", "moving_variance": "var"}
-# Every attribute on the way to a variable of the model.
+# All attributes on the way to a variable of the model.
 _TF2_ATTRIBUTES = {
     "model",
     "resnet_model",
@@ -74,7 +74,7 @@ _TF2_ATTRIBUTES |= {"shortcut_layers", "projection_layers", "_projection_head", 
 _TF2_ATTRIBUTES |= {"supervised_head", "linear_layer", *_TF2_LEAVES, *_TF2_STATISTICS}
 _TF2_ATTRIBUTES |= {attribute for layer in _TF2_BLOCK for attribute in layer.split("/")}
 
-# TF2's variables have names too, of scopes and of layers that Keras numbers as TF1 does.
+# TF2's variables also have names, whose layers Keras numbers as TF1 does.
 _TF2_NAMES = (
     (r"resnet/(?:.+/)?(conv2d(?:_\d+)?)/(kernel|bias)", r"base_model/\1/\2"),
     (r"resnet/(?:.+/)?(?:sync_)?(batch_normalization(?:_\d+)?)/(\w+)", r"base_model/\1/\2"),
@@ -91,8 +91,8 @@ def tf1_names(variables) -> dict[Path, str]:
     """Maps our variables to the names that the TF1 code gives them.
 
     Args:
-      variables: of a `models.SimCLR` (arrays or shapes): 'params' and, if the names of the moving statistics
-        are wanted, 'batch_stats'.
+      variables: the variables of a `models.SimCLR` (arrays or shapes): 'params', and 'batch_stats' if the
+        names of the moving statistics are needed.
 
     Returns:
       (collection, module, ..., variable) -> TF1 name, such as
@@ -124,7 +124,7 @@ def tf1_names(variables) -> dict[Path, str]:
 
 
 def our_names(variables) -> dict[Path, str]:
-    """('params', 'encoder', 'conv1', 'kernel') -> 'params/encoder/conv1/kernel', of every variable."""
+    """Maps every variable, as ('params', 'encoder', 'conv1', 'kernel'), to its joined path."""
     return {path: "/".join(path) for path in flatten_dict(variables)}
 
 
@@ -133,7 +133,7 @@ def _kind(layer: str) -> str:
 
 
 def encoder_layers(encoder) -> Iterator[Path]:
-    """Paths of an encoder's convolutions and batch norms, in forward order."""
+    """Yields the paths of an encoder's convolutions and batch norms, in forward order."""
     yield from _block_layers(encoder)  # the stem: conv1, bn1, ...
     blocks = [re.fullmatch(r"block_group(\d+)_(\d+)", name) for name in encoder]
     blocks = [match for match in blocks if match]
@@ -155,14 +155,14 @@ def _layer_names(variables, path: Path, kind: str, scope: str) -> dict[Path, str
         layer = variables.get(collection, {})
         for key in path if kind in leaves else ():
             layer = layer.get(key, {})
-        for ours, theirs in leaves.get(kind, ()):
-            if ours in layer:
-                names[collection, *path, ours] = f"{scope}/{theirs}"
+        for our_leaf, tf1_leaf in leaves.get(kind, ()):
+            if our_leaf in layer:
+                names[collection, *path, our_leaf] = f"{scope}/{tf1_leaf}"
     return names
 
 
 def from_tf2_object(key: str) -> str | None:
-    """Our variable at a place in TF2's object graph, None if there is none of the model's.
+    """Returns our variable at a place in TF2's object graph; None if the model has none there.
 
     'model/resnet_model/block_groups/0/layers/1/conv2d_bn_layers/3/bn/beta' ->
     'params/encoder/block_group1_1/bn2/bias'
@@ -185,7 +185,7 @@ def from_tf2_object(key: str) -> str | None:
 
 
 def from_tf2_name(name: str) -> str | None:
-    """The TF1 name of a TF2 variable, None if it is none of the model's.
+    """Returns the TF1 name of a TF2 variable; None if it is not the model's.
 
     'resnet/block_group1/residual_block_1/batch_norm_relu_4/sync_batch_normalization_4/gamma' ->
     'base_model/batch_normalization_4/gamma'
@@ -197,16 +197,16 @@ def from_tf2_name(name: str) -> str | None:
 
 
 def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
-    """Where the variables of the model lie in a checkpoint.
+    """Finds the variables of the model in a checkpoint.
 
     Args:
-      reader: of `tf.train.load_checkpoint`.
-      shapes: of all it holds, by key.
-      ema: instead of the model's variables, their moving average; of the classifier there is none.
+      reader: from `tf.train.load_checkpoint`.
+      shapes: key -> shape of everything in the checkpoint.
+      ema: take the moving average of the variables; the classifier has none.
 
     Returns:
-      name -> key: our names if they are told by places in an object graph, otherwise TF1's.
-      Whether the places tell of shortcuts that pool before they convolve, which is in no name and no shape.
+      name -> key: our names where an object graph has places for them, otherwise TF1's.
+      Whether shortcuts pool before they convolve, which only places show, and neither names nor shapes.
     """
     if not any(key.endswith(_VALUE) for key in shapes):
         keys = shapes.keys() - _slots(shapes)
@@ -226,7 +226,7 @@ def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
 
         nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)).nodes
         places = list(_places(nodes))
-    named = {ours: key for place, key in places if (ours := from_tf2_object(place))}
+    named = {name: key for place, key in places if (name := from_tf2_object(place))}
     pooled = any(re.search(r"/(shortcut|projection)_layers/[12]/conv2d/", place) for place, _ in places)
     values = [value for node in nodes for value in node.attributes]
     by_name = {from_tf2_name(value.full_name): value.checkpoint_key for value in values}
@@ -235,21 +235,21 @@ def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
 
 
 def _places(nodes) -> Iterator[tuple[str, str]]:
-    """(place, key) of the variables that the attributes of the official model lead to."""
+    """Yields (place, key) of the variables that the attributes of the official model lead to."""
     waiting = [((), 0)]
     while waiting:
         place, node = waiting.pop()
         yield from (("/".join(place), value.checkpoint_key) for value in nodes[node].attributes)
-        for child in nodes[node].children if len(place) < 12 else ():  # no place is longer, but rings are
+        for child in nodes[node].children if len(place) < 12 else ():  # stops at rings: no place is longer
             if child.local_name.isdigit() or child.local_name in _TF2_ATTRIBUTES:
                 waiting.append(((*place, child.local_name), child.node_id))
 
 
 def _slots(keys) -> set[str]:
-    """Of TF1's optimisers: they lie under the name of their variable."""
+    """Returns the keys of TF1's optimiser slots, which lie under the name of their variable."""
     return {key for key in keys if key.rpartition("/")[0] in keys}
 
 
 def other_keys(keys) -> set[str]:
-    """What lies in a checkpoint besides the model: of the optimiser, the moving average, the memory, ..."""
+    """Returns the keys that are not the model's: of the optimiser, the moving average, the memory, ..."""
     return _slots(keys) | {key for key in keys if re.fullmatch(_OTHERS, key)}

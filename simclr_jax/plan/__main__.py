@@ -1,10 +1,10 @@
-"""What pretraining will cost, before it runs: `python -m simclr_jax.plan --config=FILE --topology=v4:4x4x8`
+"""Plans what pretraining costs, before it runs: `python -m simclr_jax.plan --config=FILE --topology=v4:4x4x8`
 
 Compiles the train step of `simclr_jax.train`, ahead of time, for a topology such as v4:4x4x8, on any Linux
-machine, without a TPU, and prints what it needs of each device. Needs the compiler of jax[tpu], libtpu; for
-GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt, no driver and no CUDA.
-`--topology=local` does it for the devices at hand. Several topologies, separated by commas, give a table.
-`--compare` sets the step beside its forms that need less memory. Exits with 1 where a step does not fit.
+machine, without a TPU, and prints what it needs of each device. This takes the compiler of jax[tpu], libtpu;
+for GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt, no driver and no CUDA.
+`--topology=local` plans for the devices of this machine. Several topologies, by commas, give a table.
+`--compare` adds the forms of the step that need less memory. Exits with 1 where a step does not fit.
 """
 
 import functools
@@ -20,6 +20,7 @@ from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
 from simclr_jax.process.errors import UserError
 from simclr_jax.profiling.chips import find_chip
+from simclr_jax.workdir import report
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "local", "As v4:4x4x8 or h100:8; several by commas; 'local': these devices."
@@ -28,17 +29,16 @@ _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, rema
 
 
 def _plan_one(config, topology, images_per_core) -> bool:
-    plan = cost.measure_apart(config, topology)
-    lines = describe(plan, config, images_per_core)
-    width = max(map(len, lines))
-    print("\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items()))
+    """Prints a plan; returns whether the step fits."""
+    plan = cost.measure_in_process(config, topology)
+    report.print_table(describe(plan, config, images_per_core))
     change = remedy(plan, config)
     print(f"does not fit: {change}" if change else "fits" if find_chip(plan["kind"]) else "compiles")
     return change is None
 
 
 def _plan_table(cases, images_per_core) -> bool:
-    """A row of a Markdown table for every (name, config, topology)."""
+    """Prints a row of a Markdown table for every (name, config, topology); returns whether all fit."""
     print(
         "| | devices | images a device | memory, GiB | TFLOPs | least ms a step | expected | hours "
         "| images/s a host | cores |"
@@ -46,9 +46,8 @@ def _plan_table(cases, images_per_core) -> bool:
     print("| --- " * 10 + "|", flush=True)
     fits = True
     for name, config, topology in cases:
-        cells = [name]
         try:
-            plan = cost.measure_apart(config, topology)
+            plan = cost.measure_in_process(config, topology)
         except UserError as error:
             print(f"| {name} | {error} |", flush=True)
             fits = False
@@ -57,10 +56,11 @@ def _plan_table(cases, images_per_core) -> bool:
         fitting = remedy(plan, config) is None
         fits &= fitting
         memory = f"{gib(plan):.1f} of {chip.memory if chip else '?'}"
-        cells += [f"{plan['devices']} x {plan['kind']}", str(config.batch_size // plan["devices"])]
+        images = config.batch_size // plan["devices"]
+        cells = [name, f"{plan['devices']} x {plan['kind']}", str(images)]
         cells += [memory if fitting else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
         if expected:
-            cells += [f"{expected[name] * 1e3:.1f}" for name in ("least", "step")]
+            cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
             cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
             cells += [f"{math.ceil(expected['images'] / images_per_core()):,}"]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -68,22 +68,21 @@ def _plan_table(cases, images_per_core) -> bool:
 
 
 def _forms(config):
-    """The plain step and its two forms that need less memory, as (name, config)."""
+    """Yields the plain step and its two forms that need less memory, as (name, config)."""
     parts = config.microbatches if config.microbatches > 1 else 8
     for name, change in {
         "plain": {"microbatches": 1, "remat": False},
         "remat": {"microbatches": 1, "remat": True},
         f"{parts} microbatches": {"microbatches": parts, "remat": False},
     }.items():
-        form = ConfigDict(config)
-        form.update(change)
-        yield name, form
+        variant = ConfigDict(config)
+        variant.update(change)
+        yield name, variant
 
 
 def plan(_) -> None:
     config = command_line.read_config()
-    if config.task != "pretrain":
-        raise UserError(f"plans are of pretraining, not of {config.task}: give the config without a task")
+    cost.check_pretraining(config, "plans are")
     images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5))
     topologies = _TOPOLOGY.value.split(",")
     forms = list(_forms(config)) if _COMPARE.value else [("", config)]

@@ -1,4 +1,4 @@
-"""What a train step costs: counted in its jaxpr, compiled for any topology, set against a chip's peaks."""
+"""The cost of a train step: counted in its jaxpr, compiled for any topology, compared with a chip's peaks."""
 
 import importlib.util
 import math
@@ -17,15 +17,15 @@ from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
 from simclr_jax.process.errors import UserError
 from simclr_jax.profiling.chips import find_chip
-from simclr_jax.profiling.flops import inner_jaxprs, of_product
+from simclr_jax.profiling.flops import inner_jaxprs, product_flops
 from simclr_jax.tasks import pretrain
 from simclr_jax.views import batches
 
 GIB = 2**30
 _COLLECTIVES = ("psum", "all_gather", "reduce_scatter")
 
-# (training images, classes) of what is planned for before it is prepared.
-_DATASETS = {
+# Training images and classes of the datasets that can be planned for before they are prepared.
+_SIZES = {
     "digits": (1437, 10),
     "cifar10": (50_000, 10),
     "cifar100": (50_000, 100),
@@ -35,7 +35,7 @@ _DATASETS = {
 
 
 class Examples(NamedTuple):
-    """All that the step needs to know of a dataset, which need not be there."""
+    """The properties of a dataset on which the train step depends; its files need not be there."""
 
     name: str
     num_examples: int
@@ -45,16 +45,22 @@ class Examples(NamedTuple):
     order: None = None
 
     @classmethod
-    def of(cls, dataset):
-        """From `config.dataset`."""
-        known = _DATASETS.get(dataset.name, (None, 0))
-        size, classes = dataset.num_examples or known[0], dataset.num_classes or known[1]
+    def from_config(cls, dataset):
+        """Takes them from `config.dataset`, or else from the list above."""
+        size, classes = _SIZES.get(dataset.name, (None, 0))
+        size, classes = dataset.num_examples or size, dataset.num_classes or classes
         if size is None:
             raise UserError(
                 f"the size of '{dataset.name}' is not known here: set --config.dataset.num_examples and, "
                 "where it has labels, --config.dataset.num_classes"
             )
         return cls(dataset.name, size, classes)
+
+
+def check_pretraining(config, subject: str) -> None:
+    """Raises a UserError, which begins with `subject`, unless the config is one of pretraining."""
+    if config.task != "pretrain":
+        raise UserError(f"{subject} of pretraining, not of {config.task}: give the config without a task")
 
 
 def measure(config, topology: str) -> dict:
@@ -70,13 +76,13 @@ def measure(config, topology: str) -> dict:
     """
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles: no TPU is fought over
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles, and uses no TPU
     return compile_step(config, _devices(topology))[1]
 
 
-def measure_apart(config, topology: str) -> dict:
-    """`measure` in a process of its own, since the TPU compiler can crash its process."""
-    if gpus.is_named(topology):
+def measure_in_process(config, topology: str) -> dict:
+    """Calls `measure` in a process of its own, since the TPU compiler can crash its process."""
+    if gpus.is_gpu_topology(topology):
         gpus.check_compiler(topology)
     elif (
         topology != "local"
@@ -84,7 +90,7 @@ def measure_apart(config, topology: str) -> dict:
         and not importlib.util.find_spec("libtpu")
     ):
         raise UserError(f"--topology={topology} needs the TPU compiler: pip install 'jax[tpu]'")
-    quiet = _hush if topology != "local" else None
+    quiet = _silence_stderr if topology != "local" else None
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
         try:
             return pool.submit(measure, config, topology).result()
@@ -95,7 +101,7 @@ def measure_apart(config, topology: str) -> dict:
             ) from None
 
 
-def _hush():
+def _silence_stderr():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # compilers complain at length that there is no such device
 
 
@@ -106,9 +112,9 @@ def compile_step(config, devices):
       task; what `measure` returns; the compiled step(state, batch), None where XLA refuses it.
     """
     if devices[0].platform != "cpu" and config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # as there; here it would be the host's
+        config.model.dtype = "bfloat16"  # the devices' default; 'auto' would take the host's
     train.check_batch_size(config.batch_size, len(devices), config.microbatches)
-    examples = Examples.of(config.dataset)
+    examples = Examples.from_config(config.dataset)
     model = make_model(config.model, examples.num_classes, remat=config.remat)
     task = pretrain.make_task(config, model, examples)
     step = train.make_train_step(task.loss, task.optimizer, task.schedule)
@@ -127,9 +133,9 @@ def compile_step(config, devices):
         "bytes": traffic,
         "collectives": collectives,
     }
-    spread = {k: jax.ShapeDtypeStruct((len(devices), *v.shape), v.dtype) for k, v in batch.items()}
+    sharded = {k: jax.ShapeDtypeStruct((len(devices), *v.shape), v.dtype) for k, v in batch.items()}
     try:
-        compiled = train.mapped_step(task, devices).lower(state, spread).compile()
+        compiled = train.mapped_step(task, devices).lower(state, sharded).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -148,11 +154,11 @@ def compile_step(config, devices):
 def _devices(topology):
     if topology == "local":
         return jax.devices()
-    if gpus.is_named(topology):
+    if gpus.is_gpu_topology(topology):
         return gpus.devices(topology)
     options = {}
     if topology.startswith("v4:"):
-        options["chip_config_name"] = "megacore"  # as Cloud TPU has them: both cores are one device
+        options["chip_config_name"] = "megacore"  # both cores are one device, as on Cloud TPU
     chips = [int(size) for size in re.findall(r"\d+", topology.partition(":")[2])]
     if math.prod(chips) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -166,19 +172,19 @@ def _devices(topology):
 
 
 def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
-    """Convolutions and matrix products, and collectives, of a jaxpr.
+    """Counts the convolutions, matrix products and collectives of a jaxpr.
 
-    Loops count as often as they run, and what is computed again as often as it is.
+    Loops count as often as they run, and recomputed operations as often as they are computed.
 
     Returns:
-      their floating point operations; the bytes of their operands and results, each once, which no compiler
-      can leave in a chip's registers where they are an image's activations;
-      {'psum': (how often, bytes that go in), 'all_gather': ..., ...}
+      FLOPs of the convolutions and products.
+      Bytes of their operands and results, each counted once: activations, which do not fit into registers.
+      Collectives by name: {'psum': (how often, bytes that go in), 'all_gather': ..., ...}.
     """
     flops, traffic, collectives = 0.0, 0.0, {}
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
-        if product := of_product(equation):
+        if product := product_flops(equation):
             flops += product
             traffic += sum(_bytes_of(v) for v in (*equation.invars, *equation.outvars))
         if name in _COLLECTIVES:
@@ -200,15 +206,15 @@ def _bytes_of(variable):
 
 
 def roofline(plan: dict) -> dict[str, float]:
-    """The seconds that a step takes at least for 'compute', 'memory' and 'links', at the chip's peaks.
+    """Returns the least seconds of a step for 'compute', 'memory' and 'links', at the chip's peaks.
 
-    Nothing where the chip is unknown.
+    The dictionary is empty where the chip is unknown.
     """
     chip = find_chip(plan["kind"])
     if chip is None:
         return {}
     others = plan["devices"] - 1
-    # Around a ring: sums twice, rows once.
+    # Around a ring of devices sums travel twice, rows once.
     passes = {"psum": 2 * others / plan["devices"], "all_gather": others}
     passes["reduce_scatter"] = others / plan["devices"]
     sent = sum(passes[name] * size for name, (_, size) in plan["collectives"].items())

@@ -1,4 +1,4 @@
-"""What a measured plan means for a person: whether it fits, how long it takes, what to change."""
+"""Explains a measured plan: whether the step fits, how long it takes, which settings to change."""
 
 import math
 
@@ -8,7 +8,7 @@ from simclr_jax.profiling.chips import find_chip
 
 
 def remedy(plan: dict, config) -> str | None:
-    """What to change where the step does not fit; None where it does."""
+    """Returns which settings to change where the step does not fit, and None where it does."""
     chip = find_chip(plan["kind"])
     used = gib(plan)
     if "refused" not in plan["memory"] and (chip is None or used <= chip.memory):
@@ -16,15 +16,15 @@ def remedy(plan: dict, config) -> str | None:
     rows = config.batch_size // plan["devices"] // config.microbatches
     weights = 3 * 4 * plan["parameters"] / GIB  # parameters, their momentum and gradients
     views = 2 * 3 * config.image_size**2 * config.batch_size / plan["devices"] / GIB
-    held = weights + 2 * views  # microbatches are cut from a second copy, in another layout
-    free = 0.8 * ((chip.memory if chip else 0) - held)
+    fixed = weights + 2 * views  # microbatches are cut from a second copy of the views, in another layout
+    free = 0.8 * ((chip.memory if chip else 0) - fixed)
     if free <= 0:
         return (
             f"parameters, momentum and gradients take {weights:.1f} GiB, and two copies of the views "
             f"{2 * views:.1f}: lower --config.model.width or --config.batch_size, or take more devices"
         )
     parts = 2
-    while (used - held) / parts > free:
+    while (used - fixed) / parts > free:
         parts *= 2
     options = [] if rows % parts else [f"set --config.microbatches={config.microbatches * parts}"]
     options += [] if config.remat else ["set --config.remat=True"]
@@ -32,16 +32,19 @@ def remedy(plan: dict, config) -> str | None:
 
 
 def gib(plan: dict) -> float:
-    """What a step takes of a device's memory."""
+    """Returns how much of a device's memory a step takes, in GiB."""
     return sum(plan["memory"].values()) / GIB
 
 
 def forecast(plan: dict, config) -> dict[str, float]:
-    """The seconds of a step: 'least', at the chip's peaks, and as expected of a 'step'; nothing if unknown.
+    """Estimates the duration of a step and of the run.
 
-    What is expected is the least for FLOPs and for traffic one behind the other, times what ResNet-50s are
-    known to take of that (docs/planning.md has how far off it is), and the links'. From it follow the 'hours'
-    of the run and the 'images' a second and host.
+    The expected step is the sum of the least seconds for FLOPs and for traffic, times the factor that
+    ResNet-50s are known to take (docs/planning.md states the error), plus the seconds of the links.
+
+    Returns:
+      'least' seconds of a step at the chip's peaks, expected seconds of a 'step', 'hours' of the run and
+      'images' per second and host; nothing if the chip is unknown or the step does not fit.
     """
     seconds, chip = roofline(plan), find_chip(plan["kind"])
     if not seconds or "refused" in plan["memory"]:
@@ -53,19 +56,19 @@ def forecast(plan: dict, config) -> dict[str, float]:
 
 
 def describe(plan: dict, config, images_per_core) -> dict[str, str]:
-    """A plan, for a person; `images_per_core` is asked for this machine's input rate where that matters."""
+    """Describes a plan by name and text; calls `images_per_core`, which measures this machine, if needed."""
     chip, memory = find_chip(plan["kind"]), plan["memory"]
     rows = config.batch_size // plan["devices"]
-    forms = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
+    parts = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
     available = f" of {chip.memory:g}" if chip else ""
-    parts = ", ".join(f"{size / GIB:.2f} {name}" for name, size in memory.items())
+    sizes = ", ".join(f"{size / GIB:.2f} {name}" for name, size in memory.items())
     lines = {
         "task": f"pretraining on {config.dataset.name}, {config.image_size} pixels",
         "model": models.describe(config.model),
         "parameters": f"{plan['parameters']:,}",
         "devices": f"{plan['devices']} x {plan['kind']}, {plan['hosts']} host(s)",
-        "batch": f"{config.batch_size} images, {rows} a device{forms}{', remat' if config.remat else ''}",
-        "memory": f"{gib(plan):.2f}{available} GiB a device: {parts}",
+        "batch": f"{config.batch_size} images, {rows} a device{parts}{', remat' if config.remat else ''}",
+        "memory": f"{gib(plan):.2f}{available} GiB a device: {sizes}",
         "FLOPs": f"{plan['flops'] / 1e9:,.1f} G a step and device, convolutions and products",
     }
     lines["traffic"] = f"{plan['bytes'] / 1e9:,.2f} GB of memory a step and device at least, for these"
@@ -78,13 +81,10 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
         lines["step"] = f"{expected['step'] * 1e3:.1f} ms expected; {expected['least'] * 1e3:.1f} at the "
         lines["step"] += f"chip's peaks ({bounds})"
         lines["run"] = f"{plan['num_steps']:,} steps, {expected['hours']:.1f} hours expected"
+        advice = "" if config.augment.on_device else "; --config.augment.on_device=True wants half of them"
         cores = math.ceil(expected["images"] / images_per_core())
         lines["input"] = (
             f"{expected['images']:,.0f} images/s a host then: {cores:,} cores like this machine's, at "
-            f"{images_per_core():,.0f} a core{_advice(config)}"
+            f"{images_per_core():,.0f} a core{advice}"
         )
     return lines
-
-
-def _advice(config):
-    return "" if config.augment.on_device else "; --config.augment.on_device=True wants half of them"

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs that are not here, to compile for: it takes no driver and no CUDA, only jax-cuda13-pjrt."""
+"""NVIDIA GPUs of other machines to compile for; this needs jax-cuda13-pjrt, but no driver and no CUDA."""
 
 import importlib.util
 import re
@@ -8,9 +8,10 @@ from jax.experimental import topologies
 
 from simclr_jax.process.errors import UserError
 
-# What the compiler asks of a GPU (stream_executor.GpuTargetConfigProto). Figures: openxla/xla,
-# xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb. Without device_memory_size it
-# computes again all it can, without shared_memory_per_block_optin nothing compiles.
+# The properties of a GPU that the compiler needs (stream_executor.GpuTargetConfigProto). Figures:
+# openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb.
+# Without device_memory_size the compiler recomputes all it can, without shared_memory_per_block_optin nothing
+# compiles.
 _CONFIG = """
 gpu_device_info {{
   threads_per_block_limit: 1024
@@ -66,13 +67,13 @@ _GPUS = {
 }
 
 
-def is_named(topology: str) -> bool:
-    """Whether a topology is of GPUs, as 'h100:8' or 'h200:2x8'."""
+def is_gpu_topology(topology: str) -> bool:
+    """Returns whether a topology is one of GPUs, as 'h100:8' or 'h200:2x8'."""
     return topology.partition(":")[0] in _GPUS
 
 
 def check_compiler(topology: str) -> None:
-    """Raises a UserError where the compiler is not installed, or the topology is none."""
+    """Raises a UserError where the topology is malformed or the compiler is not installed."""
     if not re.fullmatch(r"\w+:([1-9]\d*x)?[1-9]\d*", topology):
         raise UserError(
             f"--topology={topology} is no number of GPUs: give as many as a host has, as h100:8, or hosts "
@@ -80,14 +81,16 @@ def check_compiler(topology: str) -> None:
         )
     plugins = importlib.util.find_spec("jax_plugins")
     if not (plugins and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (13, 12))):
-        wanted = f"jax-cuda13-pjrt=={jax.__version__}"
-        raise UserError(f"--topology={topology} needs the compiler for GPUs: pip install --no-deps {wanted}")
+        package = f"jax-cuda13-pjrt=={jax.__version__}"
+        raise UserError(f"--topology={topology} needs the compiler for GPUs: pip install --no-deps {package}")
 
 
 def devices(topology: str):
-    """The GPUs of a topology, for the compiler alone; `device_kind` is as on the machine itself."""
+    """Returns the GPUs of a topology, to compile for; `device_kind` is the one on the machine itself."""
     name, _, shape = topology.partition(":")
-    hosts, _, each = shape.rpartition("x")
+    hosts, _, gpus_per_host = shape.rpartition("x")
     return topologies.get_topology_desc(
-        platform="cuda", topology=f"1x{hosts or 1}x{each}", target_config=_CONFIG.format(**_GPUS[name])
+        platform="cuda",
+        topology=f"1x{hosts or 1}x{gpus_per_host}",
+        target_config=_CONFIG.format(**_GPUS[name]),
     ).devices

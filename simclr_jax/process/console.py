@@ -1,4 +1,4 @@
-"""The console: lines that all processes tell once, names as they can be shown, and no run that dies of it."""
+"""The console: lines printed once for all processes, names escaped, and writes that never fail a run."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ _silent = False
 
 
 def be_silent() -> None:
-    """Leaves it to another process to tell what they all do."""
+    """Turns `say` off in this process, since another one prints the same lines."""
     global _silent
     _silent = True
 
@@ -20,20 +20,20 @@ def say(line: str) -> None:
 
 
 def escape(name) -> str:
-    """A path or another name as it may stand in a line: line breaks and what is no text are escaped."""
+    """Returns a path or another name as it may stand in a line: unprintable characters are escaped."""
     text = os.fspath(name) if isinstance(name, os.PathLike) else str(name)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def protect() -> None:
-    """Whatever becomes of the console, printing to it fails no run.
+    """Makes sure that printing never fails a run.
 
-    A reader that went away, a full disk behind a redirection or a closed descriptor lose what is printed; a
-    console that is not UTF-8 shows what it lacks escaped.
+    Where the reader went away, the disk behind a redirection is full or the descriptor is closed, lines are
+    lost; a console that is not UTF-8 shows the characters that it lacks escaped.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow: what fails raises, too
-    for number in (0, 1, 2):  # or the next file opened would become the console
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's errors raise exceptions as well
+    for number in (0, 1, 2):  # the next file to be opened would take a closed descriptor
         try:
             os.fstat(number)
         except OSError:
@@ -67,7 +67,7 @@ class _Console:
         except (OSError, ValueError) as error:  # ValueError: the file is closed
             if getattr(error, "errno", None) == errno.EINTR:
                 raise
-            # What is buffered would fail again at exit, with a traceback of the interpreter's.
+            # The interpreter would write the buffer once more at exit, and fail with a traceback.
             self._stream = open(os.devnull, "w")  # noqa: SIM115
 
     def __getattr__(self, name):

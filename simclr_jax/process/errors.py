@@ -1,4 +1,4 @@
-"""What users see of an error: one line of text and an exit code."""
+"""Errors as users see them: one line of text and an exit code."""
 
 import os
 import re
@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 class RunError(UserError):
-    """What ends a run that was right when it began: storage that fails, a process that dies.
+    """Something outside ended a run that was right when it began: storage that fails, a process that dies.
 
     The same command goes on once the cause is gone.
     """
@@ -29,39 +29,34 @@ class RunError(UserError):
 
 
 def reason_of(error: BaseException, limit: int = 160) -> str:
-    """Why something failed, in a few words."""
+    """Returns why something failed, in at most `limit` characters."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return escape(" ".join(str(error).split()))[:limit] or type(error).__name__
 
 
 def first_few(items, count: int = 3) -> str:
-    """The first of them, sorted, and how many more there are."""
+    """Lists the first `count` items in sorted order, and how many more there are."""
     items = sorted(map(str, items))
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
 
 
-def is_of_storage(error: BaseException) -> bool:
-    """Whether an exception tells of files, not of our code."""
-    if isinstance(error, OSError):
+def is_storage_error(error: BaseException) -> bool:
+    """Returns whether an exception comes from reading or writing files, and not from our code."""
+    if isinstance(error, OSError) or type(error).__module__.startswith("tensorflow."):
         return True
-    if type(error).__module__.startswith("tensorflow."):
-        return True
-    # TensorStore and Orbax wrap what the file system said in ValueErrors of this form.
-    return bool(
-        re.search(
-            r"(?i)error (writing|reading|opening|creating|locking)|\[OS error|No space left", str(error)
-        )
-    )
+    # TensorStore and Orbax wrap the message of the file system in ValueErrors of this form.
+    wrapped = r"(?i)error (writing|reading|opening|creating|locking)|\[OS error|No space left"
+    return bool(re.search(wrapped, str(error)))
 
 
 @contextmanager
 def storage_errors_as_run_errors() -> Iterator[None]:
-    """Makes RunErrors of what tells of files and that nobody has thought of closer to it."""
+    """Turns errors of storage that no `files.storage` has caught into RunErrors."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or not is_of_storage(error):
+        if isinstance(error, UserError) or not is_storage_error(error):
             raise
         place = f"{error.filename}: " if getattr(error, "filename", None) else ""
         raise RunError(f"{place}{reason_of(error)}") from error
@@ -69,10 +64,10 @@ def storage_errors_as_run_errors() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(leave=None) -> Iterator[None]:
-    """Turns what ends a command line into one line and an exit code.
+    """Prints the error that ends a command as one line, and exits with its code.
 
     Args:
-      leave: is told the line and the exit code.
+      leave: called with the line and the exit code before this process ends.
     """
     protect()
     try:
@@ -83,7 +78,7 @@ def one_line_errors(leave=None) -> Iterator[None]:
         print(line, file=sys.stderr, flush=True)
         if leave:
             leave(line, error.exit_code)
-        if isinstance(error, RunError):  # threads that wait for what has failed would keep the process
+        if isinstance(error, RunError):  # threads that wait for storage or processes would never end
             sys.stdout.flush()
             os._exit(error.exit_code)
         sys.exit(error.exit_code)
@@ -92,6 +87,6 @@ def one_line_errors(leave=None) -> Iterator[None]:
 
 
 def run(main) -> None:
-    """The entry point of a command line without a config: user errors are one line and exit code 2."""
+    """Runs `main(arguments)` for a command without a config, where user errors are one line and code 2."""
     with one_line_errors():
         main(sys.argv[1:])

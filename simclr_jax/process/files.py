@@ -1,4 +1,4 @@
-"""One way to write a file in one piece, on any file system; one way to say that storage failed."""
+"""Files written in one piece on any file system, and errors of storage in one line."""
 
 import atexit
 import functools
@@ -17,19 +17,19 @@ from typing import Any
 from etils import epath
 
 from simclr_jax.process.console import escape
-from simclr_jax.process.errors import RunError, UserError, is_of_storage, reason_of
+from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
 
-REACHED_WITHIN = 25  # seconds that storage has to answer in, before a run
-_PLAIN = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)
+REACHED_WITHIN = 25  # Seconds in which storage has to answer before a run.
+_PORTABLE = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)
 
 
 class StorageError(RunError):
-    """Files could not be read or written, though nothing is wrong with what was asked for."""
+    """Files could not be read or written, although the request was right."""
 
 
 @contextmanager
 def storage(path) -> Iterator[None]:
-    """Says in one line of which path storage failed, whatever raised inside.
+    """Turns errors of storage raised inside into one line that names the path.
 
     Raises:
       StorageError: in the place of OSError and of the errors of TensorFlow and TensorStore.
@@ -39,18 +39,18 @@ def storage(path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not is_of_storage(error):
+        if not is_storage_error(error):
             raise
         raise StorageError(
-            f"{escape(named(path))}: {reason_of(error)}; what was saved is kept, and the same command goes "
-            "on once this is mended"
+            f"{escape(user_path(path))}: {reason_of(error)}; what was saved is kept, and the same command "
+            "goes on once this is mended"
         ) from error
 
 
 @contextmanager
 def writing(path) -> Iterator[Any]:
-    """Opens a binary file that is there under its name only when all is written."""
-    path = _at(path)
+    """Opens a binary file that gets its name only once it is complete."""
+    path = _local_or_remote(path)
     unfinished = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex[:8]}.tmp"
     with storage(path):
         try:
@@ -74,21 +74,21 @@ def write_json(path, value: Any, **options) -> None:
     write_text(path, json.dumps(value, **options) + "\n")
 
 
-def read_json(path, kind: type = dict) -> Any:
-    """The value in a JSON file.
+def read_json(path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
 
     Raises:
-      ValueError: the file is none, cut short, no UTF-8, or holds something else than a `kind`.
+      ValueError: the file is no JSON, incomplete, not UTF-8, or its value is no object.
       OSError: it cannot be read.
     """
-    value = json.loads(_at(path).read_bytes().decode())
-    if not isinstance(value, kind):
-        raise ValueError(f"holds a {type(value).__name__} instead of a {kind.__name__}")
+    value = json.loads(_local_or_remote(path).read_bytes().decode())
+    if not isinstance(value, dict):
+        raise ValueError(f"holds a {type(value).__name__} instead of a dict")
     return value
 
 
 def set_aside(path) -> epath.Path:
-    """Renames what is damaged, so that it is neither read nor lost; returns where it is now."""
+    """Renames a damaged file, so that it is neither read nor lost; returns the new path."""
     path = epath.Path(path)
     with storage(path):
         for number in range(1, 1000):
@@ -98,68 +98,78 @@ def set_aside(path) -> epath.Path:
     raise StorageError(f"{escape(path)} is damaged, and so many others were: remove some")
 
 
+def check_new(folder) -> None:
+    """Raises a UserError if there is anything under `folder`, so that no output overwrites another."""
+    folder = epath.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{escape(user_path(folder))} exists already: choose another --output, or remove it")
+
+
 def exists(path) -> bool:
-    """Whether anything has this name, a link that leads nowhere too."""
+    """Returns whether anything has this name, be it a link that leads nowhere."""
     return os.path.lexists(path) if is_local(path) else epath.Path(path).exists()
 
 
 def is_local(path) -> bool:
-    """Whether a path is of this machine's file system."""
+    """Returns whether a path is of this machine's file system."""
     return "://" not in os.fspath(path)
 
 
-def _at(path) -> Path | epath.Path:
-    """A path to read and write by, which here asks no library that tests mock while a lock is renewed."""
+def _local_or_remote(path) -> Path | epath.Path:
+    """Returns a path to read and write.
+
+    Local ones are pathlib's: etils' could be mocked by tests of other libraries while a lock is renewed.
+    """
     return Path(path) if is_local(path) else epath.Path(path)
 
 
 @functools.cache
-def plain(path) -> epath.Path:
-    """`path` under a name that every library takes.
+def portable_path(path) -> epath.Path:
+    """Returns a path to `path` that every library takes.
 
-    Orbax takes brackets for patterns; TensorStore and TensorFlow take UTF-8 alone. A path whose name holds
-    such is reached through a link without.
+    Orbax takes brackets for patterns; TensorStore and TensorFlow take UTF-8 only. A path with such a name
+    is reached through a symbolic link.
     """
     path = epath.Path(path)
-    if not is_local(path) or _PLAIN.fullmatch(os.path.abspath(path)):
+    if not is_local(path) or _PORTABLE.fullmatch(os.path.abspath(path)):
         return path
-    link = Path(_links(), uuid.uuid4().hex)
+    link = Path(_link_folder(), uuid.uuid4().hex)
     link.symlink_to(os.path.abspath(path))
     return epath.Path(link)
 
 
-def named(path) -> str:
-    """What the user calls a path that `plain` may have given another name."""
+def user_path(path) -> str:
+    """Returns the user's name for a path that `portable_path` may have given another name."""
     path = os.fspath(path)
-    link, _, rest = (
-        path.removeprefix(f"{_links()}/").partition("/") if path.startswith(_links()) else ("", "", "")
-    )
-    return os.path.join(os.readlink(os.path.join(_links(), link)), rest).rstrip("/") if link else path
+    if not path.startswith(f"{_link_folder()}/"):
+        return path
+    link, _, rest = path.removeprefix(f"{_link_folder()}/").partition("/")
+    return os.path.join(os.readlink(os.path.join(_link_folder(), link)), rest).rstrip("/")
 
 
 @functools.cache
-def _links():
+def _link_folder():
     folder = tempfile.mkdtemp(prefix="simclr-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def check_reachable(path) -> None:
-    """Raises a UserError unless what lies elsewhere answers within `REACHED_WITHIN` seconds."""
+    """Raises a UserError unless remote storage answers within `REACHED_WITHIN` seconds."""
     if is_local(path):
         return
-    answered = []
+    answers = []
 
     def ask():
         try:
             epath.Path(path).exists()
-            answered.append(None)
+            answers.append(None)
         except Exception as error:
-            answered.append(error)
+            answers.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(REACHED_WITHIN)
-    if not answered or answered[0]:
-        reason = reason_of(answered[0]) if answered else f"no answer in {REACHED_WITHIN} s"
+    if not answers or answers[0]:
+        reason = reason_of(answers[0]) if answers else f"no answer in {REACHED_WITHIN} s"
         raise UserError(f"{escape(path)}: {reason}; check the path, the network and your credentials")

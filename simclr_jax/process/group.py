@@ -1,59 +1,72 @@
-"""The processes of a run: how they join, how they find out that they are one run, and what ends them all.
+"""The processes of a run: how they join, agree on values and on stops, and end together.
 
-JAX joins them, and keeps the notes here through which they tell one another what only one of them knows.
+JAX joins them. Its coordination service on process 0 also keeps their messages: values that one process
+hands to the others, and heartbeats.
 """
 
 import atexit
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from simclr_jax import parallel
 from simclr_jax.process import console, relay, stopping
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import RunError, UserError, reason_of
 
-BEAT = 2.0  # seconds between two signs of life
-SILENCE = 16.0  # without one, a process is taken for dead; jax itself waits for 100 and aborts
-PARTING = 300.0  # ... unless it had said that it is through: others may take longer to get there
-_ended = threading.Event()  # this process is on its way out
-_through = threading.Event()  # the run is over, for all processes
-_numbers = itertools.count()  # of notes, alike in all processes
+BEAT = 2.0  # Seconds between two heartbeats.
+SILENCE = 16.0  # Seconds without a heartbeat after which a process counts as dead; jax aborts after 100.
+SILENCE_AT_END = 300.0  # The same for a process that has announced its end: others may get there later.
+_GOES_ON = "the run ends here, what was saved is kept, and the same command goes on"
+
+_ending = threading.Event()  # this process is about to end
+_run_over = threading.Event()  # the run is over, for all processes
+_message_numbers = itertools.count()  # processes send and read messages in the same order
 
 
 def join(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Joins the processes of a run; call it before anything uses a device.
+    """Joins the processes of a run; to be called before anything uses a device.
 
-    Cloud TPU and Slurm tell each process who it is; elsewhere the three arguments do. Where nobody tells,
-    this process is the whole run. From then on the end of any process ends the others, in a line.
+    Cloud TPU and Slurm tell each process its number; elsewhere the three arguments do. Without either,
+    this process is the whole run. From then on the end of any process ends the others, with a line that says
+    why.
 
     Args:
-      timeout: seconds in which all of them have to be there.
+      coordinator_address: HOST:PORT of process 0.
+      num_processes: how many processes the run has.
+      process_id: which of them this one is, from 0.
+      timeout: seconds in which all of them have to join.
 
     Raises:
-      UserError: not all of them are.
+      UserError: some do not join in time.
     """
     joined = threading.Event()
+    options = {}
     if coordinator_address:
+        options["coordinator_address"] = coordinator_address
         if process_id:
             console.be_silent()
-            local = relay.start(coordinator_address, timeout, _lost_coordinator(coordinator_address))
-            options = {"coordinator_address": local}
-        else:
-            options = {"coordinator_address": coordinator_address}
+            options["coordinator_address"] = relay.start(
+                coordinator_address,
+                timeout,
+                lambda error: _end_without_coordinator(coordinator_address, error),
+            )
 
         def give_up():
             if not joined.wait(timeout + 2):
-                _leave_at_once(
+                _end(
                     f"error: {num_processes} processes were to join at {escape(coordinator_address)}, but "
                     f"not all are there after {timeout} s (--join_timeout): start each with the same "
                     "--num_processes and a --process_id of its own",
@@ -61,8 +74,6 @@ def join(
                 )
 
         threading.Thread(target=give_up, daemon=True).start()
-    else:
-        options = {}
     try:
         jax.distributed.initialize(
             **options,
@@ -81,151 +92,165 @@ def join(
         ) from None
     finally:
         joined.set()
-        stopping.renew()
+        stopping.retake_signals()
     if alone():
         return
     if jax.process_index():
         console.be_silent()
-    number = next(_numbers)
-    _put(number, num_processes)
-    if (count := _get(number, 0)) != num_processes:
+    number = next(_message_numbers)
+    _send(number, num_processes)
+    if (count := _read(number, 0)) != num_processes:
         raise UserError(
             f"--num_processes={num_processes} here, but {count} on process 0: start all with the same"
         )
-    atexit.register(_ended.set)
+    atexit.register(_ending.set)
     threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()
 
 
 def run_on_first(function: Callable[[], Any]) -> Any:
-    """What `function()` returns or raises on process 0, on all of them; JSON and UserErrors can travel."""
+    """Calls `function()` on process 0, and returns its value, or raises its UserError, on all processes.
+
+    The value has to be one that JSON can hold.
+    """
     if jax.process_count() == 1:
         return function()
-    number = next(_numbers)
+    number = next(_message_numbers)
     if jax.process_index() > 0:
-        note = _get(number, 0)
-        if note["error"] is not None:
-            raise (UserError if note["code"] == 2 else RunError)(note["error"])
-        return note["value"]
+        message = _read(number, 0)
+        if message["error"] is not None:
+            raise (UserError if message["code"] == 2 else RunError)(message["error"])
+        return message["value"]
     try:
         value = function()
     except UserError as error:
-        _put(number, {"error": str(error), "code": error.exit_code})
+        _send(number, {"error": str(error), "code": error.exit_code})
         raise
-    _put(number, {"error": None, "value": value})
+    _send(number, {"error": None, "value": value})
     return value
 
 
-def check_agreement(what: str, ours: dict[str, Any]) -> None:
-    """Raises a UserError unless all processes have the same values; every process has to ask.
+def check_agreement(subject: str, values: dict[str, Any]) -> None:
+    """Raises a UserError unless all processes have the same values; every process has to call it.
 
     Args:
-      what: they are of, for the message.
-      ours: flat, of what JSON can hold.
+      subject: a noun for the values, for the message.
+      values: a flat dictionary of values that JSON can hold.
     """
     if jax.process_count() == 1:
         return
-    number = next(_numbers)
-    _put(number, ours)
-    first = _get(number, 0)
+    number = next(_message_numbers)
+    _send(number, values)
+    first = _read(number, 0)
     for index in range(1, jax.process_count()):
-        theirs = _get(number, index)
+        other = _read(number, index)
         differing = [
-            f"{key} is {theirs.get(key)!r} there and {first.get(key)!r} on process 0"
-            for key in sorted(theirs | first)
-            if theirs.get(key) != first.get(key)
+            f"{key} is {other.get(key)!r} there and {first.get(key)!r} on process 0"
+            for key in sorted(other | first)
+            if other.get(key) != first.get(key)
         ]
         if differing:
             raise UserError(
-                f"process {index} has another {what} ({escape('; '.join(differing[:3]))[:400]}): start all "
-                "processes of a run with the same command on the same files"
+                f"process {index} has another {subject} ({escape('; '.join(differing[:3]))[:400]}): start "
+                "all processes of a run with the same command on the same files"
             )
 
 
-def part() -> None:
-    """Tells the others that this process is through, as they all are about to be: it may be silent now."""
+def make_stop_agreement() -> Callable[[list[signal.Signals]], signal.Signals | None]:
+    """Builds `agreed(received) -> signal or None`, by which processes agree after each step whether to stop.
+
+    With several processes the answer is that of the step before, so that none waits for the others.
+    """
+    if jax.process_count() == 1:
+        return lambda received: received[0] if received else None
+    answers = deque()
+
+    def agreed(received):
+        answers.append(parallel.maximum(received[0] if received else 0))
+        number = int(answers.popleft()) if len(answers) > 1 else 0
+        return signal.Signals(number) if number else None
+
+    return agreed
+
+
+def announce_end() -> None:
+    """Announces the end of the run: this process may be silent from now on, while others still end."""
     if alone():
         return
-    _through.set()
+    _run_over.set()
     _beat({"through": True})
 
 
 def alone() -> bool:
-    """Whether this is the only process of the run; brings no devices up to know it."""
+    """Returns whether this is the only process of the run, without starting a device."""
     return _client() is None or jax.process_count() == 1
 
 
 def leave(line: str, code: int) -> None:
-    """Ends this process, and the others with it; returns where there are none."""
+    """Ends this process and, with the same line and code, the others; returns where there are none."""
     if alone():
         return
-    _ended.set()
+    _ending.set()
     _beat({"left": line, "code": code})
-    time.sleep(BEAT + 1)  # the others look once in a BEAT
+    time.sleep(BEAT + 1)  # the others read the heartbeats once in BEAT seconds
     _exit(code)
 
 
 def wait_for_verdict() -> None:
-    """After an error that the end of another process may have caused: waits until that is known.
+    """Waits until it is known whether the end of another process caused the present error.
 
-    Then this process ends in one line. Returns where all others live.
+    If so, `_watch` ends this process in the meantime. Returns where all other processes live.
     """
     if not alone():
         time.sleep(SILENCE + 3 * BEAT)
 
 
 def _watch(address, count):
-    """Shows that this process lives, and ends it when another one does not."""
-    seen, since = {}, {}
+    """Sends the heartbeats of this process, and ends it when another one dies; runs in a thread."""
+    newest, since = {}, {}  # the newest heartbeat of each process, and when it came
     number = 0
-    while not _ended.wait(BEAT):
+    while not _ending.wait(BEAT):
         number += 1
         try:
-            _beat({"number": number, "through": _through.is_set()})
-            notes = dict(_client().key_value_dir_get("simclr/alive"))
+            _beat({"number": number, "through": _run_over.is_set()})
+            beats = dict(_client().key_value_dir_get("simclr/alive"))
         except Exception as error:
-            if not _ended.is_set():
+            if not _ending.is_set():
                 where = f" at {escape(address)}" if address else ""
-                _leave_at_once(f"error: process 0{where} is gone ({reason_of(error, 60)}): {_GOES_ON}")
+                _end(f"error: process 0{where} is gone ({reason_of(error, 60)}): {_GOES_ON}")
             return
         now = time.monotonic()
         for index in range(count):
             key = f"simclr/alive/{index}"
-            note = next((value for name, value in notes.items() if name.endswith(key)), None)
-            if note != seen.get(index, ""):
-                seen[index], since[index] = note, now
-            told = json.loads(note) if note else {}
-            if "left" in told and not _ended.is_set():
-                _leave_at_once(f"process {index} ended: {told['left']}", told["code"])
-            silent = now - since[index]
-            if silent > (PARTING if told.get("through") else SILENCE) and not _ended.is_set():
-                host = f" on {escape(told['host'])}" if "host" in told else ""
-                line = f"error: process {index}{host} is gone, silent for {silent:.0f} s: {_GOES_ON}"
+            beat = next((value for name, value in beats.items() if name.endswith(key)), None)
+            if beat != newest.get(index, ""):
+                newest[index], since[index] = beat, now
+            message = json.loads(beat) if beat else {}
+            if "left" in message and not _ending.is_set():
+                _end(f"process {index} ended: {message['left']}", message["code"])
+            silence = now - since[index]
+            if silence > (SILENCE_AT_END if message.get("through") else SILENCE) and not _ending.is_set():
+                host = f" on {escape(message['host'])}" if "host" in message else ""
+                line = f"error: process {index}{host} is gone, silent for {silence:.0f} s: {_GOES_ON}"
                 _beat({"left": line, "code": 1})
-                _leave_at_once(line)
+                _end(line)
 
 
-_GOES_ON = "the run ends here, what was saved is kept, and the same command goes on"
+def _beat(message):
+    message = json.dumps({"host": socket.gethostname(), **message})
+    _client().key_value_set(f"simclr/alive/{_distributed().process_id}", message, allow_overwrite=True)
 
 
-def _beat(note):
-    note = json.dumps({"host": socket.gethostname(), **note})
-    _client().key_value_set(f"simclr/alive/{_index()}", note, allow_overwrite=True)
+def _end_without_coordinator(address, error):
+    """Ends this process after the relay has lost the connection to process 0, by an error or None."""
+    if not _ending.is_set():
+        time.sleep(0.5)  # the watching thread may end it with the reason that process 0 gave
+        reason = f" ({reason_of(error)})" if error else ""
+        _end(f"error: process 0 at {escape(address)} is gone{reason}: {_GOES_ON}")
 
 
-def _lost_coordinator(address):
-    """Builds the relay's `on_loss`, which ends this process in a line."""
-
-    def on_loss(error):
-        if not _ended.is_set():
-            time.sleep(0.5)  # process 0 may have told why it left
-            why = f" ({reason_of(error)})" if error else ""
-            _leave_at_once(f"error: process 0 at {escape(address)} is gone{why}: {_GOES_ON}")
-
-    return on_loss
-
-
-def _leave_at_once(line, code=1):
-    _ended.set()
+def _end(line, code=1):
+    """Ends this process at once, with a line."""
+    _ending.set()
     print(line, file=sys.stderr, flush=True)
     _exit(code)
 
@@ -233,27 +258,27 @@ def _leave_at_once(line, code=1):
 def _exit(code):
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(code)  # what threads and jax wait for will not come
+    os._exit(code)  # an ordinary exit would wait for threads and for other processes
+
+
+def _distributed():
+    # jax has no public name for it; jax.process_index() would start the backend, from any thread.
+    from jax._src import distributed
+
+    return distributed.global_state
 
 
 def _client():
-    from jax._src import distributed  # jax has no public name for it; Orbax takes it from here too
-
-    return distributed.global_state.client
+    return _distributed().client
 
 
-def _index():
-    from jax._src import distributed  # from any thread: jax.process_index() may start the backend
-
-    return distributed.global_state.process_id
-
-
-def _put(number, value):
+def _send(number, value):
+    """Leaves a message for the other processes."""
     _client().key_value_set(f"simclr/{number}/{jax.process_index()}", json.dumps(value))
 
 
-def _get(number, index):
-    """What a process put there; where it cannot come any more, `_watch` ends this one."""
+def _read(number, index):
+    """Waits for a message of process `index` and returns it; if that process dies, `_watch` ends this one."""
     while True:
         try:
             return json.loads(_client().blocking_key_value_get(f"simclr/{number}/{index}", 10_000))

@@ -1,8 +1,8 @@
 """A relay to process 0, so that a broken connection ends a process in one line, without a stack trace.
 
-JAX's distributed client aborts its process the moment that its connection to process 0 breaks. So each
-process connects to a port of its own machine, where this relay listens: that connection never breaks. The
-relay forwards every byte to process 0 and back, and reports when process 0 has gone.
+JAX's distributed client aborts its process the moment that its connection to process 0 breaks. Therefore
+each process connects to a port of its own machine, where this relay listens: that connection never breaks.
+The relay forwards every byte to process 0 and back, and reports when process 0 has gone.
 """
 
 import socket
@@ -15,7 +15,7 @@ from simclr_jax.process.errors import UserError, reason_of
 
 
 def start(address: str, timeout: int, on_loss: Callable[[OSError | None], None]) -> str:
-    """Starts to relay between a local port and process 0, in threads that end with the process.
+    """Forwards bytes between a local port and process 0, in threads that end with the process.
 
     Args:
       address: HOST:PORT of process 0.

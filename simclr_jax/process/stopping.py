@@ -4,8 +4,8 @@ SIGTERM, SIGHUP and Ctrl-C end a run at once where there is nothing to save: whi
 measures. From its first step on it finishes the step, saves and stops; a second signal changes nothing, a
 third one ends it without waiting. The exit code is 0 after SIGTERM and SIGHUP, 130 after Ctrl-C.
 
-Used as a library a run ends, not its process: Ctrl-C, or a notebook's stop button, is a KeyboardInterrupt
-where there is nothing to save, another signal is `Stopped`.
+In a program that uses the package as a library, a signal ends the run and not the process: where there is
+nothing to save, Ctrl-C, or a notebook's stop button, raises KeyboardInterrupt, another signal `Stopped`.
 """
 
 import os
@@ -14,13 +14,12 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from simclr_jax.process.console import say
 
-PATIENCE = 3.0  # seconds of silence that a person is left in
+PATIENCE = 3.0  # Seconds after which a signal that had no effect yet is explained, or ends the process.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -29,85 +28,86 @@ class Interrupted(BaseException):
 
 
 class Stopped(SystemExit):
-    """A signal ended a run, which has saved what there was to save."""
+    """A signal ended a run, which has saved its state if it had one."""
 
 
 def exit_code(number: int) -> int:
-    """Of a run that a signal ended."""
+    """Returns the exit code of a run that a signal ended."""
     return 130 if number == signal.SIGINT else 0
 
 
 class _State:
-    """What the handlers and the thread beside them know; a process has one."""
+    """The state that the signal handler shares with the thread that watches signals; a process has one."""
 
     received: list[signal.Signals] = []  # noqa: RUF012
-    previous: dict = {}  # noqa: RUF012
-    ends = True  # a signal ends the process, not the run alone
+    previous_handlers: dict = {}  # noqa: RUF012
+    ends_process = True  # a signal ends the process, not the run alone
     starting = False  # the modules are still being imported
     saving = False  # there are steps to save
-    saved = False  # and the process is on its way out
+    saved = False  # the steps are saved, and the process is about to end
     interruptible = False
-    told = threading.Event()  # that a signal came
-    wake: socket.socket | None = None
-    woken = -1  # the descriptor that had this task before
+    announced = threading.Event()  # a line on the console says that a signal came
+    wakeup_socket: socket.socket | None = None
+    previous_wakeup_fd = -1
 
 
-def take(*, ends: bool = True) -> None:
-    """Takes the signals, of which Python itself would make tracebacks; until `handled` begins they end it.
+def take_signals(*, ends_process: bool = True) -> None:
+    """Handles signals from now on; until `handled` begins, one ends the process.
 
-    Unless `ends`, they end a run and leave its process alone.
+    Python runs a handler only between two of its own instructions, so that a compilation delays it. The bytes
+    that Python writes to the wakeup descriptor arrive at once, in a thread.
 
-    Python runs handlers between two lines of its own, for which a compilation lets it wait. What the wakeup
-    descriptor gets comes at once, to a thread.
+    Args:
+      ends_process: False lets a signal end a run and leave its process alone.
     """
-    _State.received, _State.previous, _State.ends = [], {}, ends
-    _State.starting, _State.saving, _State.saved = ends, False, False
-    _State.told.clear()
-    ours, _State.wake = socket.socketpair()
-    _State.wake.setblocking(False)
-    _State.woken = signal.set_wakeup_fd(_State.wake.fileno(), warn_on_full_buffer=False)
+    _State.received, _State.previous_handlers, _State.ends_process = [], {}, ends_process
+    _State.starting, _State.saving, _State.saved = ends_process, False, False
+    _State.announced.clear()
+    pipe, _State.wakeup_socket = socket.socketpair()
+    _State.wakeup_socket.setblocking(False)
+    _State.previous_wakeup_fd = signal.set_wakeup_fd(_State.wakeup_socket.fileno(), warn_on_full_buffer=False)
     for number in _SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            _State.previous[number] = signal.signal(number, _receive)
-    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            _State.previous_handlers[number] = signal.signal(number, _receive)
+    threading.Thread(target=_watch, args=(pipe,), daemon=True).start()
 
 
 @contextmanager
-def handled(*, ends: bool = True) -> Iterator[None]:
-    """Takes the signals for as long as a command runs; `ends` as of `take`."""
+def handled(*, ends_process: bool = True) -> Iterator[None]:
+    """Handles signals for as long as a command runs; `ends_process` is that of `take_signals`."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python gives signals to the main thread alone: they stay the caller's
+        yield  # only the main thread gets signals, and they stay the caller's
         return
-    if not _taken():
-        take(ends=ends)
+    if not _signals_taken():
+        take_signals(ends_process=ends_process)
     _State.starting = False
     try:
         yield
     finally:
-        for number, handler in _State.previous.items():
-            # None: not set from Python, but as jax.distributed does.
+        for number, handler in _State.previous_handlers.items():
+            # The handler is None where it was not set from Python, as by jax.distributed.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(_State.woken)
-        if not _State.received or not _State.ends:  # else the thread sees to it that the process ends
-            _State.wake.close()
+        signal.set_wakeup_fd(_State.previous_wakeup_fd)
+        if not _State.received or not _State.ends_process:  # else the thread makes sure that the process ends
+            _State.wakeup_socket.close()
             _State.received = []
 
 
-def _taken() -> bool:
+def _signals_taken() -> bool:
     return signal.getsignal(signal.SIGTERM) == _receive
 
 
-def renew() -> None:
-    """Takes the signals again, after a library has taken them."""
-    for number in _State.previous:
+def retake_signals() -> None:
+    """Handles the signals again after a library has set its own handlers."""
+    for number in _State.previous_handlers:
         signal.signal(number, _receive)
 
 
 @contextmanager
 def saving() -> Iterator[list[signal.Signals]]:
-    """Inside, once `begin` was called, signals are collected in the list it yields, for the loop to see."""
-    if threading.current_thread() is threading.main_thread() and not _taken():
-        with handled(ends=False), saving() as received:  # used without a command line
+    """Yields the list of received signals, which a train loop looks at once it has called `expect_save`."""
+    if threading.current_thread() is threading.main_thread() and not _signals_taken():
+        with handled(ends_process=False), saving() as received:  # no command line handles signals
             yield received
         return
     try:
@@ -116,17 +116,17 @@ def saving() -> Iterator[list[signal.Signals]]:
         _State.saving, _State.saved = False, bool(_State.received)
 
 
-def begin() -> None:
-    """From now on there is something to save."""
+def expect_save() -> None:
+    """Lets signals wait for a save from now on, since there are steps to save."""
     _State.saving = True
 
 
 def unless_stopped(function):
-    """What `function()` returns, or None where a signal comes, or has come; for what can be done without.
+    """Returns `function()`, or None if a signal comes or has come; for work that a run can do without.
 
-    Of several processes none may leave alone what they do together: there the signal waits.
+    With several processes none may abandon a computation that they share: there the signal waits.
     """
-    import jax
+    import jax  # here, since signals are taken before the seconds in which jax is imported
 
     if jax.process_count() > 1:
         return function()
@@ -139,38 +139,17 @@ def unless_stopped(function):
         _State.interruptible = False
 
 
-def make_agreement():
-    """Builds `agreed(received) -> signal or None`, for after every step; all processes get the same answer.
-
-    Among several it is that of the step before, so that none waits for the others.
-    """
-    import jax
-
-    from simclr_jax import parallel
-
-    if jax.process_count() == 1:
-        return lambda received: received[0] if received else None
-    answers = deque()
-
-    def agreed(received):
-        answers.append(parallel.maximum(received[0] if received else 0))
-        number = int(answers.popleft()) if len(answers) > 1 else 0
-        return signal.Signals(number) if number else None
-
-    return agreed
-
-
 def _receive(number, _frame):
-    """The handler, in the main thread."""
+    """Handles a signal, in the main thread."""
     _State.received.append(signal.Signals(number))
     if not (_State.saving or _State.interruptible):
-        _State.told.wait(0.5)
+        _State.announced.wait(0.5)
     if _State.starting:
         _end(exit_code(number))
     if _State.interruptible:
         _State.interruptible = False
         raise Interrupted
-    if not _State.ends:
+    if not _State.ends_process:
         if (not _State.saving and len(_State.received) == 1) or len(_State.received) > 2:
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(128 + number)
     elif not _State.saving and len(_State.received) == 1:
@@ -178,8 +157,8 @@ def _receive(number, _frame):
 
 
 def _watch(pipe):
-    """Tells of signals, and ends a process that cannot end itself; in a thread of its own."""
-    numbers, told, deadline = [], False, None
+    """Announces signals, and ends a process that cannot end itself; runs in a thread."""
+    numbers, explained, deadline = [], False, None
     with pipe:
         while True:
             pipe.settimeout(None if deadline is None else max(0.05, deadline - time.monotonic()))
@@ -190,22 +169,22 @@ def _watch(pipe):
                 for number in received:
                     if number in _SIGNALS:
                         numbers.append(number)
-                        _tell(numbers)
-                        _State.told.set()
-                if len(numbers) > 2 and _State.ends:
+                        _announce(numbers)
+                        _State.announced.set()
+                if len(numbers) > 2 and _State.ends_process:
                     _end(130 if numbers[0] == signal.SIGINT else 128 + numbers[0])
             if numbers and deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if numbers and time.monotonic() >= deadline:
-                if not _State.saving and not _State.saved and _State.ends:
-                    # In the middle of a compilation, say.
-                    _end(exit_code(numbers[0]))
-                if _State.saving and not told:
+                if not _State.saving and not _State.saved and _State.ends_process:
+                    _end(exit_code(numbers[0]))  # the main thread may be in the middle of a compilation
+                if _State.saving and not explained:
                     say("the stop waits for the step, and then for the save: a step takes long here")
-                told, deadline = True, time.monotonic() + PATIENCE
+                explained, deadline = True, time.monotonic() + PATIENCE
 
 
-def _tell(numbers):
+def _announce(numbers):
+    """Prints the effect of the newest signal."""
     name = signal.Signals(numbers[0]).name
     if not _State.saving:
         if len(numbers) == 1:
@@ -217,11 +196,11 @@ def _tell(numbers):
 
 
 def leave(code) -> None:
-    """Ends the process that a signal has stopped; returns where none came.
+    """Ends the process if a signal has stopped it; returns otherwise.
 
-    The interpreter's own end would crash where compilations or input pipelines are still at work.
+    The interpreter's own exit would crash while compilations or input pipelines are still at work.
     """
-    if _State.received and _State.ends:
+    if _State.received and _State.ends_process:
         _end(code or 0)
 
 

@@ -1,1 +1,1 @@
-"""Where the time of a step goes: traces, floating point operations, peaks of chips."""
+"""The time of a step and how it is spent: traces, floating point operations, peaks of chips."""

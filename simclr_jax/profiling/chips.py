@@ -1,22 +1,22 @@
-"""The peaks of accelerators, by the vendors' data."""
+"""The peaks of accelerators, from the data of their vendors."""
 
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """A device as jax counts them: a chip, but of v3 one of its two cores. Peaks are the vendor's."""
+    """A device as jax counts them: a chip, except that a TPU v3 chip has two devices."""
 
-    memory: float  # GiB that a program has: of NVIDIA's three quarters, jax's default
+    memory: float  # GiB that a program may use: on NVIDIA's, jax takes three quarters by default
     flops: float  # bfloat16, dense, 1e12 a second
     bandwidth: float  # of the memory, GB/s
     link: float  # GB/s over all links to other devices, in one direction
-    slowness: float  # a ResNet-50's step over its FLOPs and traffic at the peaks, one behind the other
+    slowness: float  # seconds of a ResNet-50's step over those of its FLOPs plus its traffic at the peaks
 
 
-# By a part of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and Norrie et al.
-# 2021 (doi 10.1109/MM.2021.3058217) for v3; NVIDIA's data sheets of A100 80 GB, H100 and H200, all SXM.
-# Slowness: of v3, v4, A100 and H100 from the published and measured steps of docs/planning.md, of the others
-# that of their relatives.
+# The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and for v3
+# Norrie et al. 2021 (doi 10.1109/MM.2021.3058217); NVIDIA's data sheets of A100 80 GB, H100, H200, all SXM.
+# Slowness of v3, v4, A100 and H100: published and measured steps of docs/planning.md; the others have that of
+# their relatives.
 CHIPS = {
     "TPU v3": Chip(16, 61.5, 450, 164, 1.5),
     "TPU v4": Chip(32, 275, 1228, 300, 1.5),
@@ -30,6 +30,6 @@ CHIPS = {
 
 
 def find_chip(kind: str) -> Chip | None:
-    """The chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'."""
+    """Returns the chip that jax calls `kind`, as 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3', or None."""
     names = sorted((name for name in CHIPS if name in kind), key=len)
     return CHIPS[names[-1]] if names else None

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, which shows what its time goes into: `--config.profile_steps=10,12`."""
+"""Traces some steps of a run, which show how their time is spent: `--config.profile_steps=10,12`."""
 
 import shutil
 import tempfile
@@ -17,14 +17,20 @@ from simclr_jax.process.errors import reason_of
 class Profile:
     """Lets jax's profiler trace the steps from `first` to `last` into `WORKDIR/profile`.
 
-    Each process traces its own devices and threads, of several each into a folder of its own there. A trace
-    that cannot be taken or written stops no run.
+    Each process traces its own devices and threads; with several processes, each has a folder of its own
+    there. A trace that cannot be taken or written stops no run.
     """
 
     def __init__(
         self, workdir, steps: tuple[int, int] | None, paused: Callable[[], AbstractContextManager]
     ) -> None:
-        """`steps` are the first and the last one, or None; `paused()` is entered while no step runs."""
+        """Starts nothing yet.
+
+        Args:
+          workdir: the folder of the run.
+          steps: the first and the last step to trace; None for no trace.
+          paused: makes the context in which the profiler starts and writes, which is no time of a step.
+        """
         self._first, self._last = steps or (0, 0)
         self._paused = paused
         self._folder = epath.Path(workdir) / "profile"
@@ -34,27 +40,27 @@ class Profile:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around a step, its wait for data included: the trace begins with it, or names it."""
+        """Surrounds a step and its wait for data; starts the trace before its first step."""
         if self._pending is None and self._first <= step <= self._last:
             self._start()
         with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
             yield
 
     def end_after(self, step: int, results) -> None:
-        """Ends the trace after its last step, once its `results` are there."""
+        """Ends the trace after its last step, once the `results` of that are there."""
         if self._pending is not None:
             self._pending = results
             if step >= self._last:
                 self.close()
 
     def close(self) -> None:
-        """Ends the trace if it has begun and not ended, and writes it."""
+        """Ends a trace that is under way, and writes it."""
         if self._pending is None:
             return
         pending, self._pending, self._last = self._pending, None, 0
         try:
-            with suppress(Exception):  # what went wrong in a step is told where it is read
-                jax.block_until_ready(pending)  # or the trace would miss what devices still do
+            with suppress(Exception):  # an error of a step is raised where its metrics are read
+                jax.block_until_ready(pending)  # the trace would miss later work of the devices
             with self._paused():
                 jax.profiler.stop_trace()
                 self._copy()
@@ -75,7 +81,7 @@ class Profile:
             say(f"note: profile_steps: no trace was taken: {reason_of(error)}")
 
     def _copy(self):
-        """From here, where alone the profiler can write, to where the run is."""
+        """Copies the trace from the local folder, where the profiler has to write, to the workdir."""
         for path in Path(self._written_to.name).rglob("*"):
             if path.is_file():
                 target = self._folder / path.relative_to(self._written_to.name)

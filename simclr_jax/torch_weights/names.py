@@ -1,4 +1,4 @@
-"""What torchvision calls the variables of a ResNet, which nearly all published ones are called by."""
+"""Torchvision's names of the variables of a ResNet, which nearly all published files use."""
 
 import re
 
@@ -15,9 +15,10 @@ _LEAVES = {
 
 
 def name_of(path: str, supervised_layer: int = 0) -> str | None:
-    """'params/encoder/block_group1_0/conv1/kernel' -> 'layer1.0.conv1.weight'.
+    """Returns torchvision's name of a variable, None if it has none.
 
-    None of what torchvision has no name for; 'fc' is a classifier that reads the features.
+    'params/encoder/block_group1_0/conv1/kernel' -> 'layer1.0.conv1.weight'. A classifier that reads the
+    features is called 'fc'.
     """
     _, part, *layers, leaf = path.split("/")
     if part == "encoder":
@@ -31,7 +32,7 @@ def name_of(path: str, supervised_layer: int = 0) -> str | None:
 
 
 def to_torch(variables, supervised_layer: int = 0) -> dict[str, np.ndarray]:
-    """Encoder, and the classifier where it reads the features, under torchvision's names.
+    """Converts the encoder, and the classifier if it reads the features, to torchvision's names and layouts.
 
     Kernels [h, w, in, out] become [out, in, h, w], matrices [in, out] become [out, in].
     """
@@ -49,10 +50,10 @@ def to_torch(variables, supervised_layer: int = 0) -> dict[str, np.ndarray]:
 
 
 def from_torch(tensors: dict[str, np.ndarray], paths) -> dict:
-    """The inverse: the tree of the variables at `paths`, from tensors of torchvision's names."""
-    found = {}
+    """Converts tensors under torchvision's names back to the tree of the variables at `paths`."""
+    variables = {}
     for path in paths:
         value = np.asarray(tensors[name_of(path)]).astype(np.float32)
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim)
-        found[path] = np.ascontiguousarray(value.transpose(axes) if axes else value)
-    return unflatten_dict(found, sep="/")
+        variables[path] = np.ascontiguousarray(value.transpose(axes) if axes else value)
+    return unflatten_dict(variables, sep="/")

@@ -1,26 +1,26 @@
-"""Who trained what, as far as the names in a file tell, and what their networks were given."""
+"""The sources of published networks, recognised by names in a file, and how they normalise images."""
 
 import re
 from typing import NamedTuple
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision.models documents them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision.models documents them
 
 
 class Source(NamedTuple):
-    """Those whose files have a name that `pattern` finds.
+    """A method or library, whose files have a name that `pattern` finds.
 
-    All of them give their networks RGB in [0, 1], less `mean`, divided by `std`, and pad max pools as PyTorch
-    does; none has BGR or [0, 255].
+    All of them give their networks RGB in [0, 1], minus `mean`, divided by `std`, and pad max pools as
+    PyTorch does; none uses BGR or [0, 255].
     """
 
     name: str
     pattern: str
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
-    classifier: bool = False  # whether `fc` is one; the others' is the end of a projection head
+    classifier: bool = False  # whether `fc` is one, and not the end of a projection head
 
 
-# The first that fits. What follows a name is where its preprocessing stands.
+# The first one that fits is taken. The comments state where its preprocessing is defined.
 SOURCES = (
     # github.com/facebookresearch/swav, src/multicropdataset.py: 0.228
     Source("SwAV", r"(^|\.)prototypes\.", std=(0.228, 0.224, 0.225)),
@@ -33,16 +33,16 @@ SOURCES = (
     # docs.lightly.ai, IMAGENET_NORMALIZE
     Source("lightly", r"(^|\.)backbone\.\d|(^|\.)(projection|prediction)_head\."),
     Source("an encoder of another method", r"(^|\.)(backbone|encoder)\."),
-    # docs.pytorch.org/vision/stable/models.html; huggingface.co/docs/timm; and the encoders alone that DINO,
-    # VICReg and Barlow Twins publish
+    # docs.pytorch.org/vision/stable/models.html; huggingface.co/docs/timm. DINO, VICReg and Barlow Twins also
+    # publish encoders alone, which have these names.
     Source("torchvision, timm or others who name it as they do", r"", classifier=True),
 )
 
 ANTIALIASED = "a ResNet with antialiasing (BlurPool)"
-# timm's have the tensors of those without: only the names of files and architectures tell.
+# timm's have the same tensors as plain ResNets: only names of files and architectures distinguish them.
 ANTIALIASED_NAMES = r"resnet(aa|blur)\d"
 
-# Networks that are none of these ResNets, told by a name in their files.
+# Networks other than these ResNets, with a pattern of a name in their files.
 _OTHERS = {
     "a Swin Transformer": r"(^|\.)layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$",
     "a network with attention, such as a Vision Transformer": (
@@ -63,10 +63,11 @@ _OTHERS = {
 
 
 def source_of(names) -> Source:
-    """Whose file has these names."""
+    """Returns the source of a file with these names."""
     return next(source for source in SOURCES if any(re.search(source.pattern, name) for name in names))
 
 
 def other_network(names) -> str | None:
-    """The network of another kind that these names are of."""
-    return next((kind for kind, of in _OTHERS.items() if any(re.search(of, name) for name in names)), None)
+    """Returns the kind of network that a file with these names holds, None if none of `_OTHERS`."""
+    kinds = (kind for kind, pattern in _OTHERS.items() if any(re.search(pattern, name) for name in names))
+    return next(kinds, None)

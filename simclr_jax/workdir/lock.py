@@ -1,4 +1,4 @@
-"""One run at a time in a workdir: `lock.json` tells that one is going on."""
+"""One run at a time in a workdir: `lock.json` names the process that is running there."""
 
 import errno
 import json
@@ -16,14 +16,14 @@ from etils import epath
 
 from simclr_jax.process import files
 from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import RunError, UserError, is_of_storage, reason_of
+from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
 
-BEAT = 5.0  # seconds between two signs of life in lock.json
-SILENCE = 3 * BEAT  # without one, the run is taken for dead
+BEAT = 5.0  # Seconds between two heartbeats in lock.json.
+SILENCE = 3 * BEAT  # Seconds without a heartbeat after which a run counts as dead.
 
 
 def prepare(workdir) -> epath.Path:
-    """Makes the folder, and finds out whether files can be written there; leaves nothing behind.
+    """Makes the folder, and checks by a trial file that files can be written there.
 
     Raises:
       UserError: it is no folder, cannot be made, or cannot be written to.
@@ -37,7 +37,7 @@ def prepare(workdir) -> epath.Path:
                 trial.write_bytes(b"1")
                 trial.unlink()
     except Exception as error:
-        if not is_of_storage(error) and "null" not in str(error):
+        if not is_storage_error(error) and "null" not in str(error):
             raise
         place = getattr(error, "filename", None) or workdir
         raise UserError(
@@ -51,59 +51,60 @@ def prepare(workdir) -> epath.Path:
 def locked(workdir) -> Iterator[None]:
     """Keeps other runs out of a folder for as long as this one lives.
 
-    `lock.json` names the process that has it, which shows every few seconds that it lives. One of this
-    machine that does not is known at once; one of another, or behind gs://, once it has shown nothing
-    for `SILENCE` seconds. What a crash leaves behind therefore stops nobody.
+    `lock.json` names the owner, which renews it every few seconds, so that the lock of a crashed run stops
+    nobody: a dead owner on this machine is recognised at once, on another machine or behind gs:// after
+    `SILENCE` seconds without a heartbeat.
 
     Raises:
-      UserError: another run has it.
+      UserError: another run has the folder.
       RunError: later, by `check`, once the folder is gone or another run has taken it.
     """
     path = epath.Path(workdir) / "lock.json"
-    mine = {"id": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), **_this_process()}
+    claim = {"id": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), **_this_process()}
     with files.storage(path):
-        while not _take(path, mine):
+        while not _take(path, claim):
             _wait_until_free(workdir, path)
-    stop, _failed[:], _held[:] = threading.Event(), [], [path] if files.is_local(path) else []
-    beating = threading.Thread(target=_beat, args=(path, mine, stop), daemon=True)
+    stop = threading.Event()
+    _failures[:], _local_locks[:] = [], [path] if files.is_local(path) else []
+    beating = threading.Thread(target=_beat, args=(path, claim, stop), daemon=True)
     beating.start()
     try:
         yield
     finally:
         stop.set()
-        _held.clear()
+        _local_locks.clear()
         beating.join(BEAT)
         with suppress(Exception):
-            if files.read_json(path)["id"] == mine["id"]:
+            if files.read_json(path)["id"] == claim["id"]:
                 path.unlink()
-            path.parent.rmdir()  # where nothing came of the run
+            path.parent.rmdir()  # only succeeds where the run has written nothing
 
 
-_failed: list[str] = []
-_held: list[epath.Path] = []  # the lock, where looking for it costs nothing
+_failures: list[str] = []  # the reason why this run has lost its lock, if it has
+_local_locks: list[epath.Path] = []  # the lock of this run, if it is local, where a look at it costs nothing
 
 
 def check() -> None:
     """Raises a RunError if the folder of this run has gone, or was taken by another one."""
-    if _failed:
-        raise RunError(_failed[0])
-    if _held and not files.exists(_held[0].parent):
-        raise RunError(_gone(_held[0], "No such file or directory"))
+    if _failures:
+        raise RunError(_failures[0])
+    if _local_locks and not files.exists(_local_locks[0].parent):
+        raise RunError(_lost_folder_message(_local_locks[0], "No such file or directory"))
 
 
-def _gone(lock, reason):
+def _lost_folder_message(lock, reason):
     return (
         f"{escape(lock.parent)}: {reason}, while this run was writing there; what was saved is where the "
         "folder is now, and the same command goes on once this is mended"
     )
 
 
-def _take(path, mine) -> bool:
-    """Writes the lock where there is none; returns whether it is ours."""
+def _take(path, claim) -> bool:
+    """Writes the lock where there is none; returns whether this run has it."""
     if files.is_local(path):
-        unfinished = Path(f"{path}.{mine['id']}.tmp")
-        try:  # a link to a whole file: nobody reads half a lock, and only one of two makes it
-            unfinished.write_text(json.dumps(mine))
+        unfinished = Path(f"{path}.{claim['id']}.tmp")
+        try:  # a link to a complete file: nobody reads half a lock, and only one of two runs can make it
+            unfinished.write_text(json.dumps(claim))
             os.link(unfinished, path)
             return True
         except FileExistsError:
@@ -115,30 +116,28 @@ def _take(path, mine) -> bool:
             unfinished.unlink(missing_ok=True)
     elif path.exists():
         return False
-    files.write_json(path, mine)
-    time.sleep(0.0 if files.is_local(path) else 2.0)  # of two that wrote at once, the last one has it
-    return _owner(path).get("id") == mine["id"]
+    files.write_json(path, claim)
+    time.sleep(0.0 if files.is_local(path) else 2.0)  # if two wrote at the same time, the last one has it
+    return _owner(path).get("id") == claim["id"]
 
 
 def _wait_until_free(workdir, path):
-    """Removes a lock whose run is dead; raises a UserError where it lives."""
+    """Removes the lock of a dead run; raises a UserError if its run lives."""
     owner = _owner(path)
-    if not _is_alive(owner):
-        begun, beat = time.monotonic(), owner
-        if not owner.get("dead"):
-            say(f"{escape(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
-        while not owner.get("dead") and time.monotonic() - begun < SILENCE:
+    alive = _is_alive(owner)
+    if alive is None:
+        say(f"{escape(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
+        before, deadline = owner, time.monotonic() + SILENCE
+        while owner == before and time.monotonic() < deadline:
             time.sleep(BEAT / 5)
             if not files.exists(path):
                 return
-            if (now := _owner(path)) != beat:
-                owner, beat = now, now
-                break
-        else:
-            with suppress(FileNotFoundError):  # by a name of its own: of two that try, one removes it
-                gone = path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-                gone.unlink()
-            return
+            owner = _owner(path)
+        alive = owner != before
+    if not alive:
+        with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
+            path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
+        return
     raise UserError(
         f"{escape(workdir)} is in use by process {owner.get('pid', '?')} on {escape(owner.get('host', '?'))} "
         f"since {escape(owner.get('since', '?'))}: wait for it or stop it, or choose another --workdir"
@@ -146,26 +145,23 @@ def _wait_until_free(workdir, path):
 
 
 def _owner(path) -> dict:
-    """What a lock tells; a damaged one tells of nobody."""
+    """Reads the owner of a lock; an empty dictionary if it is damaged."""
     try:
         return files.read_json(path)
     except (OSError, ValueError):
         return {}
 
 
-def _is_alive(owner) -> bool:
-    """Whether the process lives for sure; marks what is known to be dead."""
+def _is_alive(owner) -> bool | None:
+    """Returns whether the owner of a lock lives; None where only its heartbeats can tell."""
     here = _this_process()
     if any(owner.get(key) != here[key] for key in ("host", "boot", "namespace")) or not here["boot"]:
-        return False
-    if _started(owner.get("pid")) == owner.get("started"):
-        return True
-    owner["dead"] = True
-    return False
+        return None
+    return _started(owner.get("pid")) == owner.get("started")
 
 
 def _this_process() -> dict[str, Any]:
-    """Who this process is, so that another one of the machine can tell whether it still lives."""
+    """Describes this process, so that another one on the same machine can tell whether it still lives."""
     pid, boot, namespace = os.getpid(), "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -180,7 +176,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _started(pid) -> str:
-    """When a process began, in ticks since the machine did; '' for none."""
+    """Returns when a process began, in ticks since the machine started; '' if there is no such process."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
     except (OSError, TypeError, ValueError):
@@ -188,25 +184,25 @@ def _started(pid) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _beat(path, mine, stop):
-    """Shows that this run lives; notes what makes that impossible."""
+def _beat(path, claim, stop):
+    """Renews the lock until `stop` is set, and notes why where that fails; runs in a thread."""
     beats = 0
     while not stop.wait(BEAT):
         beats += 1
         try:
-            owner = _owner(path)  # of nobody where the lock was lost: it is written anew
-            if owner and owner.get("id") != mine["id"]:
-                _failed.append(
+            owner = _owner(path)  # a lost lock has none, and is written again
+            if owner and owner.get("id") != claim["id"]:
+                _failures.append(
                     f"{escape(path.parent)} was taken by process {owner.get('pid')} on "
                     f"{escape(owner.get('host'))} while this one was held up: it goes on there"
                 )
                 return
-            files.write_json(path, mine | {"beats": beats})
+            files.write_json(path, claim | {"beats": beats})
         except Exception as error:
             if stop.is_set():
                 return
             cause = error.__cause__ or error
-            if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # the next save will tell
+            if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # the next save reports it
                 continue
-            _failed.append(_gone(path, reason_of(cause)))
+            _failures.append(_lost_folder_message(path, reason_of(cause)))
             return

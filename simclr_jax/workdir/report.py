@@ -1,4 +1,4 @@
-"""What a run reports: metric files, the console, and the check that the loss is still finite."""
+"""The reports of a run: metric files, the console, and the check that the loss is still finite."""
 
 import functools
 import json
@@ -6,7 +6,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import jax
 import numpy as np
@@ -16,17 +17,17 @@ from simclr_jax.process import files
 from simclr_jax.process.console import escape, say
 from simclr_jax.process.errors import UserError
 
-say_once = functools.cache(say)  # for what several draws, or a config made and then run, have to say
+say_once = functools.cache(say)  # for lines that every draw, or each use of a config, would repeat
 
 
 def print_table(rows: dict[str, str]) -> None:
-    """Prints what is about to run, a line a row."""
+    """Prints a description of a run, one line for each row."""
     width = max(map(len, rows))
     say("\n".join(f"  {name:<{width}}  {escape(value)}" for name, value in rows.items()))
 
 
 def print_summary(summary: dict, workdir) -> None:
-    """Prints a run's summary: scores as tables, whatever else it holds a line each."""
+    """Prints a run's summary: scores as tables, notes as lines, other values as one line."""
     groups = {name: value for name, value in summary.items() if isinstance(value, dict)}
     for name, value in groups.pop("few_label_deviation", {}).items():
         groups[name] = groups[name] | {"deviation": value}
@@ -35,7 +36,8 @@ def print_summary(summary: dict, workdir) -> None:
     }
     flat = {name: group for name, group in groups.items() if name not in nested}
     for title, rows in {**nested, "": flat}.items():
-        _print_scores(title, {name: row for name, row in rows.items() if len(row) <= 12})  # what a line holds
+        # A longer row would not fit into a line.
+        _print_scores(title, {name: row for name, row in rows.items() if len(row) <= 12})
     for note in summary.get("notes", ()):
         say(f"\n  note: {note}")
     rest = [
@@ -63,25 +65,24 @@ def _print_scores(title, rows):
         say(f"  {name:<{left}}{''.join(cells)}")
 
 
-# On the console: the files hold everything, under its full name.
-_SHORT = {
+# The console shows some metrics under short names and leaves others out; files hold all under full names.
+_SHORT_NAMES = {
     "learning_rate": "lr",
     "contrastive_accuracy": "contrastive accuracy",
     "contrastive_entropy": "entropy",
+    "features_effective_rank": "rank",
 }
-_SHORT |= {"features_effective_rank": "rank"}
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
-
-_LONG = 0.5  # hours, from which on a run is told beforehand how long it takes
+_LONG = 0.5  # Hours from which on a note says early how long a run takes.
 
 _listeners: list[Callable[..., None]] = []
 
 
 @contextmanager
 def listening(on_report: Callable[..., None]) -> Iterator[None]:
-    """Inside, what process 0 writes to metric files goes to `on_report(folder, step, metrics)` as well."""
+    """Passes every line that process 0 writes to a metrics file to `on_report(folder, step, metrics)`."""
     _listeners.append(on_report)
     try:
         yield
@@ -89,25 +90,26 @@ def listening(on_report: Callable[..., None]) -> Iterator[None]:
         _listeners.remove(on_report)
 
 
-_boards = {}  # TensorBoard's files that meters have open, by workdir
+_writers = {}  # TensorBoard's writers that meters have open, by workdir
 
 
 def show(workdir, step: int, *, pictures: dict[str, np.ndarray] | None = None, texts=None) -> None:
     """Adds pictures, uint8 [h, w, 3], and texts, in Markdown, to TensorBoard's files of a run.
 
-    While a meter is open they go into its file: TensorBoard leaves a file for good once there is a newer one.
+    While a meter is open they go into its file, since TensorBoard reads no file further once there is a newer
+    one.
     """
     from simclr_jax.data import tf
 
     with files.storage(workdir):
-        board = _boards.get(str(workdir))
-        writer = board or tf.summary.create_file_writer(str(files.plain(workdir)))
+        open_writer = _writers.get(str(workdir))
+        writer = open_writer or tf.summary.create_file_writer(str(files.portable_path(workdir)))
         with writer.as_default(step):
             for name, picture in (pictures or {}).items():
                 tf.summary.image(name, picture[None])
             for name, text in (texts or {}).items():
                 tf.summary.text(name, text)
-        writer.flush() if board else writer.close()
+        writer.flush() if open_writer else writer.close()
 
 
 class Meter:
@@ -115,11 +117,11 @@ class Meter:
 
     The metrics of a step are read from the devices while the next step runs on them. Every
     `log_every_steps` steps, the averages since the last report go to `WORKDIR/metrics.jsonl`, to TensorBoard
-    and to the console. A restarted run repeats the steps since its last checkpoint: what
-    the file already tells of them is not written twice.
+    and to the console. A restarted run repeats the steps since its last checkpoint: lines that
+    the file already holds are not written twice.
 
     Attributes:
-      seconds_at_peak: of a step, for the utilisation `mfu`; None where that is not known.
+      seconds_at_peak: seconds of a step at the devices' peak, for the utilisation `mfu`; None if unknown.
     """
 
     seconds_at_peak: float | None = None
@@ -127,35 +129,35 @@ class Meter:
     def __init__(self, workdir, config, *, start_step: int, num_steps: int):
         self._writes = jax.process_index() == 0
         if self._writes:
-            from simclr_jax.data import tf  # whose event files can be wherever workdirs can
+            from simclr_jax.data import tf  # writes event files to remote workdirs as well
 
             self._path = epath.Path(workdir) / "metrics.jsonl"
             with files.storage(self._path):
                 self._written = _last_step(self._path)
                 self._file = self._path.open("a")
-                self._tensorboard = tf.summary.create_file_writer(str(files.plain(workdir)))
+                self._tensorboard = tf.summary.create_file_writer(str(files.portable_path(workdir)))
             self._workdir = str(workdir)
-            _boards[self._workdir] = self._tensorboard
-        self._num_steps, self._log_every, self._batch_size = (
-            num_steps,
-            config.log_every_steps,
-            config.batch_size,
-        )
-        self._pending = None
-        self._begun = time.monotonic()
-        self._start_step = start_step
-        self._flushed = self._begun
+            _writers[self._workdir] = self._tensorboard
+        self._log_every, self._batch_size = config.log_every_steps, config.batch_size
+        self._num_steps, self._start_step = num_steps, start_step
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
+        self._waiter = ThreadPoolExecutor(1)
+        self._ready: Future | None = None  # the moment when the newest step was done
+        self._begun = self._flushed = time.monotonic()
         self._reset()
 
     def _reset(self):
-        self._sums, self._steps, self._waited, self._since = {}, 0, 0.0, time.monotonic()
+        self._sums, self._steps, self._idle, self._since = {}, 0, 0.0, time.monotonic()
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time spent inside as waiting for the input pipeline."""
+        """Counts the time inside during which the devices are idle: from the end of the step before on."""
         start = time.monotonic()
         yield
-        self._waited += time.monotonic() - start
+        if self._ready is None:
+            self._idle += time.monotonic() - start
+        elif self._ready.done():
+            self._idle += max(0.0, time.monotonic() - max(start, self._ready.result()))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -166,6 +168,7 @@ class Meter:
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched; reads and checks those of the one before."""
+        self._ready = self._waiter.submit(_ready_time, metrics)
         self.flush()
         self._pending = step, metrics
 
@@ -184,7 +187,7 @@ class Meter:
                 self._report(step, evaluation or {})
 
     def _forecast(self, step):
-        """Tells after three steps how long a run takes, where that is long and there is no accelerator."""
+        """Says after three steps how long a run takes, where that is long and there is no accelerator."""
         seconds, self._flushed = time.monotonic() - self._flushed, time.monotonic()
         hours = seconds * (self._num_steps - step) / 3600
         slow = hours >= _LONG and jax.default_backend() == "cpu"
@@ -200,14 +203,14 @@ class Meter:
         metrics = {"loss": 0.0} | {name: value / self._steps for name, value in self._sums.items()}
         metrics["learning_rate"] = self._learning_rate
         metrics["images_per_second"] = self._steps * self._batch_size / seconds
-        metrics["data_wait"] = self._waited / seconds
+        metrics["data_wait"] = self._idle / seconds
         if self.seconds_at_peak:
             metrics["mfu"] = self._steps * self.seconds_at_peak / seconds
         self._reset()
         self._write(step, metrics | evaluation)
 
     def report_start(self, evaluation: dict[str, float] | None) -> None:
-        """Reports what was measured before the first step, if it was: step 0, without what steps have."""
+        """Reports the evaluation before the first step, if there was one, as step 0."""
         if evaluation:
             self._write(0, evaluation)
         self._begun = time.monotonic()
@@ -234,7 +237,7 @@ class Meter:
     def _print(self, step, metrics):
         head = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
         words = [
-            f"{_SHORT.get(name, name)} {value:.4g}"
+            f"{_SHORT_NAMES.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
             if name not in _UNSHOWN and not name.startswith("projection_")
         ]
@@ -244,7 +247,7 @@ class Meter:
             per_step = (time.monotonic() - self._begun) / (step - self._start_step)
             seconds = int(per_step * (self._num_steps - step))
             left = [f"{seconds // 60}:{seconds % 60:02d} left"]
-        if sys.stdout.isatty():  # one line, as wide as the terminal: what is left comes first
+        if sys.stdout.isatty():  # one line, cut to the width of the terminal: the remaining time comes first
             done = 10 * step // self._num_steps
             line = "  ".join([f"[{'#' * done:<10}] {head}", *left, *words])
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
@@ -253,8 +256,9 @@ class Meter:
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
+        self._waiter.shutdown(wait=False)
         if self._writes:
-            del _boards[self._workdir]
+            del _writers[self._workdir]
             if sys.stdout.isatty():
                 print()
             with files.storage(self._path):
@@ -262,13 +266,20 @@ class Meter:
                 self._tensorboard.close()
 
 
+def _ready_time(results) -> float:
+    """Waits until results are there, and returns when that was, by `time.monotonic`; runs in a thread."""
+    with suppress(Exception):  # an error of a step is raised where its metrics are read
+        jax.block_until_ready(results)
+    return time.monotonic()
+
+
 def read(path) -> list[dict[str, float]]:
-    """The lines of a metrics file, but for those that cannot be read."""
+    """Returns the lines of a metrics file, without those that cannot be parsed."""
     return [json.loads(line) for line in _readable(epath.Path(path).read_bytes())[0]]
 
 
 def _readable(contents: bytes) -> tuple[list[bytes], list[int]]:
-    """The lines that hold the metrics of a step, and the numbers of those that do not."""
+    """Returns the lines that hold the metrics of a step, and the numbers of the damaged ones, from 1."""
     good, wrong = [], []
     for number, line in enumerate(contents.split(b"\n"), 1):
         try:
@@ -283,10 +294,10 @@ def _readable(contents: bytes) -> tuple[list[bytes], list[int]]:
 
 
 def _last_step(path: epath.Path) -> int:
-    """The last step that a metrics file tells of, -1 for none.
+    """Returns the last step in a metrics file, -1 if there is none.
 
-    A last line that a crash left unfinished is cut off. A file that is damaged otherwise is set aside, and
-    its readable lines are written anew.
+    A last line that a crash left unfinished is removed. A file that is damaged otherwise is set aside, and
+    its readable lines are written to a new one.
     """
     if not files.exists(path):
         return -1

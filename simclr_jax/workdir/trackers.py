@@ -1,6 +1,6 @@
-"""Experiment trackers: Weights & Biases or MLflow get what a run reports, and can neither stop nor slow it.
+"""Experiment trackers: Weights & Biases or MLflow get the reports of a run, and can neither stop nor slow it.
 
-Where they keep it is told by their own variables: WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...
+Their own environment variables decide where they keep them: WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI.
 """
 
 import importlib.util
@@ -15,19 +15,19 @@ from simclr_jax.process.console import say
 from simclr_jax.process.errors import UserError, reason_of
 from simclr_jax.workdir import records, report
 
-GRACE = 30.0  # seconds in which, at the end, a tracker has to send what it still holds
+GRACE = 30.0  # Seconds that a tracker has at the end to send its remaining reports.
 
 
 class _Wandb:
-    def __init__(self, known, name, config):
+    def __init__(self, run_id, name, config):
         import wandb
 
         self._run = wandb.init(
-            id=known,
+            id=run_id,
             resume="allow",
             name=name,
-            config=None if known else config,
-            reinit="create_new",  # whatever else the program tracks
+            config=None if run_id else config,
+            reinit="create_new",  # beside other runs that the program may track
             settings=wandb.Settings(console="off", finish_timeout=GRACE),
         )
         self._run.define_metric("*", step_metric="step")
@@ -35,7 +35,7 @@ class _Wandb:
 
     def log(self, prefix, step, metrics):
         row = {"step": step} | {prefix + name: value for name, value in metrics.items()}
-        self._run.log(row, step=None if prefix else step, commit=True)  # its own count can never fall
+        self._run.log(row, step=None if prefix else step, commit=True)  # its own step count can never fall
 
     def end(self, status, summary):
         self._run.summary.update(summary)
@@ -43,19 +43,21 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(self, known, name, config):
+    def __init__(self, run_id, name, config):
         import mlflow
 
         self._mlflow = mlflow
-        self.id = mlflow.start_run(run_id=known, run_name=None if known else name).info.run_id
-        if not known:
+        self.id = mlflow.start_run(run_id=run_id, run_name=None if run_id else name).info.run_id
+        if not run_id:
             mlflow.log_params(records.flatten(config))
 
     def log(self, prefix, step, metrics):
         self._mlflow.log_metrics({prefix + name: value for name, value in metrics.items()}, step=step)
 
     def end(self, status, summary):
-        numbers = {f"summary/{name}": x for name, x in summary.items() if isinstance(x, int | float)}
+        numbers = {
+            f"summary/{name}": value for name, value in summary.items() if isinstance(value, int | float)
+        }
         self._mlflow.log_metrics(numbers)
         self._mlflow.end_run(status)
 
@@ -65,8 +67,8 @@ _TRACKERS = {"wandb": _Wandb, "mlflow": _Mlflow}
 
 def check(name: str) -> None:
     """Raises a UserError unless the package of a tracker is installed."""
-    found = importlib.util.find_spec(name)
-    if not (found and found.origin):  # a folder of that name, as wandb makes them, is no package
+    spec = importlib.util.find_spec(name)
+    if not (spec and spec.origin):  # a folder of that name, as wandb makes them, is no package
         raise UserError(
             f"tracker={name!r}: the package is not installed: pip install 'simclr-jax[{name}]', or leave "
             "--config.tracker away"
@@ -75,22 +77,22 @@ def check(name: str) -> None:
 
 @contextmanager
 def following(name: str, workdir, config: dict) -> Iterator[None]:
-    """Inside, the tracker gets the lines that are reported, and in the end the summary that is in `workdir`.
+    """Passes every reported line to the tracker, and at the end the summary of `workdir`.
 
-    A run that is started again goes on under the id that `WORKDIR/tracker.json` holds. The tracker has a
-    thread of its own, in which MLflow also keeps its active run. That ends with the first failure.
+    A run that is started again goes on under the id that `WORKDIR/tracker.json` holds. The tracker runs in a
+    thread, in which MLflow also keeps its active run; the thread ends with the first failure.
 
     Raises:
       UserError: the tracker cannot be opened, and has not followed this run before.
     """
-    path, known = workdir / "tracker.json", {}
+    path, run_ids = workdir / "tracker.json", {}
     with suppress(OSError, ValueError):
-        known = files.read_json(path)
+        run_ids = files.read_json(path)
     opened, calls = queue.SimpleQueue(), queue.SimpleQueue()
 
     def follow():
         try:
-            tracker = _TRACKERS[name](known.get(name), str(workdir), config)
+            tracker = _TRACKERS[name](run_ids.get(name), str(workdir), config)
         except Exception as error:
             opened.put(error)
             return
@@ -102,27 +104,27 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
         except Exception as error:
             _go_on_without(name, reason_of(error))
 
-    def tell(place, step, metrics):
-        prefix = os.path.relpath(place, workdir)  # the draws of fine-tuning have folders of their own
+    def on_report(folder, step, metrics):
+        prefix = os.path.relpath(folder, workdir)  # the draws of fine-tuning have folders of their own
         calls.put(("log", "" if prefix == "." else f"{prefix}/", step, metrics))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
-    if isinstance(found := opened.get(), Exception):
-        if name not in known:
+    if isinstance(run_id := opened.get(), Exception):
+        if name not in run_ids:
             raise UserError(
-                f"tracker={name!r} cannot be opened ({reason_of(found)}): mend that, or leave "
+                f"tracker={name!r} cannot be opened ({reason_of(run_id)}): mend that, or leave "
                 "--config.tracker away"
             )
-        _go_on_without(name, reason_of(found))
-    elif found != known.get(name):
-        files.write_json(path, known | {name: found})
+        _go_on_without(name, reason_of(run_id))
+    elif run_id != run_ids.get(name):
+        files.write_json(path, run_ids | {name: run_id})
     status = "FAILED"
     try:
-        with report.listening(tell):
+        with report.listening(on_report):
             yield
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):  # a signal: the same command goes on
+    except (KeyboardInterrupt, SystemExit):  # a signal, after which the same command resumes the run
         status = "KILLED"
         raise
     finally:
