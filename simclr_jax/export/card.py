@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from string import Template
 
 import jax
@@ -11,71 +12,6 @@ from simclr_jax.export import classes_of
 from simclr_jax.models import describe
 from simclr_jax.workdir.records import flatten
 
-_IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
-which its outputs are worth nothing, and normalise no further$below. simclr-jax evaluates it on the
-centre square of a photo, $share its shorter side, resized to $size x $size pixels by bicubic interpolation.
-`load_image` does all of that.
-
-In the folder of this file:
-
-"""
-_LOAD_IMAGE = """import numpy as np
-from PIL import Image, ImageOps
-
-
-def load_image(path, size=$size):
-    photo = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), np.float32)
-    side = round($proportion * min(photo.shape[:2]))
-    top, left = ((length - side + 1) // 2 for length in photo.shape[:2])
-    photo = photo[top : top + side, left : left + side]
-    # Bicubic as in TensorFlow: of 4 x 4 pixels, however far it shrinks.
-    far = np.abs((np.arange(size)[:, None] + 0.5) * side / size - 0.5 - np.arange(side))
-    weights = np.where(far < 1, (1.5 * far - 2.5) * far**2 + 1, ((2.5 - 0.5 * far) * far - 4) * far + 2)
-    weights = np.where(far < 2, weights, 0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    photo = np.einsum("ih,hwc,jw->ijc", weights, photo, weights, optimize=True)
-    return (photo / 255).clip(0, 1).astype(np.float32)  # [size, size, 3]
-
-
-"""
-_EXAMPLE = """images = np.random.rand(2, $size, $size, 3).astype("float32")
-# images = np.stack([load_image("photo.jpg")])"""
-_LOAD = {
-    "savedmodel": f"""```python
-{_LOAD_IMAGE}import tensorflow as tf
-
-model = tf.saved_model.load(".")
-{_EXAMPLE}
-outputs = model(images, trainable=False)
-$results
-```
-
-It takes any batch$sizes, and is for inference: `trainable=True`, which the official modules know, is
-refused. `model.signatures` has the same as `serving_default` and `default`, to be called with `inputs=`.""",
-    "onnx": f"""```python
-{_LOAD_IMAGE}import onnxruntime
-
-session = onnxruntime.InferenceSession("model.onnx")
-{_EXAMPLE}
-$results
-```
-
-It takes any batch, of images of this size.""",
-    "safetensors": f"""```python
-{_LOAD_IMAGE}import safetensors.torch, torch, torchvision
-
-$torch
-{_EXAMPLE}$normalise
-with torch.no_grad():
-    $results
-```
-
-`model` takes images as [b, 3, h, w], $normalised.$pool""",
-}
-_CLASSIFIER = """
-
-`logits` are the classifier's, a number for each class: the index of the largest is the class that it
-predicts, and their softmax is how probable each of them is."""
 _CALIBRATED = """ Divide them by {:.4g} first, the temperature
 that calibrates them: then the probabilities are right as often as they say."""
 _CLASS_NAMES = {
@@ -83,13 +19,6 @@ _CLASS_NAMES = {
     "onnx": "The metadata of the file has them, too",
     "safetensors": "The metadata of the file has them, too",
 }
-
-_POOL = """
-
-TensorFlow's max pooling pads even sizes at the bottom and on the right only, torchvision's on all sides,
-which gives other features. It sees half the image size, rounded up. Where that is even, as for multiples of
-4, `maxpool` must be `torch.nn.MaxPool2d(3, 2, ceil_mode=True)`; else torchvision's own is right."""
-
 
 _NORMALISE = """
 images = ((images - np.array({}, "f")) / np.array({}, "f")).astype("float32")  # as these weights want them"""
@@ -124,7 +53,10 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     proportion = meta.get("proportion") or (0.875 if image_size > 32 else 1.0)  # as `augment.eval_view`
     mean_and_std = model.input_mean and (model.input_mean, model.input_std)
-    load = Template(_IMAGES + _LOAD[form]).substitute(
+    load = Template(
+        _text("images.md") + _text(f"{form}.md").replace("$load_image\n", _text("load_image.txt"))
+    )
+    load = load.substitute(
         size=image_size,
         proportion=proportion,
         share=f"{proportion:g} of" if proportion < 1 else "of",
@@ -134,8 +66,9 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         normalised="normalised as above" if mean_and_std else _AS_THEY_ARE,
         sizes=" and image size" if stem else " of images of this size",
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size) if stem else "",
-        pool=_POOL if stem == "imagenet" and model.encoder.max_pool == "tensorflow" else "",
-    )
+    ).rstrip()
+    if form == "safetensors" and stem == "imagenet" and model.encoder.max_pool == "tensorflow":
+        load += "\n\n" + _text("pool.md").rstrip()
     load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
     numbers = {
         name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
@@ -166,50 +99,31 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         )
     # Model hubs know licences by short names.
     name = licence.lower() if licence and re.fullmatch(r"[\w.-]+", licence) else "other"
-    return f"""---
-license: {name}
-tags: [{tags}]
----
+    return Template(_text("card.md")).substitute(
+        license=name,
+        tags=tags,
+        title=title,
+        kind=kind,
+        origin=origin,
+        load=load,
+        network=f"{network}, {stem} stem" if stem else network,
+        size=image_size,
+        parameters=", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in sizes.items()),
+        shapes="\n".join(shapes),
+        note=note,
+        data=data,
+        results=_table(results),
+        licence=licence or unlicensed,
+        config=json.dumps(config, indent=2),
+    )
 
-# {title}
 
-{kind}, trained {origin}.
-
-## Load
-
-{load}
-
-## Network
-
-{network}{f", {stem} stem" if stem else ""}, images of {image_size} pixels.
-Parameters: {", ".join(f"{name.replace('_', ' ')} {size:,}" for name, size in sizes.items())}.
-
-| output | shape |
-| --- | --- |
-{chr(10).join(shapes)}
-{note}
-## Data
-
-{data}
-
-## Results
-
-{_table(results)}
-
-## Licence
-
-{licence or unlicensed}
-
-## Config
-
-```json
-{json.dumps(config, indent=2)}
-```
-"""
+def _text(file: str) -> str:
+    return (Path(__file__).parent / "card_texts" / file).read_text()
 
 
 def _classes(form, classes):
-    text = _CLASSIFIER
+    text = "\n\n" + _text("classifier.md").rstrip()
     if "calibration_temperature" in classes:
         text += _CALIBRATED.format(classes["calibration_temperature"])
     if names := classes.get("class_names"):
