@@ -314,7 +314,7 @@ def _make_measure(config, model, source, load):
         for of in (source, held_out)
         if of
     ]
-    if len(sources) == 2 and all(isinstance(of, datasets.Source) for of in sources):
+    if len(sources) == 2 and all(of.random_access for of in sources):
         for note in probes.notes(*(of.labels for of in sources), labels_per_class=config.labels_per_class):
             report.say(f"note: {note}")
     extract = features.make_extract(model)
