@@ -314,7 +314,7 @@ def test_another_image_type_is_one_entry(tmp_path, monkeypatch, suffix, plugin, 
     source = datasets.load(config("folder", path=str(tmp_path)), "all", seed=0)
 
     def view(image, seed):
-        return {"image": image[:4, :6]}
+        return {"image": tf.ensure_shape(image[:4, :6], (4, 6, 3))}
 
     (batch,) = pipeline.eval_batches(source, image_size=4, batch_size=9, transform=view)
     for number in range(8):
