@@ -9,8 +9,9 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from simclr_jax.data import datasets, decode
+from simclr_jax.data import datasets, decode, pipeline
 from simclr_jax.data.sources import folder
+from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -131,6 +132,34 @@ class TestDigits:
             datasets.load(config("digits"), "test", seed=0)
 
 
+class TestSources:
+    def test_another_one_is_one_entry(self, monkeypatch):
+        def load(config, split, *, seed, workdir):
+            records = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+            labels = np.arange(12, dtype=np.int32) % 3
+            return datasets.Source(split, 12, 3, lambda record: tf.repeat(record, 3, -1), records, labels)
+
+        monkeypatch.setitem(datasets.SOURCES, "numbers", load)
+        whole, few = (
+            datasets.load(config("numbers", num_examples=size), "train", seed=0) for size in (None, 5)
+        )
+        assert (whole.num_examples, few.num_examples, len(few.labels)) == (12, 5, 5)
+        (batch,) = pipeline.eval_batches(few, image_size=1, batch_size=5)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 2], few.records[:, 0, 0, 0])
+        with pytest.raises(UserError, match="numbers has no such split"):
+            datasets.load(config("numbers", validation_split="v"), "validation", seed=0)
+
+    def test_random_access_and_streams_are_of_one_type(self, shards):
+        memory, stream = (
+            datasets.load(config("shards", data_dir=shards, in_memory=in_memory), "train", seed=0)
+            for in_memory in (True, False)
+        )
+        assert type(memory) is type(stream) and memory.random_access and not stream.random_access
+        assert (stream.records, stream.labels, stream.lost) == (None, None, None)
+        assert (memory.order, stream.order) == (None, "blocks")
+        assert datasets.labelled(stream) is stream and not datasets.lost_rows(stream).any()
+
+
 class TestSample:
     def test_is_a_subset_of_its_examples_that_depends_on_the_seed(self):
         source = datasets.load(config("digits"), "eval", seed=0)
@@ -160,8 +189,8 @@ class TestSpan:
         assert part.num_examples == 20
         ranges = [(3, 7)], [(43, 47)]
         found, expected = (
-            [datasets.unpack(example, 5)[0].numpy() for example in of.read(ranges)]
-            for of, ranges in zip((part, source), ranges)
+            [record.numpy() for record, _ in stream.read(ranges)]
+            for stream, ranges in zip((part, source), ranges)
         )
         assert found == expected and len(found) == 4
 
@@ -223,7 +252,7 @@ class TestTfds:
             examples = (
                 zip(source.records.numpy(), source.labels, strict=True)
                 if in_memory
-                else [datasets.unpack(example, classes) for example in source.read([(0, 6)])]
+                else source.read([(0, 6)])
             )
             images, labels = zip(
                 *[(source.decode(record), int(label)) for record, label in examples], strict=True
@@ -245,7 +274,7 @@ class TestTfds:
         values = [int(source.decode(record)[0, 0, 0]) for record in source.records.numpy()]
         assert sorted(values) == list(range(103))
         np.testing.assert_array_equal(np.asarray(values) % 5, source.labels)
-        streamed = [stream.decode(example["image"]) for example in stream.read([(0, 103)])]
+        streamed = [stream.decode(record) for record, _ in stream.read([(0, 103)])]
         assert values == [int(image[0, 0, 0]) for image in streamed]
 
     @pytest.mark.parametrize(
@@ -260,13 +289,27 @@ class TestTfds:
         records = source.records.numpy()
         for ranges in ([(0, n)], [(5, n), (0, 5)], [(n - 1, n), (3, 9)]):
             expected = [record for start, stop in ranges for record in records[start:stop]]
-            assert [example["image"].numpy() for example in stream.read(ranges)] == expected
+            assert [record.numpy() for record, _ in stream.read(ranges)] == expected
 
-    def test_negative_labels_are_no_labels(self, tmp_path):
+    def test_negative_labels_are_no_labels(self, tmp_path, capsys):
         data_dir = prepare(Half, tmp_path)
+        capsys.readouterr()
         source = datasets.load(config("half", data_dir=data_dir, num_classes=4), "train", seed=0)
         assert source.num_classes == 0
         np.testing.assert_array_equal(source.labels, [-1] * 10)
+        assert "half (train): 2 labels are below 0" in capsys.readouterr().out
+        keys = config("half", data_dir=data_dir, num_classes=4, in_memory=False)
+        stream = datasets.load(keys, "train", seed=0)
+        assert stream.num_classes == 0 and {int(label) for _, label in stream.read([(0, 10)])} == {-1}
+        assert "half (train): 2 of the first labels are below 0" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_only_process_0_tells(self, tmp_path, monkeypatch, capsys, in_memory):
+        keys = config("half", data_dir=prepare(Half, tmp_path), num_classes=4, in_memory=in_memory)
+        capsys.readouterr()
+        monkeypatch.setattr(console, "_silent", True)  # as on the other processes
+        datasets.load(keys, "train", seed=0)
+        assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize("in_memory", [True, False])
     def test_num_examples_takes_the_first(self, shards, in_memory):
@@ -329,7 +372,7 @@ class TestFolder:
     )
     def test_decodes(self, tmp_path, name, mode, options):
         write_image(tmp_path / name, mode=mode, **options)
-        image = folder.decode(str(tmp_path / name)).numpy()
+        image = decode.decode(str(tmp_path / name)).numpy()
         with Image.open(tmp_path / name) as opened:
             expected = np.asarray(opened.convert("RGBA" if mode in ("RGBA", "LA") else mode).convert("RGB"))
         assert image.dtype == np.uint8
@@ -340,10 +383,10 @@ class TestFolder:
     def test_decodes_16_bits_and_the_first_frame(self, tmp_path):
         wide = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
         Image.fromarray(wide).save(tmp_path / "wide.png")
-        np.testing.assert_array_equal(folder.decode(str(tmp_path / "wide.png"))[..., 0], wide >> 8)
+        np.testing.assert_array_equal(decode.decode(str(tmp_path / "wide.png"))[..., 0], wide >> 8)
         frames = [Image.fromarray(np.full([7, 9], value, np.uint8)) for value in (10, 200)]
         frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-        np.testing.assert_array_equal(folder.decode(str(tmp_path / "moving.gif")), np.full([7, 9, 3], 10))
+        np.testing.assert_array_equal(decode.decode(str(tmp_path / "moving.gif")), np.full([7, 9, 3], 10))
 
     def test_unlabelled_and_nested(self, tmp_path):
         files = [f"deep/er/{i}.jpg" for i in range(15)] + [f"{i}.PNG" for i in range(15)]
@@ -432,7 +475,7 @@ class TestFolder:
         workdir = tmp_path / "run"
         before = load_folder(root, workdir=workdir)
         write_folder(root, ["00.png", "zz.png"])
-        monkeypatch.setattr(folder, "_look", None)
+        monkeypatch.setattr(folder, "_inspect", None)
         after = load_folder(root, workdir=workdir)
         np.testing.assert_array_equal(before.records, after.records)
         assert [path.name for path in workdir.iterdir()] == ["images.json"]

@@ -14,6 +14,7 @@ from test_datasets import config, load_folder, names, write_folder, write_image
 
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.data.sources import folder
+from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -232,6 +233,21 @@ def test_evaluation_leaves_lost_files_out(tmp_path):
     index = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     assert index.tolist() == [row for row in range(source.num_examples) if row not in (9, 20)]
     assert np.flatnonzero(datasets.lost_rows(source)).tolist() == [9, 20]
+
+
+def test_processes_tell_what_they_alone_know(tmp_path, monkeypatch, capsys):
+    root = write_folder(tmp_path / "photos", [f"{number}.png" for number in range(40)])
+    monkeypatch.setattr(console, "_silent", True)  # as on all processes but the first
+    source = load_folder(root, workdir=tmp_path)
+    assert capsys.readouterr().out == ""  # all processes list the folder
+    (root / source.names[9]).unlink()
+    list(pipeline.eval_batches(source, image_size=4, batch_size=8))
+    assert f"{source.names[9]} (vanished)" in capsys.readouterr().out  # others have not read it
+    load_folder(root, workdir=tmp_path)
+    assert capsys.readouterr().out == ""  # all processes miss it
+    monkeypatch.undo()
+    load_folder(root, workdir=tmp_path)
+    assert f"{source.names[9]} (vanished)" in capsys.readouterr().out
 
 
 def test_a_tenth_lost_is_an_error(tmp_path):

@@ -76,7 +76,7 @@ def test_one_class_may_be_enough(tmp_path):
 
 
 def test_classes_that_differ_in_case_or_spaces_are_told():
-    assert labels.alike(["cat", "Cat", "dog", "sea lion", "sealion"]) == [
+    assert labels.similar_classes(["cat", "Cat", "dog", "sea lion", "sealion"]) == [
         "'Cat' and 'cat'",
         "'sea lion' and 'sealion'",
     ]

@@ -1,12 +1,11 @@
 """Labels by CSV, `--config.dataset.labels=FILE.csv`: a row for an image, with the columns `name` and `label`.
 
-As `simclr_jax.evaluation.suggest` writes it, and spreadsheets save it: more columns, rows without a label,
-semicolons or tabs for commas, a byte order mark.
+Files may be as `simclr_jax.evaluation.suggest` writes them and as spreadsheets save them: more columns, rows
+without a label, semicolons or tabs for commas, a byte order mark.
 """
 
 import csv
 import io
-import itertools
 import unicodedata
 from collections.abc import Iterable
 
@@ -15,65 +14,66 @@ from etils import epath
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError, first_few
 
-_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of what spreadsheets call Unicode text
+_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # By the mark of "Unicode text" of spreadsheets.
 
 
 def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
-    """What the labelled images of a CSV file are.
+    """Reads the labels of images from a CSV file.
 
     Args:
-        path: of the file, local or gs://.
-        names: of all images that there are, relative to their folder.
-        where: that folder, for messages.
-        classes: how many there have to be.
+      path: of the file, local or gs://.
+      names: of all images that there are, relative to their folder.
+      where: that folder, for messages.
+      classes: the smallest number of classes.
 
     Returns:
-        {name: label}, in the file's order, of the rows with a label.
+      {name: label}, in the file's order, of the rows with a label.
 
     Raises:
-        UserError: the file cannot be read, lacks a column, names an image that is not there, gives one two
-            labels, or has too few classes; it names the row.
+      UserError: the file cannot be read, lacks a column, names an image that is not there, gives one two
+        labels, or has too few classes; it names the row.
     """
-    known = _spellings(names)
-    found, rows = {}, {}
-    for row, name, label in _rows(path):
-        where_row = f"dataset.labels={escape(path)}, row {row}: {escape(name)!r}"
-        if not name and not label:
+    # Bytes in names that are no text are spelt escaped, as embeddings have them.
+    name_of = {_normalize(name.encode("utf-8", "backslashreplace").decode()): name for name in names}
+    label_of, row_of = {}, {}
+    for row, spelling, label in _rows(path):
+        where_row = f"dataset.labels={escape(path)}, row {row}: {escape(spelling)!r}"
+        if not spelling and not label:
             continue
-        image = known.get(_spelling(name))
-        if image is None:
+        name = name_of.get(_normalize(spelling))
+        if name is None:
             raise UserError(
                 f"{where_row} is no image of {escape(where)}: write names relative to that folder, as in "
-                f"{escape(min(known.values()))!r}, or take the row out"
+                f"{escape(min(name_of.values()))!r}, or take the row out"
             )
         if not label:
             continue
-        if found.get(image, label) != label:
+        if label_of.get(name, label) != label:
             raise UserError(
-                f"{where_row} is {escape(label)!r} here, but {escape(found[image])!r} in row {rows[image]}: "
-                "keep one of the two"
+                f"{where_row} is {escape(label)!r} here, but {escape(label_of[name])!r} in row "
+                f"{row_of[name]}: keep one of the two"
             )
-        found[image], rows[image] = label, row
-    labels = set(found.values())
-    if not found:
+        label_of[name], row_of[name] = label, row
+    labels = set(label_of.values())
+    if not labels:
         raise UserError(
             f"dataset.labels={escape(path)}: no row has a label: write what each image shows into the column "
             "label"
         )
     if len(labels) < classes:
         raise UserError(
-            f"dataset.labels={escape(path)}: {len(found)} labels, all {escape(labels.pop())!r}: expected at "
-            f"least {classes} classes; label images of another one, too"
+            f"dataset.labels={escape(path)}: {len(label_of)} labels, all {escape(labels.pop())!r}: expected "
+            f"at least {classes} classes; label images of another one, too"
         )
-    return found
+    return label_of
 
 
-def alike(classes: Iterable[str]) -> list[str]:
+def similar_classes(classes: Iterable[str]) -> list[str]:
     """Classes that differ in case or spaces alone, most likely by mistake, as 'cat and Cat'."""
     by_form = {}
     for name in sorted(classes):
         by_form.setdefault("".join(name.casefold().split()), []).append(name)
-    return [" and ".join(map(repr, map(escape, same))) for same in by_form.values() if len(same) > 1]
+    return [" and ".join(map(repr, map(escape, names))) for names in by_form.values() if len(names) > 1]
 
 
 def _rows(path):
@@ -81,28 +81,25 @@ def _rows(path):
     text = _text(path)
     header, _, _ = text.lstrip("\n").partition("\n")
     delimiter = max(",;\t", key=header.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = None
-    for row in itertools.count(1):
-        try:
-            cells = [cell.strip() for cell in next(lines)]
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise UserError(
-                f"dataset.labels={escape(path)}, row {row}: {error}; save it as CSV again"
-            ) from None
-        if columns is None and any(cells):
-            titles = [cell.casefold() for cell in cells]
-            if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
-                raise UserError(
-                    f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
-                    f"expected one column {' and one '.join(missing)}, as in name,label"
-                )
-            columns = [titles.index(title) for title in ("name", "label")]
-        elif columns is not None:
-            name, label = (cells[column] if column < len(cells) else "" for column in columns)
-            yield row, name, label
+    columns, row = None, 0
+    try:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for row, line in enumerate(lines, 1):
+            cells = [cell.strip() for cell in line]
+            if columns is not None:
+                yield row, *(cells[column] if column < len(cells) else "" for column in columns)
+            elif any(cells):
+                titles = [cell.casefold() for cell in cells]
+                if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
+                    raise UserError(
+                        f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
+                        f"expected one column {' and one '.join(missing)}, as in name,label"
+                    )
+                columns = [titles.index(title) for title in ("name", "label")]
+    except csv.Error as error:
+        raise UserError(
+            f"dataset.labels={escape(path)}, row {row + 1}: {error}; save it as CSV again"
+        ) from None
     if columns is None:
         raise UserError(
             f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
@@ -119,7 +116,7 @@ def _text(path):
             "--config.dataset.labels to a CSV file with the columns name and label"
         ) from None
     try:
-        text = contents.decode(_MARKS.get(contents[:2], "utf-8-sig"))
+        text = contents.decode(_ENCODINGS.get(contents[:2], "utf-8-sig"))
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
         raise UserError(
@@ -131,13 +128,6 @@ def _text(path):
     return text
 
 
-def _spellings(names):
-    """{how a CSV file may spell it: name}: with bytes that are no text escaped, as embeddings have them."""
-    return {_spelling(name.encode("utf-8", "backslashreplace").decode()): name for name in names} | {
-        _spelling(name): name for name in names
-    }
-
-
-def _spelling(name):
+def _normalize(name):
     """A name in one form of Unicode, since file systems and spreadsheets differ, without a leading './'."""
     return unicodedata.normalize("NFC", name.removeprefix("./"))

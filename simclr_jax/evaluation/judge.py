@@ -197,7 +197,7 @@ def _find_labelled(config, source, load) -> Labelled | None:
 
     sample = partial(datasets.sample, size=config.evaluate.max_examples, seed=config.seed)
     examples = Labelled(sample(_labelled_only(source)), held_out and sample(_labelled_only(held_out)))
-    if held_out and not any(isinstance(part, datasets.Stream) for part in examples):
+    if held_out and all(part.random_access for part in examples):
         labels = [part.labels for part in examples]
         for note in probes.notes(*labels, labels_per_class=config.labels_per_class):
             report.say(f"note: {note}")

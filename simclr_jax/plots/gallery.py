@@ -163,9 +163,9 @@ def images(config, workdir, split: str, indices: list[int]) -> Iterator[tuple[in
         except Exception:  # lost since: TensorFlow's and Pillow's errors
             return index, None
 
-    if isinstance(source, datasets.Stream):
+    if not source.random_access:
         wanted = set(indices)
-        records = enumerate(example["image"] for example in source.read([(0, max(wanted, default=-1) + 1)]))
+        records = enumerate(record for record, _ in source.read([(0, max(wanted, default=-1) + 1)]))
         pairs = ((index, record) for index, record in records if index in wanted)
     else:
         pairs = ((index, source.records[index]) for index in indices)

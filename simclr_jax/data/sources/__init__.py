@@ -1,1 +1,1 @@
-"""Where examples come from: a file each, which makes a `datasets.Source` or `Stream` of a split."""
+"""Loaders of examples, a file each; every one returns a `source.Source` of a split."""

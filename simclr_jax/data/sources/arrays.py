@@ -7,28 +7,29 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data.datasets import Source
+from simclr_jax.data.source import Source
 from simclr_jax.process.errors import UserError
 
-_given: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by split
+_given: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # Images and labels by split.
 
 
 @contextmanager
 def given(train, held_out=None) -> Iterator[str]:
-    """Inside, `dataset.name='arrays'` means these examples; yields what tells them from others.
+    """Makes `dataset.name='arrays'` mean these examples inside; yields a digest that tells them from others.
 
     Args:
-        train, held_out: images uint8 [n, h, w, c], c 3 or 1, which is grey; or a pair of those and labels,
-            int [n], -1 where there is none. Without `held_out` no features are judged by labels.
+      train: images uint8 [n, h, w, c], c 3 or 1, which is grey; or a pair of those and labels, int [n], -1
+        where an image has none.
+      held_out: such examples to judge features on; None: no features are judged by labels.
 
     Raises:
-        UserError: they are of another kind.
+      UserError: images or labels have another type or shape, or another run has given examples.
     """
     if _given:
         raise UserError("another run has examples in memory: start one after the other")
-    splits = {"train": _checked("train", train)}
+    splits = {"train": _check("train", train)}
     if held_out is not None:
-        splits["eval"] = _checked("held_out", held_out)
+        splits["eval"] = _check("held_out", held_out)
     digest = hashlib.sha256()
     for images, labels in splits.values():
         digest.update(str(images.shape).encode())
@@ -42,10 +43,10 @@ def given(train, held_out=None) -> Iterator[str]:
 
 
 def load(split: str) -> Source:
-    """The examples of 'train' or 'eval', or of 'probe', which are those of 'train'.
+    """Returns the examples of 'train' or 'eval'; those of 'probe' are those of 'train'.
 
     Raises:
-        UserError: nobody has given any.
+      UserError: the program has given no examples.
     """
     if not _given:
         raise UserError(
@@ -53,18 +54,19 @@ def load(split: str) -> Source:
             "train=(images, labels))"
         )
     images, labels = _given["train"]
-    classes = max(0, 1 + max((int(labels.max(initial=-1)) for _, labels in _given.values())))
+    classes = max(0, 1 + max(int(labels.max(initial=-1)) for _, labels in _given.values()))
     if split == "eval":
         images, labels = _given.get("eval", (images[:0], labels[:0]))
     records = tf.Variable(np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, trainable=False)
-    known = classes if (labels >= 0).any() else 0
-    return Source(f"arrays ({split})", len(images), known, tf.identity, records, labels)
+    num_classes = classes if (labels >= 0).any() else 0
+    return Source(f"arrays ({split})", len(images), num_classes, tf.identity, records, labels)
 
 
-def _checked(name, examples):
-    pair = isinstance(examples, tuple | list) and len(examples) == 2
+def _check(name, examples):
+    """Returns images uint8 [n, h, w, c] and labels int32 [n]."""
+    is_pair = isinstance(examples, tuple | list) and len(examples) == 2
     try:
-        images, labels = (np.asarray(of) for of in examples) if pair else (np.asarray(examples), None)
+        images, labels = map(np.asarray, examples) if is_pair else (np.asarray(examples), None)
         labels = np.full(len(images), -1) if labels is None else labels
     except (ValueError, TypeError):
         raise UserError(f"{name}: expected one array of images, or a pair of images and labels") from None
@@ -73,8 +75,8 @@ def _checked(name, examples):
             f"{name} images are {images.dtype} of shape {images.shape}: expected uint8 [n, height, width, 3] "
             "or 1 channel where they are grey"
         )
-    whole = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
-    if not whole or labels.min() < -1 or labels.max() >= 2**31:
+    are_integers = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
+    if not are_integers or labels.min() < -1 or labels.max() >= 2**31:
         raise UserError(
             f"{name} labels are {labels.dtype} of shape {labels.shape}: expected {len(images)} whole numbers "
             "from 0, one for each image, or -1 where there is none"

@@ -1,9 +1,9 @@
-"""scikit-learn's handwritten digits, 8 x 8 pixels: four fifths to train on, one to be held out.
+"""scikit-learn's handwritten digits, 8 x 8 pixels: four fifths to train on, one fifth held out.
 
     python -m simclr_jax.data.sources.digits FOLDER
 
-writes them as PNG files without labels, to try out what is for folders of one's own: FOLDER/photos has
-those to train on, FOLDER/new the others. What each shows is in its name alone, as 7 in photos/0042-7.png.
+writes them as PNG files without labels, to try out the tasks for folders: FOLDER/photos has the digits to
+train on, FOLDER/new the held-out ones. A file's name alone tells the digit, as 7 in photos/0042-7.png.
 """
 
 import argparse
@@ -12,30 +12,28 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data.datasets import Source
+from simclr_jax.data.source import Source
 from simclr_jax.process import errors, files
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError
 
 
 def load(split: str) -> Source:
-    """The examples of 'train' or 'eval'."""
+    """Returns the examples of 'train' or 'eval'."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=-1)
-    # A constant, not the run's seed: every run and task holds out the same digits.
-    rows = dict(
-        zip(
-            ("train", "eval"),
-            train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0),
-        )
-    )[split]
+    # The random state is a constant, not the run's seed: every run and task holds out the same digits.
+    train, held_out = train_test_split(
+        np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    rows = {"train": train, "eval": held_out}[split]
     labels = digits.target[rows].astype(np.int32)
-    source = Source(f"digits ({split})", len(rows), 10, tf.identity, images[rows], labels)
-    return source._replace(class_names=tuple("0123456789"))
+    names = tuple("0123456789")
+    return Source(f"digits ({split})", len(rows), 10, tf.identity, images[rows], labels, class_names=names)
 
 
 def main(argv: list[str]) -> None:

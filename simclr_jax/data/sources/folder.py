@@ -4,50 +4,46 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
-import itertools
-import json
 import os
 import stat
 import sys
-from collections.abc import Iterable
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
 
 from simclr_jax.data import CORES
-from simclr_jax.data import decode as pictures
+from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
-from simclr_jax.data.datasets import LostFiles, Source, reason, too_many_lost
-from simclr_jax.data.decode import MAX_PIXELS, decode, decode_bytes  # noqa: F401
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
-from simclr_jax.process.files import StorageError, exists, set_aside, storage, write_json
+from simclr_jax.data.source import LostFiles, Source, are_too_many
+from simclr_jax.process.console import escape, say
+from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
 
-IMAGE_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
 _TRAIN_FOLDERS = ("train", "training")
 _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
-_LISTS = ("train", "eval", "left")  # of images.json
+_LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
-_DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras: what is told of a folder of 16-bit files
-_KINDS = {
-    stat.S_ISLNK: "symbolic links",
-    stat.S_ISFIFO: "named pipes",
-    stat.S_ISSOCK: "sockets",
-    stat.S_ISCHR: "devices",
-    stat.S_ISBLK: "devices",
+_DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
+_SPECIAL_FILES = {
+    stat.S_IFLNK: "symbolic links",
+    stat.S_IFIFO: "named pipes",
+    stat.S_IFSOCK: "sockets",
+    stat.S_IFCHR: "devices",
+    stat.S_IFBLK: "devices",
 }
 
 
 def load(config, split: str, *, seed: int, workdir=None) -> Source:
-    """The images of 'train', 'eval' or 'all'; see `datasets.load`."""
-    ends = config.value_range
-    if ends is not None and not (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 65535):
+    """Opens the images of 'train', 'eval' or 'all'; see `datasets.load`."""
+    value_range = config.value_range
+    if value_range is not None and not (
+        len(value_range) == 2 and 0 <= value_range[0] < value_range[1] <= 65535
+    ):
         raise UserError(
-            f"dataset.value_range={ends}: expected two numbers of 16 bits, the lower one first; set "
+            f"dataset.value_range={value_range}: expected two numbers of 16 bits, the lower one first; set "
             "--config.dataset.value_range='(0, 4095)', or leave it out to have it told from the folder"
         )
     path = os.path.expanduser(config.path or "")
@@ -59,41 +55,39 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         labels=config.labels and os.path.expanduser(config.labels),
         whole=split == "all",
         max_pixels=config.max_pixels,
-        value_range=ends,
+        value_range=value_range,
     )
-    # A single image is for training, or for its features: then nothing is held out.
-    chosen = listed[split] if split != "all" else sorted(itertools.chain(*map(listed.get, _LISTS)))
-    names, labels = zip(*chosen) if chosen else ((), ())
+    entries = listed[split] if split != "all" else sorted(_entries(listed))
+    names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
     labels = np.asarray(labels, np.int32)
-    paths = np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object)
-    found = len(listed["classes"])
-    if config.num_classes is not None and config.num_classes < found:
+    num_classes = len(listed["classes"])
+    if config.num_classes is not None and config.num_classes < num_classes:
         raise UserError(
-            f"dataset.num_classes={config.num_classes}, but {escape(path)} has the {found} classes "
-            f"{', '.join(map(escape, listed['classes'][:3]))}{', ...' if found > 3 else ''}; unset "
+            f"dataset.num_classes={config.num_classes}, but {escape(path)} has the {num_classes} classes "
+            f"{', '.join(map(escape, listed['classes'][:3]))}{', ...' if num_classes > 3 else ''}; unset "
             "--config.dataset.num_classes, or set --config.dataset.classes=False for no labels"
         )
-    value_range = listed["value_range"] and tuple(ends or listed["value_range"])
-    unknown = (labels < 0).any() and not config.labels  # by a file of labels, some are expected to be
-    where = escape(path) if split == "all" else f"{escape(path)} ({split})"
-    source = Source(
-        name=where,
+    value_range = listed["value_range"] and tuple(value_range or listed["value_range"])
+    # A CSV file need not label all images; sub-folders label all or none.
+    is_labelled = len(labels) and (config.labels or (labels >= 0).all())
+    name = escape(path) if split == "all" else f"{escape(path)} ({split})"
+    lost = LostFiles(name, len(names))
+    if vanished := sorted(set(listed["lost"]).intersection(names)):
+        say(lost.add(dict.fromkeys(vanished, "vanished")))
+    return Source(
+        name=name,
         num_examples=len(names),
-        num_classes=0 if unknown or not len(labels) else config.num_classes or found,
+        num_classes=(config.num_classes or num_classes) if is_labelled else 0,
         decode=functools.partial(
-            decode, value_range=value_range or pictures.FULL_RANGE, max_pixels=config.max_pixels
+            decoder.decode, value_range=value_range or decoder.FULL_RANGE, max_pixels=config.max_pixels
         ),
-        records=paths,
+        records=np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object),
         labels=labels,
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
-        lost=LostFiles(where, len(names)),
+        lost=lost,
     )
-    vanished = set(listed["lost"]).intersection(names)
-    if vanished:
-        source.lost.add(dict.fromkeys(sorted(vanished), "vanished"))
-    return source
 
 
 def catalogue(
@@ -104,37 +98,37 @@ def catalogue(
     classes=True,
     labels=None,
     whole=False,
-    max_pixels=MAX_PIXELS,
+    max_pixels=decoder.MAX_PIXELS,
     value_range=None,
 ) -> dict:
-    """Lists the images of a folder that can be decoded, and says what it took for what.
+    """Lists the images of a folder that can be decoded, and tells how it understood the folder.
 
     `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits. Else
     an image is held out, from training or from the whole folder, where a hash of (seed, relative path) is in
     the lowest tenth: it stays so when others come or go. Two or more sub-folders of the (training) folder,
-    and no image beside them, are the classes. Symbolic links and what is no file are ignored.
+    and no image beside them, are the classes. Symbolic links and special files are ignored.
 
     Args:
-        path: the folder; any file system that TensorFlow reads.
-        seed: of the held-out images.
-        workdir: keeps the answer in images.json, which the next start reads instead: it does not decode
-            again, and no index moves when files are added. A damaged one is set aside and made anew.
-        classes: False: no labels, and what lies beside `train/` is trained on too.
-        labels: CSV file of labels, see `data.labels`; it wins over sub-folders. Its labels are kept with the
-            list: that it has changed since is an error, that it has gone is none.
-        whole: says nothing of splits, since all images are wanted.
-        max_pixels: larger images are refused by their header.
-        value_range: of images of 16 bits, what becomes black and white; None: 0 and the highest value of as
-            many bits (8, 10, 12, 14 or 16) as the images of the folder use.
+      path: the folder; any file system that TensorFlow reads.
+      seed: of the held-out images.
+      workdir: keeps the answer in images.json, which the next start reads instead: it does not decode
+        again, and no index moves when files are added. A damaged one is set aside and made anew.
+      classes: False: no labels, and the images beside `train/` are trained on too.
+      labels: CSV file of labels, see `data.labels`; it wins over sub-folders. Its labels are kept with the
+        list: a start with a changed file is an error, a start without the file is none.
+      whole: says nothing of splits, since all images are wanted.
+      max_pixels: larger images are refused by their header.
+      value_range: values that become black and white in images of 16 bits; None: 0 and the highest value of
+        as many bits (8, 10, 12, 14 or 16) as the images of the folder use.
 
     Returns:
-        {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval' and 'left', what is
-        in neither: the same, 'value_range': [low, high], or None without images of 16 bits, 'lost': [name] of
-        images.json that are no longer there}.
+      {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
+      same of images in neither, 'value_range': [low, high], or None without images of 16 bits, 'lost': [name]
+      of images.json that are no longer there}.
 
     Raises:
-        UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
-            of images.json have vanished.
+      UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
+        of images.json have vanished.
     """
     if not path:
         raise UserError(
@@ -144,7 +138,7 @@ def catalogue(
     listing = epath.Path(workdir) / "images.json" if workdir else None
     files, ignored = _walk(path)
     if listed := listing and _read(listing, path):
-        if labels and exists(labels) and _relabelled(listed, labels, path)[0] != listed:
+        if labels and exists(labels) and _relabel(listed, labels, path)[0] != listed:
             raise UserError(
                 f"dataset.labels={escape(labels)} has changed since {escape(listing)} was made: start with a "
                 "new --workdir"
@@ -158,80 +152,73 @@ def catalogue(
             remedy = (
                 "links are not followed: set --config.dataset.path to what they point to, or copy it (cp -rL)"
             )
-        raise UserError(f"{where}: found no {' '.join(IMAGE_TYPES)} files, only {_count(ignored)}; {remedy}")
-    looked = _look(path, files, max_pixels)
-    good = [name for name in files if looked[name].fault is None]
-    large = [f"{name} ({looked[name].fault})" for name in files if looked[name].too_large]
-    corrupt = [
-        f"{name} ({looked[name].fault})"
-        for name in files
-        if looked[name].fault is not None and not looked[name].too_large
-    ]
-    refusal = f"{len(large)} of more than dataset.max_pixels={max_pixels:,}: {_some(large)}"
-    raise_it = "raise --config.dataset.max_pixels to take them"
+        suffixes = " ".join(decoder.IMAGE_TYPES)
+        raise UserError(f"{where}: found no {suffixes} files, only {_counts(ignored)}; {remedy}")
+    traits, corrupt, too_large = _inspect(path, files, max_pixels)
+    good = [name for name in files if name not in corrupt and name not in too_large]
+    refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
+    remedy = "raise --config.dataset.max_pixels to take them"
     if not good:
-        reasons = [f"{_some(corrupt)}; check that they open in an image viewer"] if corrupt else []
-        reasons += [f"{refusal}; {raise_it}"] if large else []
-        raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(reasons)}")
-    listed, on_splits, notes = _assign(path, good, seed, classes and not labels, strict=not whole)
-    listed["value_range"] = _value_range(looked.values(), value_range)
+        faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
+        faults += [f"{refusal}; {remedy}"] if too_large else []
+        raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
+    listed, split_notes, class_notes = _assign(path, good, seed, classes and not labels, strict=not whole)
     if labels:
-        listed, notes = _relabelled(listed, labels, path)
-    parts = [
-        _images(len(good))
-        if whole
-        else f"{len(listed['train'])} training and {len(listed['eval'])} validation images",
-        f"ignored {_count(ignored)}" + (" else" if not ignored and listed["left"] and not whole else ""),
-        f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_some(corrupt)}",
+        listed, class_notes = _relabel(listed, labels, path)
+    highest = [value for holds, value in traits.values() if holds[-1]]  # of the images of 16 bits
+    listed["value_range"] = _value_range(highest, value_range)
+
+    count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
+    summary = [
+        f"{_images(len(good)) if whole else count}, {len(listed['classes']) or 'no'} classes",
+        f"ignored {_counts(ignored)}" + (" else" if not ignored and listed["left"] and not whole else ""),
+        f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_reasons(corrupt)}",
     ]
-    parts[0] += f", {len(listed['classes']) or 'no'} classes"
-    notes = notes if whole else on_splits + notes
-    if large:
-        notes.append(f"refused {refusal}; {raise_it}")
+    notes = class_notes if whole else split_notes + class_notes
+    if too_large:
+        notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append(
             "symbolic links, to files as to folders, are not followed: copy what they point to (cp -rL)"
         )
-    taken = collections.Counter(
-        manner for look in looked.values() if look.fault is None for manner in look.manners
-    )
-    told = [f"{taken[name]} {words}" for name, words in pictures.TRAITS.items() if taken[name]]
-    if taken["16 bits"]:
-        told[-1] += (
-            f", {listed['value_range'][0]} to {listed['value_range'][1]} (--config.dataset.value_range)"
-        )
-    if told:
-        notes.append(f"images: {'; '.join(told)}")
-    print(f"{escape(path)}: {'; '.join(parts)}", *notes, sep="\n  ", flush=True)
+    counts = [sum(column) for column in zip(*(holds for holds, _ in traits.values()))]
+    words = [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
+    if highest:
+        low, high = listed["value_range"]
+        words[-1] += f", {low} to {high} (--config.dataset.value_range)"
+    if words:
+        notes.append(f"images: {'; '.join(words)}")
+    say("\n  ".join([f"{escape(path)}: {'; '.join(summary)}", *notes]))
     if listing:
         with storage(listing):
             listing.parent.mkdir(parents=True, exist_ok=True)
-        write_json(listing, listed)  # every process the same list
+        write_json(listing, listed)  # Every process writes the same list.
     return listed | {"lost": []}
 
 
 def _read(listing, path):
-    """The list of an earlier start; None where there is none, or a damaged one, which it sets aside."""
+    """Returns the list of an earlier start, or None; sets a damaged one aside."""
     if not listing.exists():
         return None
     try:
-        listed = json.loads(listing.read_bytes().decode())
-        fault = _fault(listed)
-    except (ValueError, IsADirectoryError, RecursionError) as error:  # what is no UTF-8 is a ValueError
-        fault = (
-            "it is a folder" if isinstance(error, IsADirectoryError) else f"{type(error).__name__}: {error}"
-        )
-    if fault is None:
-        listed = {"value_range": None, "left": []} | listed
-        names = [name for split in _LISTS for name, _ in listed[split]]
+        listed = {"value_range": None, "left": []} | read_json(listing)
+        _check_listed(listed)
+    except (KeyError, TypeError):
+        fault = "lists of classes, train and eval are missing"
+    except IsADirectoryError:
+        fault = "it is a folder"
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8 that is none are ValueErrors.
+        fault = f"{type(error).__name__}: {error}"
+    else:
+        names = [name for name, _ in _entries(listed)]
         outside = [name for name in names if name.startswith("/") or "://" in name or ".." in name.split("/")]
         if outside:
             raise UserError(
-                f"{escape(listing)}: {_some(outside)}: not inside of {escape(path)}; "
+                f"{escape(listing)}: {first_few(map(escape, outside))}: not inside of {escape(path)}; "
                 "move the file away, and it is made anew"
             )
         return listed
-    with suppress(StorageError):  # another process was first
+    with suppress(StorageError):  # Only the first process can rename the file, so it prints: not `say`.
         aside = set_aside(listing)
         print(
             f"{escape(listing)}: damaged ({escape(fault)[:100]}); moved to {aside.name} and made anew",
@@ -240,50 +227,41 @@ def _read(listing, path):
     return None
 
 
-def _fault(listed):
-    """What is wrong with the parsed contents of images.json; None if nothing is."""
+def _entries(listed):
+    return [entry for split in _LISTS for entry in listed[split]]
 
-    def is_entry(entry):
-        return (
-            isinstance(entry, list)
-            and [type(part) for part in entry] == [str, int]
-            and entry[0]
-            and "\0" not in entry[0]
-            and -1 <= entry[1] < len(listed["classes"])
-        )
 
-    if not isinstance(listed, dict) or not all(
-        isinstance(listed.get(key, [] if key == "left" else None), list) for key in ("classes", *_LISTS)
-    ):
-        return "lists of classes, train and eval are missing"
+def _check_listed(listed):
+    """Raises ValueError, TypeError or KeyError unless it is a list that `catalogue` may have written."""
+    num_classes = len(listed["classes"])
     if not all(isinstance(name, str) for name in listed["classes"]):
-        return "class names are no text"
-    for split in _LISTS:
-        if wrong := [entry for entry in listed.get(split, []) if not is_entry(entry)]:
-            return f"{split} has {wrong[0]!r}"
+        raise ValueError("class names are no text")
+    for name, label in _entries(listed):
+        is_name = isinstance(name, str) and name and "\0" not in name
+        if not is_name or type(label) is not int or not -1 <= label < num_classes:
+            raise ValueError(f"there is an entry {[name, label]!r}")
     if not listed["train"]:
-        return "there are no training images"
-    ends = listed.get("value_range")
-    if ends is not None and not (
-        isinstance(ends, list) and [type(end) for end in ends] == [int, int] and ends[0] < ends[1]
-    ):
-        return f"value_range is {ends!r}"
-    return None
+        raise ValueError("there are no training images")
+    if listed["value_range"] is not None:
+        low, high = listed["value_range"]
+        if type(low) is not int or type(high) is not int or low >= high:
+            raise ValueError(f"value_range is {[low, high]!r}")
 
 
 def _vanished(listed, files, listing, path):
     names = [name for split in ("train", "eval") for name, _ in listed[split]]
     vanished = sorted(set(names).difference(files))
-    if too_many_lost(len(vanished), len(names)):
+    if are_too_many(len(vanished), len(names)):
         raise UserError(
-            f"{_some(vanished)}: listed in {escape(listing)} but no longer in {escape(path)}, "
-            f"{len(vanished)} of {len(names)} images; restore what is missing, or start with a new --workdir"
+            f"{first_few(map(escape, vanished))}: listed in {escape(listing)} but no longer in "
+            f"{escape(path)}, {len(vanished)} of {len(names)} images; restore what is missing, or start with "
+            "a new --workdir"
         )
     return vanished
 
 
 def _walk(path):
-    """Returns {relative path: size} of the image files, sorted, and what else was seen as {type: count}."""
+    """Returns {relative path: size} of the image files, sorted, and counts of other files by their type."""
 
     def fail(error):
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
@@ -302,241 +280,239 @@ def _walk(path):
     for top, folders, names in walk(path, onerror=fail):
         links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
         ignored["symbolic links"] += len(links)
-        # In place: this is how walk is told not to descend.
+        # In place: so `walk` is told not to descend.
         folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
         for name in names:
-            file, kind = os.path.join(top, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            status = None
+            file, kind, size = os.path.join(top, name), os.path.splitext(name)[1].lower(), 0
             if not remote:
                 try:
                     status = os.lstat(file)
-                except OSError:  # it has just vanished
+                except OSError:  # The file has just vanished.
                     continue
-                special = next((words for test, words in _KINDS.items() if test(status.st_mode)), None)
-                kind = special or kind
-            if kind in IMAGE_TYPES:
-                files[file[len(path) :].lstrip("/")] = status.st_size if status else 0
+                kind, size = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode), kind), status.st_size
+            if kind in decoder.IMAGE_TYPES:
+                files[file[len(path) :].lstrip("/")] = size
             else:
                 ignored[kind or "files without a type"] += 1
     return dict(sorted(files.items())), +ignored
 
 
-class _Look(NamedTuple):
-    """What decoding a file once has told of it."""
+def _inspect(path, files, max_pixels):
+    """Decodes every file once.
 
-    fault: str | None  # why it cannot be decoded
-    too_large: bool  # which is why
-    manners: Iterable[str]  # how it is shown
-    highest: int  # value of 16 bits
-
-
-def _look(path, files, max_pixels):
-    """Decodes every file once. Returns {relative path: _Look}."""
+    Returns:
+      {name: (whether each of `TRAITS` holds, highest value of 16 bits)} of images that Pillow decodes; {name:
+      reason} of files that cannot be decoded; and of those that are too large.
+    """
     is_plain = tf.function(
-        functools.partial(pictures.is_plain, max_pixels=max_pixels),
+        functools.partial(decoder.is_plain, max_pixels=max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
-    most = 8 * max_pixels + 2**26  # bytes: the pixels with 16 bits and alpha, and tags
+    max_bytes = 8 * max_pixels + 2**26  # The pixels with 16 bits and alpha, and tags.
+    traits, corrupt, too_large = {}, {}, {}
 
-    def look(name):
+    def inspect(name):
         try:
-            if files[name] > most:
-                raise pictures.TooLarge(f"{files[name]:,} bytes")
+            if files[name] > max_bytes:
+                raise decoder.TooLarge(f"{files[name]:,} bytes")
             contents = tf.io.read_file(os.fsencode(os.path.join(path, name)))
             if is_plain(contents):
-                pictures.decode_plain(contents)
-                return _Look(None, False, (), 0)
-            contents = contents.numpy()
-            pictures.decode_with_pillow(contents, max_pixels=max_pixels)
-            return _Look(None, False, *pictures.display_traits(contents, max_pixels))
+                decoder.decode_plain(contents)
+            else:
+                contents = contents.numpy()
+                decoder.decode_with_pillow(contents, max_pixels=max_pixels)
+                traits[name] = decoder.display_traits(contents, max_pixels)
+        except decoder.TooLarge as error:
+            too_large[name] = decoder.describe_failure(error)
         except (tf.errors.OpError, ValueError, OSError) as error:
-            return _Look(reason(error), isinstance(error, pictures.TooLarge), (), 0)
+            corrupt[name] = decoder.describe_failure(error)
 
     names = list(files)
     chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
-    # Twice as many threads: some wait for the disk.
-    with _hushed(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
-        looks = pool.map(lambda chunk: [look(name) for name in chunk], chunks)
-        return dict(zip(names, (one for chunk in looks for one in chunk)))
+    # Twice as many threads as cores, since some wait for the disk.
+    with _silent_codecs(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
+        list(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks))
+    return traits, corrupt, too_large
 
 
 @contextmanager
-def _hushed():
-    """Leaves out what libjpeg and libpng print of damaged files; what they fail of is raised besides."""
+def _silent_codecs():
+    """Drops the lines that libjpeg and libpng print about damaged files, whose failures are errors, too."""
     sys.stderr.flush()
-    before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nothing)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
-def _value_range(looked, wanted):
-    highest = [look.highest for look in looked if look.fault is None and "16 bits" in look.manners]
+def _value_range(highest, value_range):
+    """Returns [low, high], by the config or the highest values of images of 16 bits; None without any."""
     if not highest:
         return None
-    return list(wanted or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits)))
+    return list(value_range or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits)))
 
 
-def _relabelled(listed, labels, path):
-    """The list with the labels of a CSV file in the place of its own, and notes on them."""
-    found = label_files.read(labels, (name for split in _LISTS for name, _ in listed[split]), path)
-    classes = sorted(set(found.values()))
-    numbers = {label: number for number, label in enumerate(classes)}
-    counts = collections.Counter(found.values())
-    each = f"{min(counts.values())} to {max(counts.values())}"
+def _relabel(listed, labels, path):
+    """Returns the list with the labels of a CSV file in place of its own, and notes on them."""
+    label_of = label_files.read(labels, (name for name, _ in _entries(listed)), path)
+    counts = collections.Counter(label_of.values())
+    classes = sorted(counts)
     notes = [
-        f"labels: {len(found)} of {escape(labels)} in {len(classes)} classes, {each} each: {_some(classes)}; "
+        f"labels: {len(label_of)} of {escape(labels)} in {len(classes)} classes, {min(counts.values())} to "
+        f"{max(counts.values())} each: {first_few(map(escape, classes))}; "
         "what it does not name has no label"
     ]
-    notes += [f"labels: {pair} are two classes" for pair in label_files.alike(classes)]
+    notes += [f"labels: {pair} are two classes" for pair in label_files.similar_classes(classes)]
+    numbers = {label: number for number, label in enumerate(classes)}
     entries = {
-        split: [[name, numbers.get(found.get(name), -1)] for name, _ in listed[split]] for split in _LISTS
+        split: [[name, numbers.get(label_of.get(name), -1)] for name, _ in listed[split]] for split in _LISTS
     }
     return listed | entries | {"classes": classes}, notes
 
 
 def _assign(path, files, seed, with_classes, strict):
-    """Gives every file a split and a label; returns them, notes on splits, and notes on classes.
+    """Gives every file a split and a label.
 
-    `strict`: classes that only held-out images have are an error.
+    Returns:
+      The list of `catalogue` without 'value_range', notes on splits and notes on classes.
+
+    Raises:
+      UserError: `strict`, and there is a class that only held-out images have.
     """
-    tops = collections.Counter(name.split("/")[0] for name in files if "/" in name)
-    named = {top.lower(): top for top in tops}
-    train = next((named[name] for name in _TRAIN_FOLDERS if name in named), None)
-    held_out = next((named[name] for name in _EVAL_FOLDERS if name in named), None) if train else None
-    # A folder train/ among others may be a class too, beside bus/ and car/.
-    inside = [name.removeprefix(f"{train}/") for name in files if name.startswith(f"{train}/")]
-    is_split = held_out or len(tops) == 1 or _sub_folders(inside) or set(_UNLABELLED).intersection(named)
-    if not (train and is_split):
-        train = held_out = None
-    notes = []
-    never = [top for top in tops if top.lower() in _EVAL_FOLDERS] if held_out else []  # is trained on
-    if train and with_classes:
-        base = f"{train}/"
-        training = [name for name in files if name.startswith(base)]
-    else:
-        base = ""
-        training = [name for name in files if name.split("/")[0] not in never or "/" not in name]
+    folders = _sub_folders(files)
+    train, held_out = _split_folders(files, folders)
+    # Beside a folder of held-out images, no other folder of such a name is trained on.
+    never = [name for name in folders if name.lower() in _EVAL_FOLDERS] if held_out else []
+    base = f"{train}/" if train and with_classes else ""
+    training = [name for name in files if name.startswith(base) and name.split("/")[0] not in never]
+    classes = _classes([name.removeprefix(base) for name in training]) if with_classes else []
+    class_notes = [_note_on_classes(path, training, base, classes, with_classes)]
     if held_out:
-        validation = [name for name in files if name.startswith(f"{held_out}/")]
-        notes.append(f"splits: {escape(train)}/ and {escape(held_out)}/")
-    else:
-        chosen = _hold_out(training, seed)
-        validation = [name for name in training if name in chosen]
-        training = [name for name in training if name not in chosen]
-        if train:
-            notes.append(
-                f"splits: about a tenth of {escape(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ beside it"
-            )
-    left = collections.Counter(
-        name.split("/")[0] + "/" if "/" in name else ""
-        for name in set(files).difference(training, validation)
-    )
-    if left:
-        places = [
-            f"{_images(count)} {f'in {top}' if top else 'beside them'}" for top, count in left.most_common()
-        ]
-        notes.append(
-            f"left out: {_some(places)}; "
-            + (
-                "--config.dataset.classes=False trains on them too, without labels"
-                if with_classes and not set(left) <= {f"{top}/" for top in never}
-                else f"--config.dataset.path takes one folder alone, as {escape(path)}/{escape(max(left))}"
-            )
-        )
-    whole = [name for name in files if name.startswith(base)] if not held_out else training
-    classes = _classes(whole, base) if with_classes else []
-    if held_out and classes:
-        unknown = sorted(set(_classes(validation, f"{held_out}/")).difference(classes))
-        if unknown and strict:
+        held_out_base = f"{held_out}/"
+        validation = [name for name in files if name.startswith(held_out_base)]
+        split_notes = [f"splits: {escape(train)}/ and {escape(held_out)}/"]
+        unknown = set(_classes([name.removeprefix(held_out_base) for name in validation])).difference(classes)
+        if classes and unknown and strict:
             raise UserError(
-                f"{escape(path)}/{escape(held_out)}/{escape(unknown[0])}: a class without images in "
+                f"{escape(path)}/{escape(held_out)}/{escape(min(unknown))}: a class without images in "
                 f"{escape(path)}/{escape(train)}/; give both splits the same sub-folders, or set "
                 "--config.dataset.classes=False"
             )
+    else:
+        held_out_base = base
+        chosen = _hold_out(training, seed)
+        validation = [name for name in training if name in chosen]
+        training = [name for name in training if name not in chosen]
+        split_notes = [
+            f"splits: about a tenth of {escape(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ beside it"
+        ] * bool(train)
+    left = sorted(set(files).difference(training, validation))
+    if left:
+        counts = collections.Counter(name.split("/")[0] if "/" in name else "" for name in left)
+        places = [
+            f"{_images(count)} {f'in {escape(top)}/' if top else 'beside them'}"
+            for top, count in counts.items()
+        ]
+        remedy = f"--config.dataset.path takes one folder alone, as {escape(path)}/{escape(max(counts))}/"
+        if with_classes and not set(counts) <= set(never):
+            remedy = "--config.dataset.classes=False trains on them too, without labels"
+        split_notes.append(f"left out: {first_few(places)}; {remedy}")
     listed = {
         "classes": classes,
-        "train": _labelled(training, base, classes),
-        "eval": _labelled(validation, f"{held_out}/" if held_out else base, classes),
-        "left": [[name, -1] for name in sorted(set(files).difference(training, validation))],
+        "train": _label(training, base, classes),
+        "eval": _label(validation, held_out_base, classes),
+        "left": [[name, -1] for name in left],
     }
-    on_splits, notes = notes, [_on_classes(path, whole, base, classes, with_classes)]
-    if classes and any(label < 0 for _, label in listed["eval"]):
-        missing = sum(label < 0 for _, label in listed["eval"])
-        notes.append(
+    missing = sum(label < 0 for _, label in listed["eval"])
+    if classes and missing:
+        class_notes.append(
             f"no labels in {escape(held_out)}/: {_images(missing)} there in no sub-folder of a class"
         )
-    return listed, on_splits, [note for note in notes if note]
+    return listed, split_notes, list(filter(None, class_notes))
 
 
-def _on_classes(path, files, base, classes, with_classes):
-    """A note on which sub-folders became classes, or why none did."""
-    found = _sub_folders([name[len(base) :] for name in files])
-    at = f"{escape(path)}/{escape(base)}".rstrip("/")
+def _split_folders(files, folders):
+    """Returns the sub-folders of training and of held-out images; None where there is none."""
+    spelling = {name.lower(): name for name in folders}
+    train = next((spelling[name] for name in _TRAIN_FOLDERS if name in spelling), None)
+    held_out = next((spelling[name] for name in _EVAL_FOLDERS if name in spelling), None)
+    if train is None or held_out:
+        return train, held_out if train else None
+    # A folder train/ among others may be a class too, beside bus/ and car/.
+    inside = [name.removeprefix(f"{train}/") for name in files if name.startswith(f"{train}/")]
+    is_split = len(folders) == 1 or _sub_folders(inside) or set(_UNLABELLED).intersection(spelling)
+    return train if is_split else None, None
+
+
+def _note_on_classes(path, files, base, classes, with_classes):
+    """Returns a note on which sub-folders became classes, or why none did."""
+    inside = [name.removeprefix(base) for name in files]
+    sizes = _sub_folders(inside)
+    where = f"{escape(path)}/{escape(base)}".rstrip("/")
     if classes:
-        sizes = [found[name] for name in classes]
-        each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        smallest, largest = min(sizes.values()), max(sizes.values())
+        count = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
         return (
-            f"classes: the {len(classes)} sub-folders of {at}, {each} images each: {_some(classes)}; "
-            "--config.dataset.classes=False takes them as no classes"
+            f"classes: the {len(classes)} sub-folders of {where}, {count} images each: "
+            f"{first_few(map(escape, classes))}; --config.dataset.classes=False takes them as no classes"
         )
     if not with_classes:
-        return f"no classes: --config.dataset.classes=False; {len(found)} sub-folders" if found else ""
-    beside = [name for name in files if "/" not in name[len(base) :]]
-    if found and beside:
+        return f"no classes: --config.dataset.classes=False; {len(sizes)} sub-folders" if sizes else ""
+    beside = [name for name, short in zip(files, inside) if "/" not in short]
+    if sizes and beside:
         return (
-            f"no classes: {_images(len(beside))} beside the {len(found)} sub-folders of {at}: "
-            f"{_some(beside)}; move what is beside them away to have them as classes"
+            f"no classes: {_images(len(beside))} beside the {len(sizes)} sub-folders of {where}: "
+            f"{first_few(map(escape, beside))}; move what is beside them away to have them as classes"
         )
-    if len(found) == 1 and len(_sub_folders([name[len(base) :].partition("/")[2] for name in files])) > 1:
-        inner = escape(next(iter(found)))
-        return f"no classes: all is in {inner}/; --config.dataset.path={at}/{inner} has classes"
+    if len(sizes) == 1 and len(_sub_folders([name.partition("/")[2] for name in inside])) > 1:
+        inner = escape(next(iter(sizes)))
+        return f"no classes: all is in {inner}/; --config.dataset.path={where}/{inner} has classes"
     return ""
 
 
 def _hold_out(files, seed):
     """Names whose hash is in the lowest tenth: so an image keeps its side when others come or go."""
 
-    def place(name):
+    def digest(name):
         return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
-    chosen = {name for name in files if int.from_bytes(place(name)[:8], "big") < _HELD_OUT * 2**64}
-    if len(files) > 1 and not chosen:  # few images: but one of them is held out
-        chosen = {min(files, key=place)}
+    chosen = {name for name in files if int.from_bytes(digest(name)[:8], "big") < _HELD_OUT * 2**64}
+    if len(files) > 1 and not chosen:  # One of a few images is held out all the same.
+        chosen = {min(files, key=digest)}
     if chosen and len(chosen) == len(files):
-        chosen.remove(max(files, key=place))
+        chosen.remove(max(files, key=digest))
     return chosen
 
 
 def _sub_folders(names):
+    """Counts the names by the folder that they begin with."""
     return collections.Counter(name.split("/")[0] for name in names if "/" in name)
 
 
-def _classes(files, prefix):
-    inside = [name[len(prefix) :] for name in files]
-    classes = sorted(_sub_folders(inside))
-    return classes if len(classes) > 1 and all("/" in name for name in inside) else []
+def _classes(names):
+    """The sub-folders, sorted, if there are two or more and no image is beside them."""
+    classes = sorted(_sub_folders(names))
+    return classes if len(classes) > 1 and all("/" in name for name in names) else []
 
 
-def _labelled(files, prefix, classes):
-    labels = {name: label for label, name in enumerate(classes)}
-    return [[name, labels.get(name[len(prefix) :].split("/")[0], -1)] for name in files]
+def _label(files, prefix, classes):
+    numbers = {name: number for number, name in enumerate(classes)}
+    return [[name, numbers.get(name.removeprefix(prefix).split("/")[0], -1)] for name in files]
 
 
 def _images(count):
     return f"{count} image{'' if count == 1 else 's'}"
 
 
-def _some(names, limit=3):
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(escape(name) for name in names[:limit]) + more
+def _reasons(errors):
+    return first_few(f"{escape(name)} ({reason})" for name, reason in errors.items())
 
 
-def _count(kinds):
+def _counts(kinds):
     return ", ".join(f"{count} {escape(kind)}" for kind, count in kinds.most_common(5)) or "nothing"

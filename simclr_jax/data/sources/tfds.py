@@ -1,4 +1,4 @@
-"""Anything in TensorFlow Datasets: undecoded examples, in memory or as a stream."""
+"""Any dataset in TensorFlow Datasets: undecoded examples, in memory or as a stream."""
 
 import difflib
 import functools
@@ -7,113 +7,118 @@ import operator
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data.datasets import FIRST, Source, Stream, check_labels, check_size, unpack
 from simclr_jax.data.decode import decode_bytes
+from simclr_jax.data.source import Source, check_labels, check_size
+from simclr_jax.process.console import say
 from simclr_jax.process.errors import UserError
 
+FIRST = 64  # Labels of a stream that are looked at before it is used.
 
-def load(config, split: str, wanted: int | None) -> Source | Stream:
-    """`wanted` examples of a split, all for None; see `datasets.load`."""
-    import tensorflow_datasets as tfds  # takes seconds, and digits and folders do without
+
+def load(config, split: str, **_) -> Source:
+    """Opens a split, of 'train' the first `config.num_examples` examples; see `datasets.load`."""
+    import tensorflow_datasets as tfds  # It takes seconds, and digits and folders do without.
 
     specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
     spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
-    builder = _builder(config)
-    features = builder.info.features
-    if "image" not in features:
-        raise UserError(
-            f"dataset.name={config.name!r} has the features {', '.join(features)}; "
-            "expected 'image' among them; choose a dataset of images"
-        )
-    found = getattr(features["label"], "num_classes", None) if "label" in features else None
-    classes = config.num_classes or found or 0
-    if "label" not in features or "unlabelled" in spec:
-        classes = 0
-    class_names = tuple(getattr(features["label"], "names", None) or ()) if classes else ()
-    if classes and found and classes < found:
-        raise UserError(
-            f"dataset.num_classes={classes}, but {config.name} has labels of {found} classes; "
-            "unset --config.dataset.num_classes"
-        )
-
+    builder = _make_builder(config)
+    num_classes, class_names = _classes(config, spec, builder.info.features)
     # One file after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
+
+    def unpack(example):
+        return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
 
     def open_split(instruction, num_examples):
         dataset = builder.as_dataset(
             split=instruction, read_config=read_config, decoders={"image": tfds.decode.SkipDecoding()}
         )
         # tfds.testing.mock_data ignores which examples are asked for, and how many.
-        return dataset.repeat().take(num_examples)
+        return dataset.repeat().take(num_examples).map(unpack)
 
-    num_examples, pieces = _extent(config, split, spec, builder, wanted)
+    num_examples, pieces = _extent(config, split, spec, builder)
+    records = read = None
+    labels = np.zeros(0, np.int32)
     if config.in_memory:
-        examples = open_split(spec, num_examples).map(lambda example: unpack(example, classes))
-        records, labels = examples.batch(num_examples).get_single_element()
-        labels = labels.numpy()
-        if classes and (labels < 0).any():
-            print(f"{name}: {(labels < 0).sum()} labels are below 0: the split is taken as without labels")
-            classes, labels = 0, np.full_like(labels, -1)
-        check_labels(name, classes, labels)
-        records = tf.Variable(records, trainable=False)
-        source = Source(name, num_examples, classes, decode_bytes, records, labels)
-        return source._replace(class_names=class_names)
+        records, labels = open_split(spec, num_examples).batch(num_examples).get_single_element()
+        records, labels = tf.Variable(records, trainable=False), labels.numpy()
+    else:
+        if num_classes:  # The first labels tell whether the split is labelled at all.
+            first = open_split(spec, min(FIRST, num_examples))
+            labels = np.array([label for _, label in first.as_numpy_iterator()])
 
-    def read(ranges):
-        parts = []
-        for start, stop in ranges:
-            for piece, first, last in pieces:
-                if max(start, 0) < min(stop, last - first):
-                    parts.append(
-                        tfds.core.ReadInstruction(
-                            piece, from_=first + max(start, 0), to=min(first + stop, last), unit="abs"
-                        )
-                    )
-                start, stop = start - (last - first), stop - (last - first)
-        return open_split(functools.reduce(operator.add, parts), sum(stop - start for start, stop in ranges))
+        def read(ranges):
+            instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
+            total = sum(stop - start for start, stop in ranges)
+            return open_split(functools.reduce(operator.add, instructions), total)
 
-    if classes:  # a split without labels tells it by its first ones
-        first = open_split(spec, min(FIRST, num_examples)).map(lambda example: unpack(example, classes)[1])
-        labels = np.array(list(first.as_numpy_iterator()))
-        if (labels < 0).any():
-            print(f"{name}: {(labels < 0).sum()} of the first labels are below 0: taken as without labels")
-            classes, class_names = 0, ()
-        check_labels(name, classes, labels)
-    stream = Stream(name, num_examples, classes, decode_bytes, read, config.shuffle_buffer)
-    return stream._replace(class_names=class_names)
+    if num_classes and (labels < 0).any():
+        which = "labels are below 0: the split is" if config.in_memory else "of the first labels are below 0:"
+        say(f"{name}: {(labels < 0).sum()} {which} taken as without labels")
+        num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
+    check_labels(name, num_classes, labels)
+    return Source(
+        name,
+        num_examples,
+        num_classes,
+        decode_bytes,
+        records,
+        labels if config.in_memory else None,
+        class_names=class_names,
+        read=read,
+        shuffle_buffer=0 if config.in_memory else config.shuffle_buffer,
+    )
 
 
-def _builder(config):
+def _make_builder(config):
     import tensorflow_datasets as tfds
 
     try:
         return tfds.builder(config.name, data_dir=config.data_dir)
     except tfds.core.DatasetNotFoundError:
         close = difflib.get_close_matches(config.name.split("/")[0], tfds.list_builders())
-        hint = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else "see https://www.tensorflow.org/datasets/catalog"
-        )
+        catalog = "see https://www.tensorflow.org/datasets/catalog"
+        hint = f"did you mean {' or '.join(close)}?" if close else catalog
         raise UserError(
             f"dataset.name={config.name!r}: expected 'digits', 'folder' or a name in TensorFlow "
             f"Datasets; {hint}"
         ) from None
-    except ValueError as error:  # an unknown configuration or version; TFDS lists those that exist
+    except ValueError as error:  # An unknown configuration or version; TFDS lists those that exist.
         raise UserError(f"dataset.name={config.name!r}: {' '.join(str(error).split())}") from None
 
 
-def _extent(config, split, spec, builder, wanted):
-    """Returns the number of examples and, for ranges, the (split, first, last) that `spec` is made of."""
+def _classes(config, spec, features):
+    """Returns the number of classes, 0 without labels, and their names."""
+    if "image" not in features:
+        raise UserError(
+            f"dataset.name={config.name!r} has the features {', '.join(features)}; "
+            "expected 'image' among them; choose a dataset of images"
+        )
+    if "label" not in features or "unlabelled" in spec:
+        return 0, ()
+    label = features["label"]
+    num_classes = getattr(label, "num_classes", None) or 0
+    if config.num_classes and config.num_classes < num_classes:
+        raise UserError(
+            f"dataset.num_classes={config.num_classes}, but {config.name} has labels of {num_classes} "
+            "classes; unset --config.dataset.num_classes"
+        )
+    num_classes = config.num_classes or num_classes
+    return num_classes, tuple(getattr(label, "names", None) or ()) if num_classes else ()
+
+
+def _extent(config, split, spec, builder):
+    """Returns the number of examples, and the (split, start, stop) of TFDS that `spec` is made of."""
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
+    wanted = config.num_examples if split == "train" else None
     try:
-        probe = builder.as_dataset(split=spec, decoders={"image": tfds.decode.SkipDecoding()})
-        size = int(probe.cardinality())
+        dataset = builder.as_dataset(split=spec, decoders={"image": tfds.decode.SkipDecoding()})
+        size = int(dataset.cardinality())
         pieces = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits) if splits else []
     except AssertionError:
         command = f"tfds build {config.name}" + (f" --data_dir={config.data_dir}" if config.data_dir else "")
@@ -129,10 +134,7 @@ def _extent(config, split, spec, builder, wanted):
             f"{config.name} has the splits {', '.join(splits)}; "
             f"set --config.dataset.{split}_split"
         ) from None
-    pieces = [
-        (part.splitname, part.from_ or 0, part.to or splits[part.splitname].num_examples) for part in pieces
-    ]
-    if size < 1:  # as under tfds.testing.mock_data
+    if size < 1:  # As under tfds.testing.mock_data.
         wanted = wanted or config.num_examples
     if size < 1 and wanted is None:
         raise UserError(
@@ -141,4 +143,19 @@ def _extent(config, split, spec, builder, wanted):
     if splits and wanted is not None:
         check_size(wanted, size, f"{config.name} ({spec})")
     size = size if wanted is None else wanted
+    pieces = [
+        (part.splitname, part.from_ or 0, part.to or splits[part.splitname].num_examples) for part in pieces
+    ]
     return size, pieces or [(spec, 0, size)]
+
+
+def _instructions(pieces, start, stop):
+    """Yields what TFDS has to read for the examples from `start` to `stop` of pieces laid end to end."""
+    import tensorflow_datasets as tfds
+
+    offset = 0
+    for split, first, last in pieces:
+        begin, end = max(start - offset, 0), min(stop - offset, last - first)
+        if begin < end:
+            yield tfds.core.ReadInstruction(split, from_=first + begin, to=first + end, unit="abs")
+        offset += last - first
