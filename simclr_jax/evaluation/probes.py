@@ -185,7 +185,7 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
     present = np.unique(train.labels)
     weights = np.zeros((train.features.shape[1] + 1, classes))
     weights[-1] = np.where(np.isin(np.arange(classes), present), 0, _ABSENT)
-    model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
+    model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
     for l2 in l2_weights:
         if len(present) > 1:
             # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
