@@ -156,15 +156,17 @@ def _sprite(thumbnails):
 
 
 def _jpeg(image):
-    contents = io.BytesIO()
-    image.save(contents, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(contents.getvalue()).decode()
+    return _data_url("jpeg", lambda file: image.save(file, "JPEG", quality=80))
 
 
 def _png(figure):
-    contents = io.BytesIO()
-    figure.savefig(contents, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(contents.getvalue()).decode()
+    return _data_url("png", lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _data_url(kind, save):
+    file = io.BytesIO()
+    save(file)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _read_predictions(run) -> Predictions | None:
