@@ -182,15 +182,16 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
     """
     from sklearn.linear_model import LogisticRegression
 
+    features = train.features.astype(np.float64)  # In 32 bits the last iterations are lost in rounding.
     present = np.unique(train.labels)
-    weights = np.zeros((train.features.shape[1] + 1, classes))
+    weights = np.zeros((features.shape[1] + 1, classes))
     weights[-1] = np.where(np.isin(np.arange(classes), present), 0, _ABSENT)
     model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
     for l2 in l2_weights:
         if len(present) > 1:
             # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
             with _fitting():
-                model.set_params(C=(2 if len(present) == 2 else 1) / l2).fit(*train)
+                model.set_params(C=(2 if len(present) == 2 else 1) / l2).fit(features, train.labels)
             fitted = np.vstack([model.coef_.T, model.intercept_])
             weights[:, present] = fitted if len(present) > 2 else fitted * [-0.5, 0.5]
         yield weights.copy()
