@@ -26,13 +26,13 @@ class Encoder:
 
     `images` of its methods is uint8 or float [n, h, w, c], floats in [0, 1], c 3 or 1, which is grey; or a
     sequence of such images [h, w, c] of any sizes. An image of the training size goes in as it is; others go
-    through the view that evaluation takes of images, see `augment.eval_view`, which needs TensorFlow.
+    through the evaluation view, see `augment.eval_view`, which needs TensorFlow.
 
     Attributes:
-      config: of the run, a ConfigDict; of an official checkpoint only what it tells.
+      config: of the run, a ConfigDict; an official checkpoint has some of its keys.
       model: the Flax module.
       variables: {'params', 'batch_stats'}.
-      class_names: of the classes, as far as they are known, in the order of `predict`'s columns.
+      class_names: in the order of `predict`'s columns; empty where unknown.
     """
 
     def __init__(self, path, model, variables: dict, meta: dict):
@@ -46,18 +46,18 @@ class Encoder:
         self._apply = jax.jit(model.apply)
 
     def __call__(self, images, batch_size: int = 256) -> np.ndarray:
-        """The encoder's features, float32 [n, d].
+        """Returns the encoder's features, float32 [n, d].
 
         Raises:
-          UserError: images of another kind.
+          UserError: the images have another shape, dtype or range.
         """
         return self._outputs(images, "features", batch_size)
 
     def projection(self, images, batch_size: int = 256) -> np.ndarray:
-        """What the whole projection head makes of them, float32 [n, projection_dim].
+        """Returns the output of the whole projection head, float32 [n, projection_dim].
 
         Raises:
-          UserError: images of another kind; the head was thrown away.
+          UserError: the images have another shape, dtype or range; the checkpoint has no projection head.
         """
         if not self.model.projection_head.projects:
             raise UserError(
@@ -66,10 +66,10 @@ class Encoder:
         return self._outputs(images, "projection", batch_size)
 
     def predict(self, images, batch_size: int = 256) -> np.ndarray:
-        """Probabilities of the classes, float32 [n, classes], calibrated as those of the task predict.
+        """Returns probabilities of the classes, float32 [n, classes], calibrated as in the task predict.
 
         Raises:
-          UserError: images of another kind; no classifier was trained.
+          UserError: the images have another shape, dtype or range; no classifier was trained.
         """
         if self.model.supervised_head is None:
             raise UserError(
@@ -81,17 +81,19 @@ class Encoder:
     def _outputs(self, images, name, batch_size):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: expected at least 1, as in batch_size=256")
-        rows = max(1, min(batch_size, 1 << (len(images) - 1).bit_length()))  # so that few sizes are compiled
-        found = []
+        rows = max(
+            1, min(batch_size, 1 << (len(images) - 1).bit_length())
+        )  # Powers of two: few are compiled.
+        outputs = []
         for start in range(0, max(1, len(images)), rows):
             batch = self._views(images[start : start + rows], start)
             padding = [(0, rows - len(batch))] + [(0, 0)] * 3
             output = self._apply(self.variables, np.pad(batch, padding))[name]
-            found.append(np.asarray(output[: len(batch)], np.float32))
-        return np.concatenate(found)
+            outputs.append(np.asarray(output[: len(batch)], np.float32))
+        return np.concatenate(outputs)
 
     def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:
-        """Images as the network takes them, uint8 or float32 [n, size, size, 3]."""
+        """The images as inputs of the network, uint8 or float32 [n, size, size, 3]."""
         checked = [_checked(image, f"images[{start + row}]") for row, image in enumerate(images)]
         if not checked:
             return np.zeros((0, self._size, self._size, 3), np.uint8)
@@ -103,7 +105,7 @@ class Encoder:
 
 
 def _checked(image, name):
-    """An image as uint8 or float32 [h, w, 3]."""
+    """Checks an image and converts it to uint8 or float32 [h, w, 3]."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
         raise UserError(
@@ -113,7 +115,7 @@ def _checked(image, name):
         if not np.issubdtype(image.dtype, np.floating):
             raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
         low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):  # nor is NaN
+        if not (low >= 0 and high <= 1):  # NaN fails too.
             raise UserError(
                 f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]: scale it"
             )
@@ -122,7 +124,7 @@ def _checked(image, name):
 
 
 def _resized(images, size, proportion) -> Iterator[np.ndarray]:
-    """The evaluation views of images, those of the size as they are."""
+    """Yields the evaluation views of images; an image of that size is yielded as it is."""
     try:
         from simclr_jax.data import pipeline
     except ImportError:
@@ -131,7 +133,7 @@ def _resized(images, size, proportion) -> Iterator[np.ndarray]:
             f"an image of {sizes[0][0]} x {sizes[0][1]} pixels has to be scaled to {size} x {size}, which "
             "needs TensorFlow: pip install tensorflow, or give images of that size"
         ) from None
-    unlike = (image for image in images if image.shape[:2] != (size, size))
-    others = pipeline.eval_views(unlike, size, proportion)
+    other_sizes = (image for image in images if image.shape[:2] != (size, size))
+    views = pipeline.eval_views(other_sizes, size, proportion)
     for image in images:
-        yield image if image.shape[:2] == (size, size) else next(others)
+        yield image if image.shape[:2] == (size, size) else next(views)

@@ -7,10 +7,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, official, parallel, torch_weights, train
+from simclr_jax import checkpoint, official, torch_weights, train
 from simclr_jax.config.saved import complete
-from simclr_jax.evaluation import features
-from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
 from simclr_jax.process import files
 from simclr_jax.process.console import escape
@@ -186,22 +184,6 @@ def make_init(config, model):
     """`Task.init` that starts from `config.pretrained`; the classifier starts afresh."""
     init, loaded = train.make_init(model, config.image_size), load(config, model)
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
-
-
-def make_extract(config, transform=None):
-    """Builds `extract(source) -> Features` with the encoder of `config.pretrained`.
-
-    The features are those of the projection layer `config.model.supervised_layer`, 0 being the encoder's own.
-    `transform` is that of `pipeline.eval_batches`.
-    """
-    model = make_model(config.model, 0, whole_projection=False)
-    variables = parallel.replicate(load(config, model))
-    extract = features.make_extract(model, layer=config.model.supervised_layer)
-
-    def extract_source(source) -> Features:
-        return extract(variables, features.batches_of(config, source, transform=transform))
-
-    return extract_source
 
 
 def source_of(config) -> dict[str, Any] | None:

@@ -1,32 +1,40 @@
 """One run of any task in its workdir, as the command line and `simclr_jax.run` both start it."""
 
 import importlib
+import time
 from contextlib import ExitStack
 
 import jax
+from etils import epath
+from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, train
+from simclr_jax import checkpoint, pretrained, train
+from simclr_jax.config import shipped
+from simclr_jax.config.saved import complete
+from simclr_jax.evaluation import stored
 from simclr_jax.process import files, group
 from simclr_jax.process.console import escape
+from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import lock, records, report, trackers
 
 
 def run(config, workdir, defaults: dict | None = None, **options) -> dict:
-    """Runs `config.task` to its end, or goes on with what is in `workdir`; says what it found.
+    """Runs `config.task` to its end, or continues the run in `workdir`.
 
     Args:
       config: checked, and complete.
-      workdir: where everything is kept; see docs/faults.md.
+      workdir: folder that keeps everything; see docs/faults.md.
       defaults: of the file that the config is from, for keys that an older run in `workdir` has not saved.
       options: further arguments of the task, such as the `view` of pretraining.
 
     Returns:
-      The summary of the task, as `WORKDIR/summary.json` holds it too; of a run that is over, without
-      repeating it.
+      The summary of the task with its `seconds`, as in `WORKDIR/summary.json`. A run that is over is not
+      repeated: its summary is returned.
 
     Raises:
       UserError: something is wrong with config, data or workdir.
     """
+    workdir = epath.Path(workdir)
     group.check_agreement("config", records.flatten(config.to_dict()) | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:
@@ -35,7 +43,9 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
             report.say(f"{escape(workdir)} holds a run that is over: choose another --workdir for another")
         else:
             task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
+            begun = time.monotonic()
             summary = task.run(config, workdir, **options)
+            summary |= {"seconds": round(time.monotonic() - begun, 1)}
             if jax.process_index() == 0:
                 records.save_config(workdir, config.to_dict())
                 files.write_json(workdir / "summary.json", summary, indent=2)
@@ -43,13 +53,39 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
     return summary
 
 
+def load_features(workdir) -> stored.StoredFeatures:
+    """Reads the features of all images of a run.
+
+    Args:
+      workdir: of the task embed, or of a run whose images were embedded in its folder `embed`. Where they
+        were not, the task embed is run there now.
+
+    Raises:
+      UserError: it is no workdir of a run with a checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    files.check_reachable(workdir)
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{escape(workdir)} holds no config.json: give the workdir of a run")
+    config = ConfigDict(complete(records.read_config(workdir)))
+    if not (workdir / stored.FILE).exists():
+        config = shipped.base().embed(config.copy_and_resolve_references())
+        if checkpoint.steps_in(workdir):  # Runs that train no network, as predict, use another run's.
+            config.pretrained = str(workdir)
+        pretrained.inherit_settings(config, given={})
+        workdir = workdir / "embed"
+        if not (workdir / stored.FILE).exists():
+            run(config, workdir)
+    return stored.read(workdir, config)
+
+
 def _begin(workdir, config, defaults, stack):
-    """Takes the workdir for this run; returns the summary of one that is over."""
+    """Takes the workdir for this run; returns the summary of a run that is over."""
     files.check_reachable(workdir)
     records.check_config(workdir, config.to_dict(), defaults)
     if (summary := records.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
         return summary
-    tracker = config.tracker if "tracker" in config else ""  # tasks that report no lines have none
+    tracker = config.tracker if "tracker" in config else ""  # Tasks that report no steps have no tracker.
     if tracker:
         trackers.check(tracker)
     lock.prepare(workdir)

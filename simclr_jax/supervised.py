@@ -1,4 +1,4 @@
-"""Training with labels: what linear evaluation, fine-tuning and the baselines of distillation share."""
+"""Training with labels, as linear evaluation, fine-tuning and distillation share it."""
 
 import re
 from functools import partial
@@ -14,12 +14,13 @@ from simclr_jax.process.errors import UserError
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
-CALIBRATED_ON = 10_000  # held-out images at most
-FEW = 20  # labels of the smallest class, by CSV, below which none is held out: of 20 a tenth are 2
+CALIBRATED_ON = 10_000  # Largest number of held-out images that a calibration uses.
+# With fewer labels by CSV in the smallest class, no image is held out: a tenth of 20 labels is 2 images.
+FEW = 20
 
 
 def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
-    """Training of `model` on the labels of `source`, as the train loop takes it.
+    """Builds the training of `model` on the labels of `source` for the train loop.
 
     Args:
       config: of a task that trains on single images.
@@ -42,7 +43,7 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
 
 
 def meta_of(config, model, source) -> dict:
-    """What checkpoints of a classifier tell beside the train state."""
+    """Returns the metadata that checkpoints of a classifier keep beside the train state."""
     return {
         "config": config.to_dict(),
         "num_classes": model.supervised_head.features,
@@ -54,10 +55,16 @@ def meta_of(config, model, source) -> dict:
 
 
 def make_loss(model, config, *, after_block: int | None):
-    """Cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b]; a `train.Task.loss`.
+    """Builds the cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b].
 
-    What lies behind block group `after_block` is in training mode (-1: everything); None: nothing is, the
-    statistics of batch norm stay as they are.
+    Args:
+      model: from `make_model`.
+      config: of the task.
+      after_block: layers behind this block group are in training mode, with -1 all layers. With None all are
+        in eval mode: the statistics of batch norm stay as they are.
+
+    Returns:
+      A `train.Task.loss`.
     """
 
     def loss(params, batch_stats, batch):
@@ -78,18 +85,18 @@ def make_loss(model, config, *, after_block: int | None):
 
 
 def head_decay(optimizer, params) -> jax.Array:
-    """The part of the loss that decays the classifier, which LARS leaves alone (official code)."""
+    """Returns the classifier's weight decay, a part of the loss since LARS excludes it (official code)."""
     decay = optimizer.weight_decay if optimizer.name == "lars" else 0.0
     return decay * 0.5 * (params["supervised_head"]["kernel"] ** 2).sum()
 
 
 def is_head(path: str) -> bool:
-    """Whether a parameter belongs to the classifier; a `train.Task.trained`."""
+    """Tells whether a parameter belongs to the classifier; a `train.Task.trained`."""
     return path.startswith("supervised_head/")
 
 
 def is_after_block(path: str, *, after_block: int) -> bool:
-    """Whether a parameter lies behind block group `after_block`, 0 being the stem; a `train.Task.trained`."""
+    """Tells whether a parameter lies behind a block group, 0 being the stem; a `train.Task.trained`."""
     if not path.startswith("encoder/"):
         return True
     group = re.match(r"encoder/block_group(\d)", path)
@@ -97,7 +104,7 @@ def is_after_block(path: str, *, after_block: int) -> bool:
 
 
 def batches(config, source, start_step):
-    """Cropped and flipped images (v1 appendix B.6) of this process, from `start_step` on."""
+    """Returns this process's batches of cropped and flipped images (v1 appendix B.6) from `start_step` on."""
     from simclr_jax.data import augment, pipeline
 
     def transform(image, seed):
@@ -115,35 +122,29 @@ def batches(config, source, start_step):
 
 
 def make_evaluate(config, model, source):
-    """Builds `evaluate(variables) -> {'top1', 'top5'}`: every example of `source` counts once.
+    """Builds `evaluate(variables) -> {'top1', 'top5'}`, in which every example of `source` counts once."""
 
-    The devices share every batch; rows that only fill the last ones are masked.
-    """
-
-    def count(variables, batch):
+    def hits(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
-        hits = {f"top{k}": losses.top_k_correct(logits, batch["label"], k=k) & batch["mask"] for k in (1, 5)}
-        hits["all"] = batch["mask"]
-        return jax.lax.psum({name: hit.sum() for name, hit in hits.items()}, parallel.AXIS)
+        return {f"top{k}": losses.top_k_correct(logits, batch["label"], k=k) for k in (1, 5)}
 
-    mapped = parallel.pmap(count)
+    mapped = features.make_map(hits)
 
     def evaluate(variables) -> dict[str, float]:
         variables = {name: variables[name] for name in ("params", "batch_stats")}
-        held_out = features.batches_of(config, source)
-        hits = [mapped(variables, batch) for batch in parallel.prefetch_to_devices(held_out)]
-        hits = jax.device_get(hits)
-        sums = {name: int(np.sum([hit[name] for hit in hits])) for name in hits[0]}
-        count = sums.pop("all")  # less than the split has where files were lost
-        return {name: hit / count for name, hit in sums.items()}
+        rows = mapped(variables, features.batches_of(config, source))
+        return {name: float(rows[name].mean()) for name in ("top1", "top5")}
 
     return evaluate
 
 
 def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
-    """The examples whose labels may be used, and their rows: all, or `labels_per_class` of every class.
+    """Draws `labels_per_class` random examples of every class, or takes all of them where it is not set.
 
-    Which ones they are is written to `workdir`/labels.json: 'split', 'rows', 'labels', and 'names' of files.
+    The draw is written to `workdir`/labels.json: 'split', 'rows', 'labels', and 'names' of files.
+
+    Returns:
+      The examples, and their rows, int [n].
     """
     from simclr_jax.data import datasets
 
@@ -162,26 +163,53 @@ def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
 
 
 def labelled_by_csv(load):
-    """All labelled images, and the held-out ones among them, of a folder with `dataset.labels`.
+    """Loads the labelled images of a folder with `dataset.labels`.
 
-    The latter are None where labels are too few to hold some out. Then a cross-validation tells how good a
-    classifier is, and the classifier learns from all of them. `load` is split -> source.
+    Args:
+      load: split -> source.
+
+    Returns:
+      All labelled images, and the held-out ones among them. The latter are None where labels are too few to
+      hold some out: then a classifier learns from all of them, and a cross-validation scores it.
     """
     from simclr_jax.data import datasets
 
-    everything, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
-    smallest = np.bincount(everything.labels, minlength=everything.num_classes).min()
-    if smallest >= FEW and len(set(held_out.labels)) == everything.num_classes:
-        return everything, held_out
+    labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
+    smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
+    if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
+        return labelled, held_out
     report.say_once(
-        f"note: {everything.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
-        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(everything.labels))} folds)"
+        f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
+        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"
     )
-    return everything, None
+    return labelled, None
+
+
+def train_and_score(task: train.Task, config, model, source, held_out, workdir, *, calibrate: bool) -> dict:
+    """Trains a classifier and scores it on `held_out`, or by a cross-validation where that is None.
+
+    Args:
+      task: from `make_task`.
+      config, workdir: of the run.
+      model: from `make_model`.
+      source: the training examples, all labels where there is a cross-validation.
+      held_out: examples, or None.
+      calibrate: whether held-out images also calibrate the classifier, as a cross-validation always does.
+
+    Returns:
+      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; `calibration_temperature`.
+    """
+    if not held_out:
+        scores = cross_validate(task, config, model, source, workdir)
+        train.fit(task, config, workdir)
+        return scores
+    state = train.fit(task, config, workdir)
+    scores = task.evaluate(state)
+    return scores | calibrated(make_logits(config, model, held_out)(state)) if calibrate else scores
 
 
 def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
-    """How good a classifier is that learns from all of `source`: by others that learn from a part each.
+    """Scores a classifier of all of `source` by classifiers that learn from a part each.
 
     They train as `task` does, for as many steps, in `workdir`/fold<i>.
 
@@ -191,34 +219,33 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     """
     from simclr_jax.data import datasets
 
-    told = []
+    results = []
     for number, (learnt, tested) in enumerate(probes.folds(source.labels)):
-        place = workdir / f"fold{number}"
-        report.say(f"fold {number + 1} of the cross-validation: {place}")
+        folder = workdir / f"fold{number}"
+        report.say(f"fold {number + 1} of the cross-validation: {folder}")
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
         logits = make_logits(config, model, datasets.subset(source, tested))
-        told.append(logits(train.fit(fold, config, place)))
-    everything = Features(*map(np.concatenate, zip(*told)))
-    spread = np.std([top_k(part, 1) for part in told])
-    summary = {f"top{k}": top_k(everything, k) for k in (1, 5)}
-    summary |= {"top1_spread": float(spread), "folds": len(told), "labels": source.num_examples}
-    return summary | calibrated(everything)
+        results.append(logits(train.fit(fold, config, folder)))
+    joined = Features(*map(np.concatenate, zip(*results)))
+    spread = np.std([top_k(result, 1) for result in results])
+    summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}
+    summary |= {"top1_spread": float(spread), "folds": len(results), "labels": source.num_examples}
+    return summary | calibrated(joined)
 
 
-def top_k(scores: Features, k: int) -> float:
-    """The share of examples whose label is among the k classes of the highest logits."""
-    return float(np.mean(losses.top_k_correct(scores.features, scores.labels, k=k)))
+def top_k(logits: Features, k: int) -> float:
+    """Returns the share of examples whose label is among the k classes of the highest logits."""
+    return float(np.mean(losses.top_k_correct(logits.features, logits.labels, k=k)))
 
 
-def calibrated(scores: Features) -> dict[str, float]:
-    """`calibration_temperature` for a summary; see `evaluation.calibration`."""
-    scores = probes.labelled(scores)
-    found = calibration.temperature(scores.features, scores.labels)
-    return {} if found is None else {"calibration_temperature": found}
+def calibrated(logits: Features) -> dict[str, float]:
+    """Returns `calibration_temperature` for a summary; see `evaluation.calibration`."""
+    temperature = calibration.temperature(*probes.labelled(logits))
+    return {} if temperature is None else {"calibration_temperature": temperature}
 
 
 def make_logits(config, model, source):
-    """Builds `logits(variables) -> Features`: logits and labels of `source`, or of some of many."""
+    """Builds `logits(variables) -> Features`: logits and labels of `CALIBRATED_ON` examples at most."""
     from simclr_jax.data import datasets
 
     source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
@@ -235,21 +262,21 @@ def make_logits(config, model, source):
 
 
 def load_labelled(config, workdir, splits=("train", "eval")):
-    """Splits of the dataset, for a task that needs the labels of all of them.
+    """Loads splits of the dataset, for a task that needs the labels of all of them.
 
-    With `dataset.labels` they hold the labelled images alone. Where those are few, the first is of all of
-    them, and the others are None: see `labelled_by_csv`.
+    With `dataset.labels` they hold the labelled images alone. Where those are few, the first split holds all
+    of them, and the second is None: see `labelled_by_csv`.
 
     Raises:
-      UserError: one has none.
+      UserError: a split has no labels.
     """
     from simclr_jax.data import datasets
 
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     if config.dataset.labels:
-        everything, held_out = labelled_by_csv(load)
-        group.check_agreement("labels", datasets.fingerprint(everything))
-        return [everything, None] if held_out is None else [datasets.labelled(load("train")), held_out]
+        labelled, held_out = labelled_by_csv(load)
+        group.check_agreement("labels", datasets.fingerprint(labelled))
+        return [labelled, None] if held_out is None else [datasets.labelled(load("train")), held_out]
     sources = [load(split) for split in splits]
     for split, source in zip(splits, sources):
         group.check_agreement(f"{split} split", datasets.fingerprint(source))

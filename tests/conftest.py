@@ -6,6 +6,8 @@ import json
 import os
 import tempfile
 
+from etils import epath
+
 DEVICES = os.environ.setdefault("TEST_DEVICES", "8")  # other processes of tests may have fewer
 # Most of what tests wait for is compilation, which takes a fifth of the time without optimisation.
 UNOPTIMISED = "" if os.environ.get("TEST_OPTIMISED") else "--xla_backend_optimization_level=0"
@@ -93,4 +95,4 @@ def tiny_config(task, **overrides):
 def run_task(task, workdir, **overrides):
     """Runs a task on digits in this process; returns its summary."""
     module = importlib.import_module(f"simclr_jax.tasks.{task}")
-    return module.run(tiny_config(task, **overrides), workdir)
+    return module.run(tiny_config(task, **overrides), epath.Path(workdir))

@@ -11,13 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from simclr_jax import runs
 from simclr_jax.plots import board, figures
-from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
 
 
-def escape(workdir):
-    """(step, strings) of everything that is no number."""
+def entries_of(workdir):
+    """{name: (step, strings)} of everything that is no number."""
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
     events.Reload()
     found = {
@@ -34,11 +33,21 @@ def pixels(strings):
     return picture
 
 
+def views():
+    """A batch of four images with two views of each."""
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 256, (4, 8, 8, 3), np.uint8) for name in ("image", "view1", "view2")}
+
+
+def fail(*arguments, **options):
+    raise RuntimeError("no colours left")
+
+
 @pytest.mark.journey
 def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
     config = tiny_config("pretrain", num_steps=2, **{"evaluate.pictures": True})
     runs.run(config, tmp_path)
-    found = escape(tmp_path)
+    found = entries_of(tmp_path)
     assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0, "map": 2}
     (text,) = found["config"][1]
     assert all(line.startswith(b"    ") for line in text.splitlines())
@@ -47,18 +56,34 @@ def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
         picture = pixels(found[name][1])
         assert picture.size > 100_000 and picture.std() > 5
     runs.run(config, tmp_path)  # which is over
-    assert escape(tmp_path).keys() == found.keys()
+    assert entries_of(tmp_path).keys() == found.keys()
 
 
-@pytest.mark.journey
-def test_no_picture_stops_a_run(tmp_path, monkeypatch, capsys):
-    def fail(*arguments, **options):
-        raise RuntimeError("no colours left")
+def test_the_config_and_views_are_shown_at_the_beginning(tmp_path):
+    config = tiny_config("pretrain")
+    board.begin(config, tmp_path, views)
+    found = entries_of(tmp_path)
+    assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0}
+    (text,) = found["config"][1]
+    assert all(line.startswith(b"    ") for line in text.splitlines())
+    assert json.loads(text) == json.loads(json.dumps(config.to_dict()))
+    picture = pixels(found["views"][1])
+    assert picture.size > 100_000 and picture.std() > 5
 
-    monkeypatch.setattr(pretrain, "example_views", fail)
+
+def test_a_map_is_shown_at_the_end(pretrained_run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(board.report, "show", lambda workdir, step, pictures: shown.append((step, pictures)))
+    board.end(tiny_config("pretrain"), pretrained_run, 5)
+    [(step, pictures)] = shown
+    assert step == 5 and pictures["map"].size > 100_000 and pictures["map"].std() > 5
+
+
+def test_no_picture_stops_a_run(pretrained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "embedding_map", fail)
-    summary = runs.run(tiny_config("pretrain", num_steps=1, **{"evaluate.pictures": True}), tmp_path)
-    assert summary["steps"] == 1 and escape(tmp_path).keys() == {"config"}
+    board.begin(tiny_config("pretrain"), tmp_path, fail)
+    board.end(tiny_config("pretrain"), pretrained_run, 5)
+    assert entries_of(tmp_path).keys() == {"config"}
     out = capsys.readouterr().out
     assert "note: TensorBoard has no views: no colours left" in out
     assert "note: TensorBoard has no map: no colours left" in out

@@ -8,9 +8,8 @@ from conftest import run_task, stop_at_part, tiny_config
 from PIL import Image
 from pyarrow import parquet
 
-from simclr_jax import pretrained
 from simclr_jax.data import datasets
-from simclr_jax.evaluation import parts
+from simclr_jax.evaluation import features, parts
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -31,7 +30,7 @@ def test_files_hold_the_features_of_every_image_in_order(pretrained_run, in_one_
     workdir, summary, arrays = in_one_part
     assert summary["examples"] == 1797 and summary["dimensions"] == 32
     config = tiny_config("embed", pretrained=str(pretrained_run))
-    extract = pretrained.make_extract(config)
+    extract = features.make_pretrained_extract(config)
     train, held_out = (extract(datasets.load(config.dataset, split, seed=0)) for split in ("train", "eval"))
     np.testing.assert_array_equal(arrays["features"], np.concatenate([train.features, held_out.features]))
     np.testing.assert_array_equal(arrays["label"], np.concatenate([train.labels, held_out.labels]))

@@ -9,15 +9,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_suggest import blobs, write_embedded
 
-from simclr_jax.evaluation import embedded, neighbours
+from simclr_jax import runs
+from simclr_jax.evaluation import neighbours, similarity
+from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.process.errors import UserError
 
 
 def test_nearest_are_those_of_the_highest_cosine(tmp_path):
     features, _ = blobs([30] * 4, spread=0.2)
-    found = embedded.load(write_embedded(tmp_path / "run", features))
+    stored = runs.load_features(write_embedded(tmp_path / "run", features))
     queries = 7 * features[[3, 90]] + 0.01
-    rows, similar = neighbours.nearest(found, queries, 5)
+    rows, similar = similarity.nearest(stored.features, 5, unit_rows(queries))
     cosine = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(float) @ features.T
     np.testing.assert_array_equal(rows, np.argsort(-cosine, axis=1)[:, :5])
     np.testing.assert_allclose(similar, np.sort(cosine, axis=1)[:, ::-1][:, :5], atol=1e-6)
@@ -25,14 +27,14 @@ def test_nearest_are_those_of_the_highest_cosine(tmp_path):
 
 @pytest.mark.parametrize("block", [2**26, 100])
 def test_duplicates_are_found_in_groups(block, monkeypatch):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(similarity, "_BLOCK", block)
     features, _ = blobs([40] * 3, spread=0.3)
     rng = np.random.default_rng(1)
     features[50] = features[2]
     for row in (70, 71):
         features[row] = features[20] + 0.002 * rng.standard_normal(8)
         features[row] /= np.linalg.norm(features[row])
-    groups, best, threshold = neighbours.duplicates(features, 0.3)
+    groups, best, threshold = similarity.duplicates(features, 0.3)
     assert groups[2] == groups[50] == 0 and groups[20] == groups[70] == groups[71] == 1
     assert (groups >= 0).sum() == 5 and 0.9 < threshold < 1
     similar = features @ features.T - 2 * np.eye(len(features))

@@ -106,7 +106,7 @@ def test_predictions_come_by_doubt_and_tell_who_made_them(run, tmp_path):
     text = (copy / "plots" / "index.html").read_text()
     doubts = json.loads(re.search(r"const DATA = (.*);</script>", text)[1])["doubts"]
     assert [doubt["name"] for doubt in doubts] == [name_of(row) for row in range(COUNT)][::-1][: len(doubts)]
-    assert len(doubts) == page.DOUBTFUL and doubts[0]["told"] == "yes 0.51, no 0.49"
+    assert len(doubts) == page.DOUBTFUL and doubts[0]["caption"] == "yes 0.51, no 0.49"
     assert "a&lt;b&gt; tells them apart" in text
 
 

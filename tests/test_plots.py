@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from test_datasets import write_folder
 
+from simclr_jax import runs
+from simclr_jax.evaluation import similarity
 from simclr_jax.plots import __main__ as plots_main
-from simclr_jax.plots import board, figures, gallery
+from simclr_jax.plots import board, figures, gallery, tsne
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -125,8 +127,8 @@ def test_map_of_many_classes_names_none():
 def test_a_few_images_have_places_and_neighbours(count, alike):
     angles = np.zeros(count) if alike else np.arange(count) / 9
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    places = gallery.places_of(features)
-    nearest, similar = gallery.nearest_of(features)
+    places = tsne.places_of(features)
+    nearest, similar = similarity.nearest(features, gallery.NEAREST)
     assert places.shape == (count, 2) and places.min() >= 0 and places.max() <= 1
     assert len(np.unique(places, axis=0)) == count
     assert nearest.shape == similar.shape == (count, count - 1)
@@ -136,12 +138,12 @@ def test_a_few_images_have_places_and_neighbours(count, alike):
     assert canvas.min() == images.min()
 
 
-@pytest.mark.parametrize("block", [2**26, 100])
-def test_nearest_are_the_nearest_and_never_the_image_itself(block, monkeypatch):
-    monkeypatch.setattr(gallery, "_BLOCK", block)
+@pytest.mark.parametrize("mebibytes", [256, 0.01])
+def test_nearest_are_the_nearest_and_never_the_image_itself(mebibytes, monkeypatch):
+    monkeypatch.setattr(similarity, "_MEBIBYTES", mebibytes)
     angles = np.arange(40) / 40
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    nearest, similar = gallery.nearest_of(features)
+    nearest, similar = similarity.nearest(features, gallery.NEAREST)
     assert nearest[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8] and set(nearest[20, :2].tolist()) == {19, 21}
     np.testing.assert_allclose(similar[0], np.cos(angles[1:9]), rtol=1e-6)
 
@@ -198,9 +200,9 @@ def test_pictures_of_a_classifier_are_of_its_own_network(finetuned_run, tmp_path
         "map.png",
         "neighbours.png",
     ]  # one number of labels: no curve
-    seen = gallery.read(run)
-    assert str(seen.found.run) == str(run) and len(seen.rows) == 1797 and len(seen.queries) == 10
-    assert seen.labels[seen.queries].tolist() == list(range(10))
+    images = gallery.make(runs.load_features(run))
+    assert str(images.stored.run) == str(run) and len(images.rows) == 1797 and len(images.queries) == 10
+    assert images.labels[images.queries].tolist() == list(range(10))
     config = ConfigDict(json.loads((run / "embed" / "config.json").read_text()))
     assert config.pretrained == str(run)
 

@@ -27,6 +27,10 @@ def digits():
     return Features(pixels[:1000], labels[:1000]), Features(pixels[1000:], labels[1000:])
 
 
+def few_label_accuracy(train, held_out, **options):
+    return np.mean(probes.few_label_accuracies(train, held_out, **options))
+
+
 def test_linear_accuracy_is_that_of_scaled_logistic_regression(digits):
     train, held_out = digits
     scaler = StandardScaler().fit(train.features)
@@ -44,10 +48,10 @@ def test_linear_accuracy_does_not_depend_on_the_scale_of_features(digits):
 
 
 def test_few_labels_score_less_than_all_and_are_the_same_for_the_same_seed(digits):
-    few = probes.few_label_accuracy(*digits, labels_per_class=5, draws=3)
+    few = few_label_accuracy(*digits, labels_per_class=5, draws=3)
     assert 0.6 < few < probes.linear_accuracy(*digits) - 0.05
-    assert few == probes.few_label_accuracy(*digits, labels_per_class=5, draws=3)
-    assert few != probes.few_label_accuracy(*digits, labels_per_class=5, draws=3, seed=1)
+    assert few == few_label_accuracy(*digits, labels_per_class=5, draws=3)
+    assert few != few_label_accuracy(*digits, labels_per_class=5, draws=3, seed=1)
 
 
 def test_few_labels_use_only_those_labels(digits):
@@ -56,7 +60,7 @@ def test_few_labels_use_only_those_labels(digits):
     original = probes._logistic_regression
     probes._logistic_regression = lambda part: seen.append(part.labels) or original(part)
     try:
-        probes.few_label_accuracy(train, held_out, labels_per_class=3, draws=2)
+        few_label_accuracy(train, held_out, labels_per_class=3, draws=2)
     finally:
         probes._logistic_regression = original
     assert all((np.bincount(labels) == 3).all() for labels in seen) and len(seen) == 2
@@ -91,30 +95,52 @@ def test_knn_votes_are_those_of_a_plain_loop_also_with_padding(digits):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def objective(weights, examples, l2):
+    log_probabilities = log_softmax(probes.predict(weights, examples.features), axis=1)
+    losses = -log_probabilities[np.arange(len(examples.labels)), examples.labels]
+    return losses.sum() + 0.5 * l2 * (weights[:-1] ** 2).sum()
+
+
 @pytest.mark.parametrize("l2", [1e-3, 1.0, 1e3])
 def test_logistic_regression_is_that_of_scikit_learn(digits, l2):
     train, held_out = digits
     train = Features(train.features / 16, train.labels)
     expected = LogisticRegression(C=1 / l2, max_iter=5000, tol=1e-8).fit(*train)
-    weights = probes.make_logistic_regression(train, 10)(l2)
-
-    def objective(weights):
-        log_probabilities = log_softmax(probes.predict(weights, train.features), axis=1)
-        losses = -log_probabilities[np.arange(len(train.labels)), train.labels]
-        return losses.sum() + 0.5 * l2 * (weights[:-1] ** 2).sum()
-
-    theirs = objective(np.vstack([expected.coef_.T, expected.intercept_]))
-    assert objective(weights) == pytest.approx(theirs, rel=1e-3, abs=1e-4 * len(train.labels))
+    [weights] = probes.logistic_regressions(train, 10, [l2])
+    best = objective(np.vstack([expected.coef_.T, expected.intercept_]), train, l2)
+    assert objective(weights, train, l2) == pytest.approx(best, rel=1e-3, abs=1e-4 * len(train.labels))
     predictions = probes.predict(weights, held_out.features / 16).argmax(axis=1)
     assert (predictions == expected.predict(held_out.features / 16)).mean() > 0.99
 
 
+@pytest.mark.parametrize("l2", [1e-2, 1.0, 1e2])
+def test_two_classes_have_weights_of_the_least_objective_too(digits, l2):
+    rows = digits[0].labels < 2
+    train = Features(digits[0].features[rows] / 16, digits[0].labels[rows])
+    [weights] = probes.logistic_regressions(train, 2, [l2])
+    assert weights.shape == (65, 2)
+    least = objective(weights, train, l2)
+    for factor in (0.5, 0.8, 1.25, 2.0):
+        assert objective(weights * factor, train, l2) > least
+        assert objective(weights * [[1.0, factor]], train, l2) > least
+
+
 def test_logistic_regression_from_a_neighbour_ends_at_the_same_place(digits):
     train = Features(digits[0].features / 16, digits[0].labels)
-    fit = probes.make_logistic_regression(train, 10)
-    direct, by_steps = fit(1.0), fit(1.0, fit(10.0))
+    [direct] = probes.logistic_regressions(train, 10, [1.0])
+    strong, by_steps = probes.logistic_regressions(train, 10, [10.0, 1.0])
     np.testing.assert_allclose(by_steps, direct, atol=0.05)
-    assert np.abs(fit(10.0) - direct).max() > 0.5
+    assert np.abs(strong - direct).max() > 0.5
+
+
+@pytest.mark.parametrize("present", [[], [2], [0, 3], [0, 2, 3]])
+def test_classes_without_examples_are_never_predicted(digits, present):
+    rows = np.isin(digits[0].labels, present)
+    train = Features(digits[0].features[rows] / 16, digits[0].labels[rows])
+    for weights in probes.logistic_regressions(train, 5, [10.0, 1e-4]):
+        assert weights.shape == (65, 5) and np.isfinite(weights).all()
+        predictions = probes.predict(weights, digits[1].features / 16).argmax(axis=1)
+        assert set(predictions) == set(present) or not present
 
 
 def test_knn_weighs_near_neighbours_more():
@@ -144,16 +170,6 @@ def test_votes_are_compiled_once_for_a_shape(digits, caplog):
     assert compiled(caplog, vote()) == compiled(caplog, vote(0.5)) == compiled(caplog, vote(shift=1)) == 0
 
 
-def test_logistic_regression_is_compiled_once_for_a_shape(digits, caplog):
-    train = Features(digits[0].features[:60] / 16, digits[0].labels[:60])
-
-    def fit():
-        probes.make_logistic_regression(train, 10)(100.0)
-
-    jax.clear_caches()
-    assert compiled(caplog, fit) > 0 and compiled(caplog, fit) == 0
-
-
 def rows(count, width=6, seed=0):
     return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
 
@@ -162,7 +178,7 @@ def scores(train, held_out):
     return (
         probes.knn_accuracy(train, held_out),
         probes.linear_accuracy(train, held_out),
-        probes.few_label_accuracy(train, held_out, labels_per_class=5, draws=2),
+        few_label_accuracy(train, held_out, labels_per_class=5, draws=2),
     )
 
 
@@ -229,8 +245,8 @@ def test_regressions_keep_to_one_thread_iterations_and_products(digits, monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one iteration does not converge
         probes.linear_accuracy(*digits)
-        probes.few_label_accuracy(*digits, labels_per_class=3)
-        probes.few_label_accuracy(*digits, labels_per_class=50)
+        few_label_accuracy(*digits, labels_per_class=3)
+        few_label_accuracy(*digits, labels_per_class=50)
     assert seen == [(100, 1)] + [(30, 1)] * 3 + [(500, 1)]
 
 

@@ -9,7 +9,9 @@ from conftest import tiny_config
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax.evaluation import embedded, suggest
+from simclr_jax import runs
+from simclr_jax.evaluation import selection, stored, suggest
+from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import records
 
@@ -50,36 +52,40 @@ def test_every_cluster_gives_its_most_typical_image_the_largest_first():
     features, labels = blobs(sizes, width=10)
     middle = features[labels == 2].mean(axis=0)
     features[3] = middle / np.linalg.norm(middle)  # of a cluster that it does not come from
-    chosen = suggest.typical(features, 10, NOBODY, 0)
+    chosen = selection.typical(features, 10, NOBODY, 0)
     assert chosen[0] == 3
     np.testing.assert_array_equal(labels[chosen[1:]], np.argsort(sizes)[::-1][1:])
 
 
-@pytest.mark.parametrize("method", suggest.METHODS)
+@pytest.mark.parametrize("method", selection.METHODS)
 def test_more_images_begin_with_the_fewer(method):
     features, _ = blobs([50] * 6, spread=0.3)
-    most = suggest.METHODS[method](features, 70, NOBODY, 1)
+    most = selection.METHODS[method](features, 70, NOBODY, 1)
     assert len(set(most.tolist())) == 70
     for count in (1, 7, 10, 33):
-        np.testing.assert_array_equal(suggest.METHODS[method](features, count, NOBODY, 1), most[:count])
+        np.testing.assert_array_equal(selection.METHODS[method](features, count, NOBODY, 1), most[:count])
 
 
 @pytest.mark.parametrize("method", ["typical", "coverage"])
 def test_what_is_labelled_is_not_suggested_nor_its_cluster(method):
     features, labels = blobs([40] * 15, width=16)
     labelled = np.flatnonzero(labels < 5)[::40]
-    chosen = suggest.METHODS[method](features, 10, labelled, 0)
+    chosen = selection.METHODS[method](features, 10, labelled, 0)
     assert set(labels[chosen]) == set(range(5, 15))
-    everything = suggest.METHODS[method](features, len(features) - len(labelled), labelled, 0)
+    everything = selection.METHODS[method](features, len(features) - len(labelled), labelled, 0)
     assert set(everything) | set(labelled) == set(range(len(features)))
 
 
 def test_every_choice_brings_the_most_images_near_to_a_label():
     features, _ = blobs([9, 8, 7], spread=0.5)
     labelled = np.array([2, 11])
-    chosen = suggest.typical(features, 6, labelled, 0)
-    points = suggest._balanced(features[np.r_[np.setdiff1d(np.arange(24), labelled), labelled]]).astype(float)
-    similarity = np.exp((points @ points.T - 1) / suggest._WIDTH)[:, :22]  # to each of those without a label
+    chosen = selection.typical(features, 6, labelled, 0)
+    points = selection._balance(features[np.r_[np.setdiff1d(np.arange(24), labelled), labelled]]).astype(
+        float
+    )
+    similarity = np.exp((points @ points.T - 1) / selection._WIDTH)[
+        :, :22
+    ]  # to each of those without a label
     unknown, have = np.setdiff1d(np.arange(24), labelled), [22, 23]
     for row in chosen:
         covered = [similarity[[*have, place]].max(axis=0).sum() for place in range(22)]
@@ -89,19 +95,19 @@ def test_every_choice_brings_the_most_images_near_to_a_label():
 
 def test_of_many_images_a_sample_is_looked_at_and_the_rest_drawn(monkeypatch):
     features, labels = blobs([60, 60, 60])
-    monkeypatch.setattr(suggest, "_SAMPLE", 30)
-    chosen = suggest.typical(features, 178, np.array([5, 70]), 3)
+    monkeypatch.setattr(selection, "_SAMPLE", 30)
+    chosen = selection.typical(features, 178, np.array([5, 70]), 3)
     assert len(set(chosen.tolist())) == 178 and not {5, 70} & set(chosen.tolist())
     assert labels[chosen[0]] == 2
-    np.testing.assert_array_equal(suggest.typical(features, 100, np.array([5, 70]), 3), chosen[:100])
-    assert list(suggest.typical(features, 178, np.array([5, 70]), 4)) != list(chosen)
+    np.testing.assert_array_equal(selection.typical(features, 100, np.array([5, 70]), 3), chosen[:100])
+    assert list(selection.typical(features, 178, np.array([5, 70]), 4)) != list(chosen)
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
 @pytest.mark.filterwarnings("error")
 def test_images_that_are_all_alike_are_suggested_too(count):
     features = np.ones((count, 4), np.float32) / 2
-    assert set(suggest.typical(features, count, NOBODY, 0)) == set(range(count))
+    assert set(selection.typical(features, count, NOBODY, 0)) == set(range(count))
 
 
 def test_the_file_has_names_in_order_and_goes_on_from_labels(tmp_path):
@@ -111,7 +117,7 @@ def test_the_file_has_names_in_order_and_goes_on_from_labels(tmp_path):
     suggest.main([str(run), "--count=12", f"--output={output}"])
     rows = rows_in(output)
     assert list(rows[0]) == ["name", "label", "split", "index"] and len(rows) == 12
-    expected = suggest.typical(features, 12, NOBODY, 0)
+    expected = selection.typical(features, 12, NOBODY, 0)
     assert [row["name"] for row in rows] == [f"{row}.png" for row in expected]
     assert {row["label"] for row in rows} == {""} and rows[0]["split"] == "all"
     with pytest.raises(
@@ -157,15 +163,15 @@ def test_wrong_arguments_are_one_line(tmp_path, arguments, told):
 def test_features_beyond_the_memory_are_taken_to_fewer_dimensions(tmp_path, monkeypatch):
     features, labels = blobs([50] * 4, width=64)
     run = write_embedded(tmp_path / "run", 3 * features)
-    whole = embedded.load(run)
+    whole = runs.load_features(run)
     np.testing.assert_allclose(whole.features, features, atol=1e-6)
     assert whole.basis is None and whole.run == epath.Path("RUN")
-    monkeypatch.setattr(embedded, "ELEMENTS", 1000)
-    monkeypatch.setattr(embedded, "DIMENSIONS", 6)
-    few = embedded.load(run)
+    monkeypatch.setattr(stored, "ELEMENTS", 1000)
+    monkeypatch.setattr(stored, "DIMENSIONS", 6)
+    few = runs.load_features(run)
     assert few.features.shape == (200, 6) and few.basis.shape == (64, 6)
     np.testing.assert_allclose(np.linalg.norm(few.features, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(embedded.directions(5 * features, few.basis), few.features, atol=1e-5)
+    np.testing.assert_allclose(unit_rows(5 * features, few.basis), few.features, atol=1e-5)
     similar = few.features @ few.features.T
     same = labels[:, None] == labels
     assert similar[same].min() > similar[~same].max()

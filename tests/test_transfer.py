@@ -5,9 +5,9 @@ import pytest
 from conftest import run_task, tiny_config
 from sklearn.linear_model import LogisticRegression
 
-from simclr_jax import pretrained, supervised
-from simclr_jax.evaluation.probes import Features
-from simclr_jax.process.errors import UserError
+from simclr_jax import supervised
+from simclr_jax.evaluation import features
+from simclr_jax.evaluation.features import Features
 from simclr_jax.tasks import transfer
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,7 @@ def test_agrees_with_scikit_learn_at_the_chosen_weight(tmp_path, monkeypatch):
     weights = np.logspace(-2, 3, 6)
     monkeypatch.setattr(transfer, "L2_WEIGHTS", weights)
     monkeypatch.setattr(transfer, "_save", lambda *_: None)  # there is no network
-    monkeypatch.setattr(pretrained, "make_extract", lambda config, transform: pixels)
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, transform: pixels)
     summary = run_task("transfer", tmp_path)
     config = tiny_config("transfer")
     train, held_out = map(pixels, supervised.load_labelled(config, tmp_path))
@@ -59,11 +59,6 @@ def test_a_fifth_of_every_class_validates():
     np.testing.assert_array_equal(np.sort(rows), np.arange(65))
 
 
-def test_unknown_metric_is_a_user_error(pretrained_run, tmp_path):
-    with pytest.raises(UserError, match="metric='top2': set --config.metric to top1 or mean_per_class"):
-        run_task("transfer", tmp_path, pretrained=str(pretrained_run), metric="top2")
-
-
 def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
     def half(source):
         found = pixels(source)
@@ -71,5 +66,5 @@ def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(transfer, "L2_WEIGHTS", np.array([1.0]))
     monkeypatch.setattr(transfer, "_save", lambda *_: None)
-    monkeypatch.setattr(pretrained, "make_extract", lambda config, transform: half)
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, transform: half)
     assert run_task("transfer", tmp_path)["top1"] > 0.9

@@ -1,1 +1,1 @@
-"""What features are worth: how they are made of whole datasets, probes on them, and their health."""
+"""Features of whole datasets, the probes and figures that judge them, and what is found by them."""

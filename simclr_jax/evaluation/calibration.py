@@ -1,22 +1,24 @@
-"""Probabilities that hold: one temperature for a classifier (Guo et al., arXiv 1706.04599, section 4.2)."""
+"""Calibration of a classifier by one temperature (Guo et al., arXiv 1706.04599, section 4.2)."""
 
 import numpy as np
 from scipy import optimize
 from scipy.special import log_softmax
 
-ENOUGH = 30  # labelled images that the classifier has not learnt from; of fewer a temperature is a guess
-_LARGEST = 20.0  # and its inverse the smallest: beyond it logits that tell nothing, or are all right, lead
+ENOUGH = 30  # Labelled images that a temperature needs; with fewer it would be a guess.
+# The largest temperature, and the inverse of the smallest. Logits that are all right, or that carry no
+# information, would lead beyond.
+_LARGEST = 20.0
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """What to divide logits by so that their probabilities are as often right as they say.
+    """Returns the temperature that calibrates the probabilities of logits when it divides them.
 
     Args:
       logits: [n, classes], of images that the classifier has not learnt from.
       labels: int [n].
 
     Returns:
-      The temperature of the least cross entropy; None where the images are fewer than `ENOUGH`.
+      The temperature with the least cross entropy; None with fewer than `ENOUGH` images.
     """
     if len(labels) < ENOUGH:
         return None
@@ -26,5 +28,5 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
 
     bound = np.log(_LARGEST)
-    found = optimize.minimize_scalar(cross_entropy, bounds=(-bound, bound), method="bounded")
-    return float(np.exp(found.x))
+    optimum = optimize.minimize_scalar(cross_entropy, bounds=(-bound, bound), method="bounded")
+    return float(np.exp(optimum.x))

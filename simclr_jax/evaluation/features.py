@@ -1,4 +1,4 @@
-"""What a model makes of whole datasets: every example once, in order, mapped over all devices."""
+"""Features of whole datasets: every example once, in order, mapped over all devices."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import parallel
+from simclr_jax import parallel, pretrained
+from simclr_jax.models import make_model
 
-PIXELS = 32  # side of raw pixels as features: 3,072 numbers an image, as many as wide networks have
+PIXELS = 32  # Side of raw pixels as features: 3,072 numbers an image, as many as wide networks have.
 
 
 class Features(NamedTuple):
@@ -21,9 +22,9 @@ class Features(NamedTuple):
 
 
 def batches_of(config, source, **options):
-    """`pipeline.eval_batches` as a task has them; `options` are its `transform` and its `seed`.
+    """Returns the `pipeline.eval_batches` of a task; `options` are their `transform` and `seed`.
 
-    Where a batch trains in microbatches, it is evaluated by these: the whole might not fit.
+    A task with microbatches evaluates batches of that size: the whole batch might not fit into memory.
     """
     from simclr_jax.data import pipeline
 
@@ -33,11 +34,11 @@ def batches_of(config, source, **options):
 
 
 def make_extract(model, *, layer: int = 0):
-    """Builds `extract(variables, batches) -> Features`; see `make_map` for the batches, with an `image`.
+    """Builds `extract(variables, batches) -> Features` of batches with an `image`, see `make_map`.
 
     Args:
       model: from `make_model`, applied in eval mode.
-      layer: which of its `projection_hiddens` to take: 0 the features, 1 the first projection layer, ...
+      layer: index in the model's `projection_hiddens`: 0 the features, 1 the first projection layer, ...
     """
     mapped = make_map(
         lambda variables, batch: {
@@ -52,13 +53,38 @@ def make_extract(model, *, layer: int = 0):
     return extract
 
 
+def make_pretrained_extract(config, transform=None):
+    """Builds `extract(source) -> Features` with the encoder of `config.pretrained`.
+
+    Args:
+      config: of a task; its `model.supervised_layer` is the layer of `make_extract`.
+      transform: that of `pipeline.eval_batches`.
+    """
+    model = make_model(config.model, 0, whole_projection=False)
+    variables = parallel.replicate(pretrained.load(config, model))
+    extract = make_extract(model, layer=config.model.supervised_layer)
+    return lambda source: extract(variables, batches_of(config, source, transform=transform))
+
+
+def unit_rows(rows: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
+    """Scales rows, [n, w], to length 1, so that their products are cosine similarities.
+
+    With a `basis`, [w, d], they are projected on it then, and scaled again: [n, d].
+    """
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows if basis is None else unit_rows(rows @ basis)
+
+
 def raw_pixels(batches: Iterable) -> Features:
-    """Pixels as features, the baseline for learned ones; of images above `PIXELS`, means over equal areas."""
+    """Returns pixels as features, the baseline of learned ones.
+
+    Images that are larger than `PIXELS` are reduced to means over equal areas.
+    """
     rows = _map_pixels()(np.float32(1 / 255), batches)
     return Features(rows["features"], rows["label"])
 
 
-@functools.cache  # compiled once for training and held-out images
+@functools.cache  # It is compiled once for training and held-out images.
 def _map_pixels():
     def flatten(scale, batch):
         images = batch["image"] * scale
@@ -70,34 +96,33 @@ def _map_pixels():
 
 
 def _area_means(size):
-    """What takes a row of `size` pixels to at most `PIXELS` of equal area, float32 [pixels, size]."""
+    """The matrix that averages `size` pixels to at most `PIXELS` of equal area, float32 [pixels, size]."""
     edges = np.linspace(0, size, min(size, PIXELS) + 1)[:, None]
-    covered = np.clip(edges - np.arange(size), 0, 1)  # the share of each pixel before each edge
+    covered = np.clip(edges - np.arange(size), 0, 1)  # The share of each pixel before each edge.
     return (np.diff(covered, axis=0) * min(size, PIXELS) / size).astype(np.float32)
 
 
 def make_map(function: Callable):
-    """Builds `mapped(variables, batches) -> {name: rows}`, of every unmasked row, on every process.
+    """Builds `mapped(variables, batches) -> {name: rows}`, with every unmasked row, on every process.
+
+    The batches are those of `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
+    The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`.
 
     Args:
-      function: (variables, batch) -> {name: [b, ...]}, of one device's rows.
-
-    The batches are as from `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
-    The rows come back as numpy arrays [n, ...], with the `label`, int32 [n], beside what `function` returns.
+      function: (variables, batch) -> {name: [b, ...]}, for the images and labels of one device.
     """
     forward = parallel.pmap_rows(function)
 
     def mapped(variables, batches) -> dict[str, np.ndarray]:
         parts, pending = [], None
         for batch in batches:
-            images = {name: rows for name, rows in batch.items() if rows.ndim == 4}
-            outputs = forward(variables, parallel.shard(images))
-            known = {"label": batch["label"], "mask": batch["mask"]}
-            if pending:  # read while the devices work on the next batch
+            inputs = {name: rows for name, rows in batch.items() if rows.ndim == 4 or name == "label"}
+            outputs = forward(variables, parallel.shard(inputs))
+            if pending:  # It is read while the devices work on the next batch.
                 parts.append(_read(*pending))
-            pending = outputs, known
+            pending = outputs, {"label": batch["label"], "mask": batch["mask"]}
         parts.append(_read(*pending))
-        # Padding leaves last: until then every process holds equally many rows.
+        # Padding is removed last: until then every process holds equally many rows.
         rows = {}
         for name in [*parts[0]]:
             rows[name] = parallel.gather(np.concatenate([part.pop(name) for part in parts]))
@@ -107,6 +132,6 @@ def make_map(function: Callable):
     return mapped
 
 
-def _read(outputs, known):
+def _read(outputs, labels):
     outputs = jax.device_get(outputs)
-    return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in outputs.items()} | known
+    return {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in outputs.items()} | labels

@@ -1,22 +1,22 @@
 """Health of a representation without labels: do views of an image stay near, do images spread out?
 
 A representation may collapse while the loss still falls: onto a point, or into a subspace of few dimensions.
-These figures need nothing but the representations of two views of some images.
+These figures need only the representations of two views of the same images.
 """
 
 import numpy as np
 
-# A dimension whose deviation is below this share of 1 / sqrt(w), an isotropic one's, tells nothing apart.
+# A dimension is collapsed when its deviation is below this share of 1 / sqrt(w), that of an isotropic one.
 _COLLAPSED = 0.01
-_ZERO = 1e-6  # shorter rows have no direction and count as zeros, nor does the loss stretch them to 1
+_ZERO = 1e-6  # Shorter rows have no direction and count as zeros; the loss does not scale them to 1 either.
 
 
 def measure(view1: np.ndarray, view2: np.ndarray) -> dict[str, float]:
-    """The health of a representation, float [n, w] of two views of the same n images.
+    """Measures the health of a representation, float [n, w] for each of two views of the same n images.
 
     Returns:
-      `alignment`, `uniformity`, `effective_rank`, `collapsed` as below, and `dimensions`, w. The last three
-      are of both views together.
+      `alignment`, `uniformity`, `effective_rank` and `collapsed`, as below, and `dimensions`, w. All but the
+      alignment are of both views together.
     """
     both = np.concatenate([view1, view2])
     return {
@@ -29,7 +29,7 @@ def measure(view1: np.ndarray, view2: np.ndarray) -> dict[str, float]:
 
 
 def alignment(view1: np.ndarray, view2: np.ndarray) -> float:
-    """Mean squared distance of positive pairs on the unit sphere (Wang and Isola 2020, section 4.1).
+    """Returns the mean squared distance of positive pairs on the unit sphere (Wang and Isola 2020, 4.1).
 
     0 where the augmentations change nothing; 2 is the distance of unrelated directions.
     """
@@ -37,10 +37,10 @@ def alignment(view1: np.ndarray, view2: np.ndarray) -> float:
 
 
 def uniformity(rows: np.ndarray, *, t: float = 2.0, chunk: int = 1024) -> float:
-    """Log of the mean of exp(-t d^2) over all pairs of rows on the unit sphere (Wang and Isola, section 4.1).
+    """Returns the log of the mean of exp(-t d^2) over all pairs on the unit sphere (Wang and Isola, 4.1).
 
-    0 where all rows are the same, rows of zeros among them, or where there is but one; near -2 t where they
-    spread evenly over many dimensions: lower is better. Memory is that of `chunk` x n similarities.
+    It is 0 where all rows are the same or zero, or where there is only one, and near -2 t where they spread
+    evenly over many dimensions: lower is better. It holds `chunk` x n similarities at a time.
     """
     rows = _normalize(rows)
     count, squares = len(rows), (rows**2).sum(axis=1)
@@ -55,10 +55,11 @@ def uniformity(rows: np.ndarray, *, t: float = 2.0, chunk: int = 1024) -> float:
 
 
 def effective_rank(rows: np.ndarray) -> float:
-    """RankMe: exp of the entropy of the singular values (Garrido et al. 2023, equation 1), from 1 to w.
+    """Returns the exponential of the entropy of the singular values (RankMe, Garrido et al. 2023, eq. 1).
 
-    Of checkpoints that differ in their training alone, the one of higher rank tends to do better. It is at
-    most the number of rows, of which it needs some times more than dimensions. 1 where all rows are zero.
+    It lies between 1, also for rows of zeros, and w. Among checkpoints that differ in their training alone,
+    the one of higher rank tends to do better. It is at most the number of rows, which should be several times
+    the number of dimensions.
     """
     rows = np.asarray(rows, np.float64)
     if np.linalg.norm(rows, axis=1).max() < _ZERO:
@@ -71,7 +72,7 @@ def effective_rank(rows: np.ndarray) -> float:
 
 
 def collapsed_share(rows: np.ndarray) -> float:
-    """Share of the dimensions that are the same for all rows, on the unit sphere: dead units among them."""
+    """Returns the share of the dimensions that are constant on the unit sphere, as those of dead units."""
     rows = _normalize(rows)
     return float((rows.std(axis=0) < _COLLAPSED / np.sqrt(rows.shape[1])).mean())
 

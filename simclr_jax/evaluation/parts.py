@@ -1,6 +1,6 @@
 """Rows for every image of a dataset, in parts: memory does not grow with it, and a stopped run goes on.
 
-Each part is a Parquet file in `WORKDIR/parts` until the task has made its result of them.
+Each part is a Parquet file in `WORKDIR/parts` until the task has joined them into its result.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,37 +17,37 @@ from simclr_jax.process import files, group
 from simclr_jax.workdir import records, report
 
 
-class Parts(NamedTuple):
-    """What there is to do.
+class Plan(NamedTuple):
+    """The parts of a run of embed or predict.
 
     Attributes:
       sources: {split: examples}.
-      each: (split, first row, row behind the last) of every part.
-      paths: of their files.
-      done: how many of them are there already.
-      result: what is made of them in the end; once it is there, they are gone.
+      spans: (split, first row, row behind the last) of every part.
+      paths: the files of the parts.
+      done: number of parts that are finished.
+      result: the file that the parts are joined into; once it exists, they are removed.
     """
 
     sources: dict[str, Any]
-    each: list[tuple[str, int, int]]
+    spans: list[tuple[str, int, int]]
     paths: list[epath.Path]
     done: int
     result: epath.Path
 
     @property
     def images(self) -> int:
-        """How many images there are, those that cannot be read any more among them."""
+        """The number of images, including those that can no longer be read."""
         return sum(source.num_examples for source in self.sources.values())
 
 
 def splits(config) -> list[str]:
-    """What `config.splits` names, by default all of a folder, else training and held-out images."""
+    """Returns `config.splits` as a list; by default all of a folder, else training and held-out images."""
     whole = "all" if config.dataset.name == "folder" else "train+eval"
     return (config.splits or whole).split("+")
 
 
-def plan(config, workdir, result: str) -> Parts:
-    """Opens the splits of a run of embed or predict, to make `result`, the name of a file, of them."""
+def make_plan(config, workdir, result: str) -> Plan:
+    """Opens the splits of a run whose rows go to the file `result` in `workdir`."""
     from simclr_jax.data import datasets
 
     sources = {
@@ -56,69 +56,70 @@ def plan(config, workdir, result: str) -> Parts:
     }
     for split, source in sources.items():
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
-    each = [
+    spans = [
         (split, start, min(start + config.examples_per_part, source.num_examples))
         for split, source in sources.items()
         for start in range(0, source.num_examples, config.examples_per_part)
     ]
-    paths = [workdir / "parts" / f"{split}-{start:09d}.parquet" for split, start, _ in each]
+    paths = [workdir / "parts" / f"{split}-{start:09d}.parquet" for split, start, _ in spans]
     result = workdir / result
-    done = len(each) if result.exists() else sum(path.exists() for path in paths)
-    done = int(parallel.gather(np.array([done]))[0])  # what process 0 sees holds for all
-    return Parts(sources, each, paths, done, result)
+    done = len(spans) if result.exists() else sum(path.exists() for path in paths)
+    done = int(parallel.gather(np.array([done]))[0])  # All processes follow what process 0 sees.
+    return Plan(sources, spans, paths, done, result)
 
 
-def describe(parts: Parts) -> dict[str, str]:
-    """What is about to be done, for a person."""
+def describe(plan: Plan) -> dict[str, str]:
+    """Returns what is about to be done as rows for `report.print_table`."""
     return {
-        "dataset": ", ".join(source.name for source in parts.sources.values()),
-        "images": f"{parts.images:,} in {len(parts.each)} parts, {parts.done} of them done",
+        "dataset": ", ".join(source.name for source in plan.sources.values()),
+        "images": f"{plan.images:,} in {len(plan.spans)} parts, {plan.done} of them done",
     }
 
 
-def compute(parts: Parts, config, workdir, rows_of: Callable[[Any], dict[str, np.ndarray]]) -> None:
-    """Writes the parts that are not there yet: `split`, `index` there, file `name`, and what `rows_of` tells.
+def compute(plan: Plan, config, workdir, rows_of: Callable[[Any], dict[str, np.ndarray]]) -> None:
+    """Writes the missing parts: `split`, `index` there, `name` of the file, and the columns of `rows_of`.
 
     Args:
-      parts: from `plan`.
+      plan: from `make_plan`.
       config, workdir: of the run.
-      rows_of: examples -> columns, [n] or [n, w], of those that could be read.
+      rows_of: examples -> columns, [n] or [n, w], without the examples that cannot be read.
     """
     from simclr_jax.data import datasets
 
-    if jax.process_index() == 0 and not parts.result.exists():
+    if jax.process_index() == 0 and not plan.result.exists():
         records.save_config(workdir, config.to_dict())
         with files.storage(workdir):
             (workdir / "parts").mkdir(exist_ok=True)
-    for path, (split, start, stop) in list(zip(parts.paths, parts.each))[parts.done :]:
-        source = datasets.span(parts.sources[split], start, stop)
+    for path, (split, start, stop) in list(zip(plan.paths, plan.spans))[plan.done :]:
+        source = datasets.span(plan.sources[split], start, stop)
         rows = rows_of(source)
-        lost = parallel.gather(datasets.lost_rows(source)[None]).any(axis=0)  # to whichever process
+        lost = parallel.gather(datasets.lost_rows(source)[None]).any(
+            axis=0
+        )  # Any process may have lost some.
         if jax.process_index() == 0:
             _write(path, split, start, source.names, rows, np.flatnonzero(~lost))
-        report.say(f"{split}: {stop:,} of {parts.sources[split].num_examples:,} images")
+        report.say(f"{split}: {stop:,} of {plan.sources[split].num_examples:,} images")
 
 
-def read(parts: Parts) -> Iterator[pyarrow.Table]:
-    """The parts, in order."""
-    for path in parts.paths:
-        yield read_table(path)
+def read(plan: Plan) -> Iterator[pyarrow.Table]:
+    """Yields the parts, in order."""
+    return map(read_table, plan.paths)
 
 
 def read_table(path) -> pyarrow.Table:
-    """A Parquet file, wherever it is."""
+    """Reads a Parquet file from any storage."""
     with path.open("rb") as file:
         return parquet.read_table(file)
 
 
 def names_in(table: pyarrow.Table) -> list[str]:
-    """What images are called: by their files, or `<split>/<index>` where they have none."""
+    """Returns the names of images: their files, or `<split>/<index>` where they have none."""
     columns = (table[name].to_pylist() for name in ("name", "split", "index"))
     return [name or f"{split}/{index}" for name, split, index in zip(*columns)]
 
 
 def to_numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
-    """A column of numbers, [n], or of rows of them, [n, w]."""
+    """Returns a column of numbers, [n], or of lists of them, [n, w], as an array."""
     array = column.combine_chunks()
     if pyarrow.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy().reshape(len(array), array.type.list_size)

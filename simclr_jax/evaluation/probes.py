@@ -1,42 +1,48 @@
 """How good frozen features are: linear, few-label and nearest-neighbour accuracy on held-out images.
 
-What they cost is bounded. 50,000 training and 50,000 held-out images of 3,072 dimensions and 10 classes, the
-most that pretraining asks for, took 375 CPU seconds, 300 of them for the neighbours, and 3.2 GiB with the
-features themselves (2 CPU cores, 2026-11-25). `ITERATIONS` and `PRODUCTS` bound it for more classes.
+The cost is bounded. 50,000 training and 50,000 held-out images with 3,072 dimensions and 10 classes, the most
+that pretraining asks for, took 375 CPU seconds, 300 of them for the neighbours, and 3.2 GiB with the features
+themselves (2 CPU cores, 2026-11-25). `ITERATIONS` and `PRODUCTS` bound it for more classes.
 """
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from scipy import optimize
 
 from simclr_jax import parallel
-from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.features import Features, unit_rows
 
-ITERATIONS = 100  # of L-BFGS: held-out accuracy settles long before the loss does
-# Training images x dimensions x classes, what a logistic regression goes through once an iteration: beyond it
-# fewer images are taken, or fewer draws. 50,000 images, 2,048 dimensions and 300 classes are below it.
+ITERATIONS = 100  # Iterations of L-BFGS: held-out accuracy settles long before the loss does.
+# Training images x dimensions x classes, the multiplications of an iteration of a logistic regression. Beyond
+# it fewer images or fewer draws are taken. 50,000 images, 2,048 dimensions and 300 classes are below it.
 PRODUCTS = 2**35
-FOLDS = 5  # of a cross-validation, as is usual: every classifier learns from four fifths
-_CHUNK = 4096  # held-out images that are standardised at a time
+FOLDS = 5  # Folds of a cross-validation: every classifier learns from four fifths.
+_CHUNK = 4096  # Held-out images that are standardised at a time.
+# Bias of a class without training images: its probability is below 1e-6, yet its cross entropy is finite.
+_ABSENT = -15.0
 
 
 def labelled(examples: Features) -> Features:
-    """Those whose label is known, not -1."""
-    known = examples.labels >= 0
-    return examples if known.all() else Features(examples.features[known], examples.labels[known])
+    """Returns the examples with a label, which is -1 where there is none."""
+    has_label = examples.labels >= 0
+    return examples if has_label.all() else rows_of(examples, has_label)
+
+
+def rows_of(examples: Features, rows) -> Features:
+    """Returns the examples of these rows."""
+    return Features(examples.features[rows], examples.labels[rows])
 
 
 def notes(train: np.ndarray, held_out: np.ndarray, *, labels_per_class: int, k: int = 20) -> list[str]:
-    """What the scores of these labels, [n] and [m], leave out, in words."""
+    """Returns sentences on what the scores with these labels, [n] and [m], leave out."""
     classes, counts = np.unique(train, return_counts=True)
     few, unseen = int((counts < labels_per_class).sum()), int((~np.isin(held_out, classes)).sum())
-    said = {
+    conditions = {
         "all training images are of one class: scores are its share of the held-out images": len(classes)
         == 1,
         f"{few} of {len(classes)} classes have fewer training images than labels_per_class="
@@ -45,14 +51,14 @@ def notes(train: np.ndarray, held_out: np.ndarray, *, labels_per_class: int, k: 
         "wrong": unseen,
         f"all {len(train)} training images vote as nearest neighbours, fewer than {k}": len(train) < k,
     }
-    return [note for note, holds in said.items() if holds]
+    return [note for note, holds in conditions.items() if holds]
 
 
 def linear_accuracy(train: Features, held_out: Features) -> float:
-    """Top-1 accuracy on `held_out` of multinomial logistic regression trained on `train`, L2 weight 1.
+    """Returns the top-1 accuracy on `held_out` of logistic regression trained on `train`, L2 weight 1.
 
-    Features are scaled by their deviation in `train`. Of more images than `PRODUCTS` allow, random ones are
-    learnt from. A class that `train` lacks is never predicted; if it has but one, that is the prediction.
+    Features are scaled by their deviation in `train`. Where there are more images than `PRODUCTS` allow, it
+    learns from random ones. A class that `train` lacks is never predicted.
     """
     scale = _scale(train.features)
     count = max(1, PRODUCTS // (train.features.shape[1] * _num_classes(train)))
@@ -61,18 +67,13 @@ def linear_accuracy(train: Features, held_out: Features) -> float:
     return accuracy
 
 
-def few_label_accuracy(train: Features, held_out: Features, **options) -> float:
-    """The mean of `few_label_accuracies`."""
-    return float(np.mean(few_label_accuracies(train, held_out, **options)))
-
-
 def few_label_accuracies(
     train: Features, held_out: Features, *, labels_per_class: int, draws: int = 20, seed: int = 0
 ) -> list[float]:
-    """The linear accuracy with `labels_per_class` random labels of each class, of each of `draws`.
+    """Returns the linear accuracy of each draw of `labels_per_class` random labels of every class.
 
     The scale of each feature comes from all of `train`, whose labels it does not need. A class with fewer
-    images gives all of them. There are fewer draws, one at least, where all are more than `PRODUCTS` allow.
+    images gives all of them. Where all draws are more than `PRODUCTS` allow, there are fewer, one at least.
     """
     rng = np.random.default_rng(seed)
     by_class = [np.flatnonzero(train.labels == label) for label in np.unique(train.labels)]
@@ -86,10 +87,13 @@ def few_label_accuracies(
 
 
 def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to train on and rows to test, of every fold of a cross-validation, [n] labels being given.
+    """Returns the rows to train on and the rows to test on, for every fold of a cross-validation.
 
-    There are up to `FOLDS`, and each has its share of every class. Of a class with one label that label is
-    tested by what has not seen its class.
+    There are up to `FOLDS`, and each tests its share of every class. The only label of a class is tested by a
+    classifier that has not seen its class.
+
+    Args:
+      labels: int [n].
     """
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -100,14 +104,14 @@ def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def cross_validated(score: Callable[[Features, Features], np.ndarray], examples: Features) -> np.ndarray:
-    """The mean over the folds of what `score(train, held_out)` makes of them, each image counting once."""
+    """Returns the mean over the folds of `score(train, held_out)`, in which each image counts once."""
     parts = folds(examples.labels)
-    scores = [score(*(Features(*(of[rows] for of in examples)) for rows in pair)) for pair in parts]
+    scores = [score(rows_of(examples, train), rows_of(examples, tested)) for train, tested in parts]
     return np.average(scores, axis=0, weights=[len(tested) for _, tested in parts])
 
 
 def knn_accuracy(train: Features, held_out: Features, *, k: int = 20, temperature: float = 0.07) -> float:
-    """Top-1 accuracy of `knn_votes`."""
+    """Returns the top-1 accuracy of `knn_votes`."""
     votes = knn_votes(train, held_out, k=k, temperature=temperature)
     return float((votes.argmax(axis=1) == held_out.labels).mean())
 
@@ -115,42 +119,45 @@ def knn_accuracy(train: Features, held_out: Features, *, k: int = 20, temperatur
 def knn_votes(
     train: Features, queries: Features, *, k: int, temperature: float, max_elements: int = 2**26
 ) -> np.ndarray:
-    """Votes of the k nearest of `train` for every class (Wu et al. 2018, section 3.4), float32 [n, classes].
+    """Lets the k nearest neighbours in `train` vote for their classes (Wu et al. 2018, section 3.4).
 
-    Neighbours are near by cosine similarity s and vote with weight exp((s - 1) / temperature). Every device
-    holds its share of `train` and finds its own k nearest, of which the k nearest of all are voters. It is
-    compiled once for the shapes of `train` and `queries`, however often they are evaluated.
+    Neighbours with cosine similarity s vote with weight exp((s - 1) / temperature). Every device holds its
+    share of `train` and finds its own k nearest, from which the k nearest of all are taken. It is compiled
+    once for the shapes of `train` and `queries`.
 
     Args:
       train, queries: the same on every process.
-      k: number of neighbours; of fewer images all vote.
+      k: number of neighbours; fewer images all vote.
       temperature: a positive float.
-      max_elements: similarities that a device holds at a time; sets how many queries go at once.
+      max_elements: similarities that a device holds at a time, which limits the queries of a call.
+
+    Returns:
+      The votes of every query, float32 [n, classes].
     """
     classes = max(map(_num_classes, (train, queries)))
-    bank = _shard_bank(Features(_normalize(train.features), train.labels))
+    bank = _shard_bank(Features(unit_rows(train.features), train.labels))
     count = len(queries.labels)
     chunk = max(1, min(max_elements // bank["label"].shape[1], count))
-    chunk = -(-count // -(-count // chunk))  # as few as before, but of one size
+    chunk = -(-count // -(-count // chunk))  # The same number of chunks, of one size.
     vote = _make_vote(min(k, len(train.labels)), classes)
     votes = []
     for start in range(0, count, chunk):
-        part = _normalize(queries.features[start : start + chunk])
+        part = unit_rows(queries.features[start : start + chunk])
         part = np.pad(part, ((0, chunk - len(part)), (0, 0)))
         votes.append(vote({"queries": part, "temperature": np.float32(temperature)}, bank))
     return np.concatenate(votes)[:count]
 
 
-@functools.cache  # or every evaluation would compile it again
+@functools.cache  # Otherwise every evaluation would compile it again.
 def _make_vote(k, classes):
     def vote(state, bank):
         queries = state["queries"]
         similarities = jnp.matmul(queries, bank["features"].T, precision=jax.lax.Precision.HIGHEST)
         similarities = jnp.where(bank["label"] < 0, -jnp.inf, similarities)
         near, neighbours = jax.lax.top_k(similarities, min(k, len(bank["label"])))
-        everywhere = jax.lax.all_gather((near, bank["label"][neighbours]), parallel.AXIS, axis=1, tiled=True)
-        near, chosen = jax.lax.top_k(everywhere[0], k)
-        labels = jnp.take_along_axis(everywhere[1], chosen, axis=1)
+        gathered = jax.lax.all_gather((near, bank["label"][neighbours]), parallel.AXIS, axis=1, tiled=True)
+        near, chosen = jax.lax.top_k(gathered[0], k)
+        labels = jnp.take_along_axis(gathered[1], chosen, axis=1)
         weights = jnp.exp((near - 1) / state["temperature"])
         votes = jnp.zeros((len(queries), classes), weights.dtype)
         return votes.at[jnp.arange(len(queries))[:, None], labels].add(weights)
@@ -158,71 +165,54 @@ def _make_vote(k, classes):
     return parallel.pmap(vote)
 
 
-def make_logistic_regression(train: Features, classes: int):
-    """Builds `fit(l2, start=None) -> weights`: multinomial logistic regression by L-BFGS, on all devices.
+def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[float]) -> Iterator[np.ndarray]:
+    """Yields the weights of multinomial logistic regression for each L2 weight.
 
-    It minimises the sum of cross entropies plus l2 / 2 times the sum of squared weights, biases excluded,
-    which is scikit-learn's for C = 1 / l2 (protocol of v1 appendix B.8.1). `start` is the result for another
-    `l2`, from which a neighbouring one takes fewer steps. Weights are float64 [w + 1, classes], the last row
-    the biases; `predict` applies them.
+    They minimise the sum of cross entropies plus l2 / 2 times the sum of squared weights, biases excluded
+    (protocol of v1 appendix B.8.1). Each fit starts from the one before: neighbouring L2 weights take few
+    iterations.
 
     Args:
-      train: the same on every process; every device evaluates the loss of its share.
+      train: features and labels; a class without examples is never predicted.
       classes: number of classes.
+      l2_weights: positive floats, best from strong to weak.
+
+    Yields:
+      Weights float64 [w + 1, classes] for `predict`, the last row the biases.
     """
-    count = len(train.labels)
-    shape = train.features.shape[1] + 1, classes
-    share = _shard_bank(train)
+    from sklearn.linear_model import LogisticRegression
 
-    def fit(l2: float, start: np.ndarray | None = None) -> np.ndarray:
-        def objective(flat):
-            weights = flat.reshape(shape)
-            value, gradient = jax.device_get(_make_sums()(weights.astype(np.float32), share))
-            kernel = np.concatenate([weights[:-1], np.zeros((1, classes))])
-            value = value + 0.5 * l2 * (kernel**2).sum()
-            return value / count, (gradient + l2 * kernel).ravel() / count
-
-        start = np.zeros(shape) if start is None else start
-        options = {"maxiter": 1000, "maxcor": 20}
-        found = optimize.minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options)
-        return found.x.reshape(shape)
-
-    return fit
-
-
-@functools.cache  # compiled once for a shape, not for every regression
-def _make_sums():
-    """Builds `sums(weights, share)`: the cross entropy over all devices' shares, and its gradient."""
-
-    def sums(weights, share):
-        def loss(weights):
-            logits = jnp.matmul(share["features"], weights[:-1], precision=jax.lax.Precision.HIGHEST)
-            each = optax.softmax_cross_entropy_with_integer_labels(
-                logits + weights[-1], jnp.maximum(share["label"], 0)
-            )
-            return jnp.where(share["label"] < 0, 0, each).sum()
-
-        return jax.lax.psum(jax.value_and_grad(loss)(weights), parallel.AXIS)
-
-    return parallel.pmap(sums)
+    features = train.features.astype(np.float64)  # In 32 bits the last iterations are lost in rounding.
+    present = np.unique(train.labels)
+    weights = np.zeros((features.shape[1] + 1, classes))
+    weights[-1] = np.where(np.isin(np.arange(classes), present), 0, _ABSENT)
+    model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
+    for l2 in l2_weights:
+        if len(present) > 1:
+            # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
+            with _fitting():
+                model.set_params(C=(2 if len(present) == 2 else 1) / l2).fit(features, train.labels)
+            fitted = np.vstack([model.coef_.T, model.intercept_])
+            weights[:, present] = fitted if len(present) > 2 else fitted * [-0.5, 0.5]
+        yield weights.copy()
 
 
 def predict(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Logits [n, classes] of `make_logistic_regression`'s weights, in the precision of the features."""
+    """Returns the logits [n, classes] of weights [w + 1, classes], in the precision of the features."""
     weights = weights.astype(features.dtype)
     return features @ weights[:-1] + weights[-1]
 
 
 def _accuracies(train, selections, held_out, scale):
-    """Of logistic regressions on each of these rows of `train`; `held_out` is standardised once, by parts."""
-    from threadpoolctl import threadpool_limits
+    """The accuracies of logistic regressions on each selection of rows of `train`.
 
-    # More of them wait for one another, and for the threads of JAX and TensorFlow, longer than they compute.
-    with threadpool_limits(1, user_api="blas"):
+    `held_out` is standardised once, in chunks.
+    """
+    with _fitting():
         fitted = []
         for rows in selections:
-            chosen = Features(_standardize(train.features[rows], scale), train.labels[rows])
-            fitted.append(_logistic_regression(chosen))
+            features = _standardize(train.features[rows], scale)
+            fitted.append(_logistic_regression(Features(features, train.labels[rows])))
         correct = np.zeros(len(fitted))
         for start in range(0, len(held_out.labels), _CHUNK):
             features = _standardize(held_out.features[start : start + _CHUNK], scale)
@@ -233,9 +223,22 @@ def _accuracies(train, selections, held_out, scale):
     return (correct / len(held_out.labels)).tolist()
 
 
-def _logistic_regression(train):
-    """The classes of `train`, [c], and the weights that tell them apart, [w + 1, c]; see `predict`."""
+@contextmanager
+def _fitting():
+    """Inside, BLAS has one thread, and a regression that reaches its last iteration does not warn.
+
+    More threads wait for one another, and for those of JAX and TensorFlow, longer than they compute.
+    """
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def _logistic_regression(train):
+    """The classes of `train`, [c], and the weights of a regression for them, [w + 1, c]; see `predict`."""
     from sklearn.linear_model import LogisticRegression
 
     features, labels = train
@@ -243,19 +246,17 @@ def _logistic_regression(train):
     if len(classes) == 1:
         return classes, np.zeros((features.shape[1] + 1, 1))
     basis = None
-    if 2 * len(labels) <= features.shape[1]:  # weights lie in the span of the examples: as good, and faster
+    if 2 * len(labels) <= features.shape[1]:  # Weights lie in the span of the examples: fit them there.
         basis, triangle = np.linalg.qr(features.T)
         features = np.ascontiguousarray(triangle.T)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ITERATIONS are what they may cost
-        model = LogisticRegression(C=1.0, max_iter=ITERATIONS).fit(features, labels)
+    model = LogisticRegression(C=1.0, max_iter=ITERATIONS).fit(features, labels)
     kernel = model.coef_.T if basis is None else basis @ model.coef_.T
     weights = np.concatenate([kernel, model.intercept_[None]])
     return classes, weights if len(classes) > 2 else np.concatenate([-weights, weights], axis=1)
 
 
 def _shard_bank(train):
-    """Rows over all devices: 'features' [local devices, rows, w] and 'label', -1 where a row is padding."""
+    """Spreads rows over all devices: `features` [local devices, rows, w] and `label`, -1 for padding."""
     processes, devices = jax.process_count(), jax.local_device_count()
     rows = -(-len(train.labels) // (processes * devices))
     first = jax.process_index() * devices * rows
@@ -272,7 +273,7 @@ def _num_classes(examples):
 
 
 def _scale(features, columns=256):
-    """Mean and deviation of each feature, 1 for a constant one; some columns at a time, to copy little."""
+    """The mean and deviation of each feature, 1 for a constant one; few columns at a time are copied."""
     parts = (features[:, start : start + columns] for start in range(0, features.shape[1], columns))
     moments = ((part.mean(axis=0, dtype=np.float64), part.std(axis=0, dtype=np.float64)) for part in parts)
     mean, deviation = map(np.concatenate, zip(*moments))
@@ -285,7 +286,3 @@ def _standardize(features, scale):
     features = features - mean
     features /= deviation
     return features
-
-
-def _normalize(features):
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

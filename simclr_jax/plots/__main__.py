@@ -2,7 +2,7 @@
 
 Curves, views and scores are those that the run has logged; neighbours and the map are of all of its images,
 of 20,000 random ones where there are more, by the run's own network. `RUN/plots/index.html` is a page to look
-at them, to label some, and to see what the newest run of predict in a folder of RUN says of others.
+at them, to label some, and to see what the newest run of predict in a folder of RUN predicts for others.
 """
 
 import argparse
@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import runs
 from simclr_jax.config.saved import complete
+from simclr_jax.evaluation import stored
 from simclr_jax.plots import figures, gallery, page
 from simclr_jax.process import errors, files
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError
+from simclr_jax.tasks import predict
 from simclr_jax.views import batches
 from simclr_jax.workdir import records, report
 
@@ -34,30 +37,32 @@ def figures_of_log(run: Path):
     if config.task == "pretrain":
         if config.dataset.name != "arrays":
             yield "views", figures.views(batches.example_views(config, run, count=10))
-        if measured := [line for line in log if "features_effective_rank" in line]:
-            yield "health", figures.health(measured)
-    found = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
-    summaries = {path.parent: summary for path in found if (summary := records.read_summary(path.parent))}
+        if health := [line for line in log if "features_effective_rank" in line]:
+            yield "health", figures.health(health)
+    paths = [*run.glob("summary.json"), *sorted(run.glob("*/summary.json"))]
+    summaries = {path.parent: summary for path in paths if (summary := records.read_summary(path.parent))}
     if len(summaries.get(run, {}).get("trained", {})) > 1:
         yield "scores", figures.scores(summaries[run], config.labels_per_class)
-    drawn = [summary for summary in summaries.values() if "labels_per_class" in summary]
-    if len({summary["labels_per_class"] for summary in drawn}) > 1:  # of one number there is no curve
-        yield "few_labels", figures.few_labels(drawn)
+    few_labels = [summary for summary in summaries.values() if "labels_per_class" in summary]
+    if len({summary["labels_per_class"] for summary in few_labels}) > 1:  # One number makes no curve.
+        yield "few_labels", figures.few_labels(few_labels)
 
 
-def figures_of_images(seen: gallery.Gallery):
-    """Yields (name, figure) of what the run's own network makes of all images."""
-    found, labels = seen.found, seen.labels
-    chosen = np.concatenate([seen.queries[:, None], seen.nearest[seen.queries]], axis=1)
-    rows = seen.rows[chosen].tolist()
-    pictures = [[seen.large.get(row) for row in line] for line in rows]
-    names = [[found.names[row] for row in line] for line in rows]
-    similar = seen.similar[seen.queries]
-    yield "neighbours", figures.neighbours(pictures, names, labels[chosen], similar, found.class_names)
-    title = f"{len(seen.rows):,} images"
-    if len(seen.rows) < len(found.names):
-        title += f", random ones of {len(found.names):,}"
-    yield "map", figures.embedding_map(seen.squares, seen.places, labels, found.class_names, title)
+def figures_of_images(images: gallery.Gallery):
+    """Yields (name, figure) of all images by the features of the run's own network."""
+    class_names, names = images.stored.class_names, images.names
+    chosen = np.concatenate([images.queries[:, None], images.nearest[images.queries]], axis=1)
+    pictures = [[images.large.get(row) for row in line] for line in images.rows[chosen].tolist()]
+    chosen_names = [[names[position] for position in line] for line in chosen]
+    similarities = images.similarities[images.queries]
+    yield (
+        "neighbours",
+        figures.neighbours(pictures, chosen_names, images.labels[chosen], similarities, class_names),
+    )
+    title = f"{len(names):,} images"
+    if len(names) < len(images.stored.names):
+        title += f", random ones of {len(images.stored.names):,}"
+    yield "map", figures.embedding_map(images.thumbnails, images.places, images.labels, class_names, title)
 
 
 def main(argv: list[str]) -> None:
@@ -67,9 +72,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="workdir of a run")
     run = parser.parse_args(argv).run
     logged = (run / "metrics.jsonl").exists()
-    if not logged and not any(
-        (run / name).exists() for name in ("embeddings.parquet", "predictions.parquet")
-    ):
+    if not logged and not any((run / name).exists() for name in (stored.FILE, predict.FILE)):
         raise UserError(
             f"{escape(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
         )
@@ -77,8 +80,8 @@ def main(argv: list[str]) -> None:
         (run / "plots").mkdir(exist_ok=True)
     drawn = {}
 
-    def save(found):
-        for name, figure in found:
+    def save(named_figures):
+        for name, figure in named_figures:
             path = run / "plots" / f"{name}.png"
             figure.savefig(path, dpi=150)
             drawn[name] = figure
@@ -88,7 +91,9 @@ def main(argv: list[str]) -> None:
     if records.read_config(run)["dataset"]["name"] == "arrays":
         print("the images were in memory: without views, neighbours, a map and the page", flush=True)
         return
-    images = gallery.read(run)
+    features = runs.load_features(run)
+    print(f"{escape(run)}: a map of {min(len(features.names), gallery.MOST):,} images", flush=True)
+    images = gallery.make(features)
     save(figures_of_images(images))
     print(escape(page.write(run, images, drawn.get("views"))), flush=True)
 

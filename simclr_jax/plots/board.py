@@ -1,49 +1,57 @@
-"""What TensorBoard shows of pretraining beside curves: its config, views of some images, a map at the end."""
+"""TensorBoard's pictures of pretraining beside its curves: the config, views of images, a map at the end."""
 
 import json
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
+from simclr_jax import pretrained
+from simclr_jax.evaluation.features import unit_rows
+from simclr_jax.plots.tsne import places_of
 from simclr_jax.process.errors import reason_of
 from simclr_jax.workdir import report
 
-HELD_OUT = 2000  # images at most that the map shows
-FEW = 40  # with fewer held-out images, training images are shown beside them
+HELD_OUT = 2000  # Largest number of images on the map.
+FEW = 40  # With fewer held-out images, the map shows training images beside them.
 
 
-def begin(config, workdir, views) -> None:
-    """Writes the config, and some training images with two views of each, as step 0."""
+def begin(config, workdir, views: Callable[[], dict]) -> None:
+    """Writes the config, and some training images with two views of each, as step 0.
+
+    Args:
+      config, workdir: of the run.
+      views: makes the batch of `figures.views`.
+    """
+
+    def draw():
+        from simclr_jax.plots import figures  # Importing matplotlib takes a second.
+
+        _show(workdir, 0, "views", figures.views(views()))
+
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")
     _attempt("config", lambda: report.show(workdir, 0, texts={"config": f"    {text}"}))
-
-    def draw_views():
-        from simclr_jax.plots import figures  # matplotlib takes a second
-
-        return figures.views(views())
-
-    _attempt("views", lambda: _show(workdir, 0, "views", draw_views()))
+    _attempt("views", draw)
 
 
 def end(config, workdir, step: int) -> None:
     """Writes a map of held-out images by the features that the run has learnt."""
 
-    def embedding_map():
-        from simclr_jax.evaluation import embedded
-        from simclr_jax.plots import figures, gallery
+    def draw():
+        from simclr_jax.plots import figures
 
-        images, features, labels, names = held_out(config, workdir)
-        places = gallery.places_of(embedded.directions(features))
-        return figures.embedding_map(images, places, labels, names)
+        images, features, labels, class_names = held_out(config, workdir)
+        places = places_of(unit_rows(features))
+        _show(workdir, step, "map", figures.embedding_map(images, places, labels, class_names))
 
     report.say("\n  drawing a map of held-out images for TensorBoard")
-    _attempt("map", lambda: _show(workdir, step, "map", embedding_map()))
+    _attempt("map", draw)
 
 
-def _attempt(name, function: Callable[[], None]) -> None:
-    """No picture stops a run."""
+def _attempt(name, draw: Callable[[], None]) -> None:
+    """Draws a picture; a picture that fails does not stop the run."""
     try:
-        function()
+        draw()
     except Exception as error:
         report.say(f"note: TensorBoard has no {name}: {reason_of(error)}")
 
@@ -57,9 +65,12 @@ def _show(workdir, step, name, figure):
 
 
 def held_out(config, run):
-    """Images, features, labels and class names of held-out images: of some if there are many, and of training
-    images too if there are few. The features come from one device of this process."""
-    from simclr_jax import encoder
+    """Loads `HELD_OUT` held-out images at most, with training images beside them where they are few.
+
+    Returns:
+      Images, uint8 [n, h, w, 3], the run's features of them, float32 [n, w], by one device of this process,
+      labels, int [n], -1 where there are none, and class names.
+    """
     from simclr_jax.data import datasets, pipeline
 
     def load(split):
@@ -73,13 +84,17 @@ def held_out(config, run):
             "images beside them"
         )
         sources.append(beside)
-    images, labels = [], []
+    model, variables, _ = pretrained.load_model(run)
+    variables, apply = jax.device_put(variables), jax.jit(model.apply)
+    images, features, labels = [], [], []
     for source in sources:
         if source.num_examples:
             for batch in pipeline.eval_batches(source, image_size=config.image_size, batch_size=64):
                 images.append(batch["image"][batch["mask"]])
+                output = apply(variables, batch["image"])["features"]
+                features.append(np.asarray(output, np.float32)[batch["mask"]])
                 labels.append(batch["label"][batch["mask"]])
-    images, labels = np.concatenate(images), np.concatenate(labels)
+    images, features, labels = map(np.concatenate, (images, features, labels))
     if not all(source.num_classes for source in sources if source.num_examples):
         labels = np.full_like(labels, -1)
-    return images, encoder.load(run)(images), labels, sources[0].class_names
+    return images, features, labels, sources[0].class_names

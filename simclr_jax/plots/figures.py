@@ -1,14 +1,14 @@
-"""The pictures of a run: each function takes what it shows and returns a matplotlib figure."""
+"""The pictures of a run: each function returns a matplotlib figure."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; Petroff's ten for classes.
+# Colours by Okabe and Ito, which the colour-blind can distinguish; ten colours by Petroff for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
 CLASSES += ["#92dadd"]
 UNLABELLED = "#d0d0d0"
-MOST_NAMED = 20  # classes that a legend names
+MOST_NAMED = 20  # Largest number of classes that a legend names.
 
 ACCURACIES = {
     "contrastive_accuracy": ("positive found in the batch", GREY),
@@ -27,20 +27,20 @@ HEALTH = {
 
 
 def _subplots(rows=1, columns=1, *, figsize, **options):
-    """A figure and its axes, of which no window and no notebook of the caller's knows."""
+    """A figure outside of pyplot, which would show it in windows and notebooks, and its axes."""
     figure = Figure(figsize=figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> Figure:
-    """Loss, and whatever accuracies the run measured, against the step.
+    """Plots the loss, and the accuracies that the run measured, against the step.
 
     Args:
       log: the lines of `metrics.jsonl`.
       loss_name: label of the loss.
     """
     figure, (left, right) = _subplots(1, 2, figsize=(9, 3.2))
-    steps = [line for line in log if "loss" in line]  # before the first one there is none
+    steps = [line for line in log if "loss" in line]  # Before the first step there is none.
     left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=BLUE)
     left.set(xlabel="step", ylabel=loss_name, title="Loss")
     for name, (label, color) in ACCURACIES.items():
@@ -54,10 +54,10 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
 
 
 def health(log: list[dict[str, float]]) -> Figure:
-    """The health of features and projections against the step: what to watch where there are no labels.
+    """Plots the health of features and projections against the step, which needs no labels.
 
     Args:
-      log: those lines of `metrics.jsonl` that tell of it.
+      log: the lines of `metrics.jsonl` with these figures.
     """
     figure, axes = _subplots(1, len(HEALTH), figsize=(11, 3))
     for cell, (name, label) in zip(axes, HEALTH.items()):
@@ -72,11 +72,11 @@ def health(log: list[dict[str, float]]) -> Figure:
 
 
 def scores(summary: dict, labels_per_class: int) -> Figure:
-    """Accuracy on held-out images of the trained encoder, the untrained one and raw pixels, as bars.
+    """Draws the accuracies of the trained encoder, the untrained one and raw pixels as bars.
 
     Args:
-      summary: of pretraining; `few_label_deviation` is drawn as whiskers, where it has that.
-      labels_per_class: of the score of few labels.
+      summary: of pretraining; its `few_label_deviation`, where it has one, is drawn as whiskers.
+      labels_per_class: the number of labels of the few-label score.
     """
     probes = {
         "few_label_accuracy": f"linear, {labels_per_class} labels a class",
@@ -85,7 +85,7 @@ def scores(summary: dict, labels_per_class: int) -> Figure:
     }
     rows = {"untrained": ("untrained encoder", GREY), "raw_pixels": ("raw pixels", ORANGE)}
     rows["trained"] = ("SimCLR", BLUE)
-    spread = summary.get("few_label_deviation", {})
+    deviations = summary.get("few_label_deviation", {})
     figure, axes = _subplots(figsize=(6.5, 3.2))
     for offset, (row, (label, color)) in enumerate(rows.items()):
         present = [name for name in probes if name in summary.get(row, {})]
@@ -93,11 +93,12 @@ def scores(summary: dict, labels_per_class: int) -> Figure:
         heights = [summary[row][name] for name in present]
         bars = axes.bar(positions, heights, 0.25, color=color, label=label)
         axes.bar_label(bars, fmt=lambda value: f"{100 * value:.1f}", fontsize=8, padding=1)
-        if row in spread and "few_label_accuracy" in present:
-            axes.errorbar(positions[0] + 0.09, heights[0], spread[row], color="black", capsize=2, linewidth=1)
+        if row in deviations and "few_label_accuracy" in present:
+            whisker = {"color": "black", "capsize": 2, "linewidth": 1}
+            axes.errorbar(positions[0] + 0.09, heights[0], deviations[row], **whisker)
     axes.set_xticks(range(len(probes)), probes.values())
     axes.set(ylabel="accuracy", ylim=(0, 1.12))
-    whiskers = " (whiskers: deviation over the draws of labels)" if spread else ""
+    whiskers = " (whiskers: deviation over the draws of labels)" if deviations else ""
     axes.set_title(f"Held-out images{whiskers}", fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes.spines[["top", "right"]].set_visible(False)
@@ -105,7 +106,7 @@ def scores(summary: dict, labels_per_class: int) -> Figure:
 
 
 def few_labels(summaries: list[dict]) -> Figure:
-    """Top-1 against the number of labels a class, of fine-tuning and of the same network from scratch.
+    """Plots the top-1 accuracy against the labels a class, of fine-tuning and of training from scratch.
 
     Args:
       summaries: of fine-tuning runs, with `labels_per_class` and `draws`.
@@ -138,7 +139,7 @@ def few_labels(summaries: list[dict]) -> Figure:
 
 
 def views(batch: dict[str, np.ndarray]) -> Figure:
-    """Rows of originals, first views and second views.
+    """Shows rows of originals, first views and second views.
 
     Args:
       batch: `image`, `view1` and `view2`, uint8 [n, h, w, 3].
@@ -154,31 +155,31 @@ def views(batch: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def neighbours(images, names, labels: np.ndarray, similar: np.ndarray, class_names=()) -> Figure:
-    """Queries, a row each, and beside them their nearest images and the cosine similarities.
+def neighbours(images, names, labels: np.ndarray, similarities: np.ndarray, class_names=()) -> Figure:
+    """Shows queries, a row each, and beside them their nearest images and the cosine similarities.
 
     Neighbours of another class than the query's have an orange frame.
 
     Args:
       images: q lists of 1 + k pictures, the query first, the others by similarity; None for a lost one.
-      names: of the images, likewise.
+      names: q lists of the 1 + k names.
       labels: int [q, 1 + k], -1 where there are none.
-      similar: float [q, k].
+      similarities: float [q, k].
       class_names: names of the classes; their numbers where empty.
     """
     rows, columns = labels.shape
     figure, axes = _subplots(rows, columns, figsize=(columns, 1.32 * rows + 0.3), squeeze=False)
-    for cells, pictures, called, known, values in zip(axes, images, names, labels, similar):
-        told = [_class_name(label, class_names) if label >= 0 else "" for label in known]
-        for number, (cell, picture) in enumerate(zip(cells, pictures)):
+    for cells, *row, row_similarities in zip(axes, images, names, labels, similarities):
+        query_label = row[-1][0]
+        for number, (cell, picture, name, label) in enumerate(zip(cells, *row)):
             if picture is not None:
                 cell.imshow(picture)
             cell.set(xticks=[], yticks=[])
-            wrong = known[number] >= 0 and known[0] >= 0 and known[number] != known[0]
+            wrong = label >= 0 and query_label >= 0 and label != query_label
             cell.spines[:].set(color=ORANGE if wrong else "black", linewidth=3 if wrong else 0.8)
-            under = _short(told[number] or called[number], 14)
-            under += f"\n{values[number - 1]:.3f}" if number else ""
-            cell.set_xlabel(_plain(under), fontsize=7, labelpad=2)
+            caption = _truncate(_class_name(label, class_names) if label >= 0 else name, 14)
+            caption += f"\n{row_similarities[number - 1]:.3f}" if number else ""
+            cell.set_xlabel(_escape(caption), fontsize=7, labelpad=2)
     axes[0, 0].set_title("query", fontsize=9)
     if columns > 1:
         axes[0, 1].set_title("nearest, and how similar", fontsize=9, loc="left")
@@ -188,41 +189,35 @@ def neighbours(images, names, labels: np.ndarray, similar: np.ndarray, class_nam
 def embedding_map(
     images: np.ndarray, places: np.ndarray, labels: np.ndarray, class_names=(), title=""
 ) -> Figure:
-    """A map of images, and one of their classes.
+    """Draws a map of images, and one of their classes.
 
     Args:
-      images: uint8 [n, h, w, 3]; of those that lie in one cell of a grid one is drawn.
-      places: float [n, 2] in [0, 1], see `gallery.places_of`.
+      images: uint8 [n, h, w, 3]; in every cell of a grid one image is drawn.
+      places: float [n, 2] in [0, 1], see `tsne.places_of`.
       labels: int [n], -1 where there are none.
       class_names: names of the classes; their numbers where empty.
-      title: what the map is of.
+      title: by default the number of images.
     """
-    known = np.unique(labels[labels >= 0])
-    columns = 2 if len(known) else 1
+    classes = np.unique(labels[labels >= 0])
+    columns = 2 if len(classes) else 1
     figure, axes = _subplots(1, columns, figsize=(6.7 * columns, 6), squeeze=False)
     axes[0, 0].imshow(_thumbnails(images, places), extent=(0, 1, 0, 1))
     axes[0, 0].set_title(
         f"{title or f'{len(images):,} images'}; where several lie, one is drawn", fontsize=10
     )
-    if len(known):
-        few = len(known) <= MOST_NAMED
+    if len(classes):
         groups = {"without a label": (labels < 0, UNLABELLED)}
-        groups |= {
-            _plain(_short(_class_name(label, class_names), 24)): (
-                labels == label,
-                CLASSES[label % len(CLASSES)],
-            )
-            for label in known
-        }
+        for label in classes:
+            name = _escape(_truncate(_class_name(label, class_names), 24))
+            groups[name] = labels == label, CLASSES[label % len(CLASSES)]
+        size = 12 if len(images) < 3000 else 4
         for name, (members, colour) in groups.items():
             if members.any():
-                size = 12 if len(images) < 3000 else 4
                 axes[0, 1].scatter(*places[members].T, c=colour, s=size, linewidths=0, label=name)
-        if few:
+        if few := len(classes) <= MOST_NAMED:
             axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
-        told = "" if few else f"{len(known):,} "
-        told += "classes" if len(known) <= len(CLASSES) else f"classes, in {len(CLASSES)} colours by turns"
-        axes[0, 1].set_title(told, fontsize=10)
+        colours = "" if len(classes) <= len(CLASSES) else f", in {len(CLASSES)} colours by turns"
+        axes[0, 1].set_title(f"{'' if few else f'{len(classes):,} '}classes{colours}", fontsize=10)
         axes[0, 1].set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     for cell in axes[0]:
         cell.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
@@ -230,7 +225,7 @@ def embedding_map(
 
 
 def _thumbnails(images, places, cells=24, size=32):
-    """A white canvas with one image, of those that lie there, in every cell of a grid."""
+    """A white canvas with one of the images that lie there in every cell of a grid."""
     canvas = np.full((cells * size, cells * size, 3), 255, np.uint8)
     pick = np.linspace(0, images.shape[1] - 1, size).round().astype(int)
     columns, rows = np.minimum((places * cells).astype(int), cells - 1).T
@@ -240,11 +235,11 @@ def _thumbnails(images, places, cells=24, size=32):
 
 
 def confusion(counts: np.ndarray, class_names) -> Figure:
-    """How often images of each class (a row) were taken for each class (a column), as shares of the row.
+    """Draws a confusion matrix with the true classes as rows; shades are shares of the row.
 
     Args:
       counts: int [classes, classes].
-      class_names: of the classes.
+      class_names: names of the classes.
     """
     size = min(12, 3 + 0.35 * len(counts))
     figure, axes = _subplots(figsize=(size, size))
@@ -256,7 +251,7 @@ def confusion(counts: np.ndarray, class_names) -> Figure:
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images with a label")
     if few:
-        names = [_plain(_short(name, 20)) for name in class_names]
+        names = [_escape(_truncate(name, 20)) for name in class_names]
         axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
         axes.set_xticklabels(names, rotation=45, ha="right")
     return figure
@@ -266,10 +261,10 @@ def _class_name(label, class_names):
     return class_names[label] if class_names else str(label)
 
 
-def _short(name, most):
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _truncate(name, length):
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _plain(text):
-    """For matplotlib: dollars are mathematics to it, and its legends leave out names that begin with _."""
+def _escape(text):
+    """Escapes a name for matplotlib, which reads dollars as mathematics and hides legend entries with a _."""
     return "\u200b" * text.startswith("_") + text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-// What the page does beside Bokeh's plots: images by their rows in one sprite, and labels by keys.
+// The page's own script: images by their rows in one sprite, and labels by keys.
 const $ = (id) => document.getElementById(id);
 const { images, sprite } = DATA;
 
@@ -8,7 +8,7 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-function told(row) {
+function describe(row) {
   const { class: label, prediction } = DATA.columns;
   const parts = [images.names[row]];
   if (label && label[row] >= 0) parts.push(DATA.classes[label[row]]);
@@ -16,11 +16,11 @@ function told(row) {
   return parts.join(" · ");
 }
 
-// A thumbnail, cut out of the sprite; a click, or Enter, shows the image and its neighbours.
+// A thumbnail from the sprite; a click, or Enter, shows the image and its neighbours.
 function thumb(row, caption, scale = 1) {
   const side = sprite.size * scale;
   const x = (row % sprite.columns) * side, y = Math.floor(row / sprite.columns) * side;
-  const picture = make("button", { className: "thumb", title: told(row), ariaLabel: told(row), onclick: () => show(row) });
+  const picture = make("button", { className: "thumb", title: describe(row), ariaLabel: describe(row), onclick: () => show(row) });
   Object.assign(picture.style, {
     width: side + "px", height: side + "px", backgroundPosition: `-${x}px -${y}px`,
     backgroundSize: sprite.columns * side + "px auto",
@@ -30,18 +30,18 @@ function thumb(row, caption, scale = 1) {
   return figure;
 }
 
-// The image at a point of the map, and those nearest to it.
+// Shows the image at a point of the map, and its nearest images.
 function show(row) {
-  const near = images.nearest[row].map((other, place) => thumb(other, images.similar[row][place].toFixed(3)));
+  const near = images.nearest[row].map((other, rank) => thumb(other, images.similarities[row][rank].toFixed(3)));
   $("panel").replaceChildren(
-    thumb(row, told(row), Math.max(1, Math.round(128 / sprite.size))),
+    thumb(row, describe(row), Math.max(1, Math.round(128 / sprite.size))),
     make("p", { textContent: "Its nearest images, and their similarity:" }),
     make("div", { className: "rows" }, ...near),
   );
   $("panel").dataset.row = row;
 }
 
-// Colours of the points, and what they mean: the last of the palette is for what has none.
+// Colours of the points, and their legend: the last colour of the palette is for points without a number.
 function colourBy(choice) {
   const numbers = DATA.columns[choice], unknown = DATA.palette.length - 1;
   const colour = (number) => DATA.palette[number < 0 ? unknown : number % unknown];
@@ -73,13 +73,13 @@ for (const group of DATA.duplicates)
   );
 for (const row of DATA.outliers) $("outlier-rows").append(thumb(row, images.names[row]));
 for (const doubt of DATA.doubts) {
-  const caption = make("figcaption", { textContent: `${doubt.name}: ${doubt.told}` });
+  const caption = make("figcaption", { textContent: `${doubt.name}: ${doubt.caption}` });
   const figure = make("figure", {}, make("img", { src: doubt.url, alt: doubt.name }), caption);
   figure.style.width = "112px";
   $("doubt-rows").append(figure);
 }
 
-// Labels: kept in the browser under the run and the suggested images, so that a reload loses none.
+// Labels are kept in the browser, by run and suggested images, so that a reload loses none.
 if ($("labels")) {
   const key = "simclr-labels-" + DATA.id;
   const state = { classes: "", labels: {}, done: [], ...JSON.parse(localStorage.getItem(key) ?? "{}") };

@@ -1,13 +1,11 @@
 """Distillation of a fine-tuned network on unlabelled images (SimCLR v2, arXiv 2006.10029, section 2)."""
 
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.models import make_model
@@ -20,77 +18,98 @@ def run(config, workdir) -> dict:
     """Trains `config.model`, from scratch, to predict what the teacher, `config.pretrained`, predicts.
 
     With the teacher's own `config.model` this is self-distillation. Where labels by CSV are few, the teacher
-    has learnt from all of them, and none is left to tell how good either is. Where `evaluate.compare`, the
+    has learnt from all of them, and no held-out image is left to score either. With `evaluate.compare`, the
     same network is trained for as long on the teacher's labels alone, in `workdir`/labels_only.
 
     Returns:
       The summary: `top1` and `top5` of the held-out images, `teacher_top1`, `labels_only_top1`, `parameters`
-      and `teacher_parameters`, `steps`, `seconds`.
+      and `teacher_parameters`, `steps`.
     """
     from simclr_jax.data import datasets
 
-    begun = time.monotonic()
-    workdir = epath.Path(workdir)
     teacher, teacher_variables, meta = pretrained.load_model(config.pretrained)
     if not meta["num_classes"]:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
-    taught = meta["config"]
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
     held_out = supervised.labelled_by_csv(load)[1] if config.dataset.labels else load("eval")
     group.check_agreement("train split", datasets.fingerprint(source))
-    for split in [source, *([held_out] if held_out else [])]:
-        known = split.class_names and meta.get("class_names")
-        if known and split.num_classes and tuple(known) != split.class_names:
-            raise UserError(
-                f"{config.pretrained} tells {first_few(known)} apart, but {split.name} has "
-                f"{first_few(split.class_names)}: choose the dataset or the labels that it was fine-tuned on"
-            )
-        if split.num_classes not in (0, meta["num_classes"]):
-            raise UserError(
-                f"{config.pretrained} tells {meta['num_classes']} classes apart, but {split.name} has "
-                f"{split.num_classes}: choose the dataset that it was fine-tuned on"
-            )
+    for split in filter(None, (source, held_out)):
+        _check_classes(config.pretrained, meta, split)
     model = make_model(config.model, meta["num_classes"], whole_projection=False)
+    source, labelled = _keep_the_teachers_labels(meta["config"], source, workdir)
+    teacher_variables = parallel.replicate(teacher_variables)
     make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
     evaluate = make_evaluate(model=model) if held_out and held_out.num_classes else None
     init = train.make_init(model, config.image_size)
-
-    labels_per_class = taught.get("labels_per_class") if source.num_classes else None
-    labelled, rows = supervised.draw_labels(
-        source, labels_per_class=labels_per_class, seed=taught["seed"], workdir=workdir
-    )
-    labelled = datasets.labelled(labelled) if source.num_classes else labelled
-    if labels_per_class:
-        known = np.isin(np.arange(source.num_examples), rows)
-        source = source._replace(labels=np.where(known, source.labels, -1).astype(np.int32))
     make_task = partial(supervised.make_task, config, model, init=init, evaluate=evaluate)
-    teacher_variables = parallel.replicate(teacher_variables)
     task = make_task(source, loss=make_loss(model, config))
-    names = meta.get("class_names", [])  # older checkpoints have none
+    class_names = meta.get("class_names", [])  # Older checkpoints have none.
     task = task._replace(
-        on_devices=make_teach(teacher, teacher_variables), meta=task.meta | {"class_names": names}
+        on_devices=make_teach(teacher, teacher_variables), meta=task.meta | {"class_names": class_names}
     )
     report.print_table(train.describe(task, config, source, workdir))
     state = train.fit(task, config, workdir)
 
-    sizes = {"parameters": state["params"], "teacher_parameters": teacher_variables["params"]}
-    summary = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in sizes.items()}
+    summary = {"parameters": _size(state["params"]), "teacher_parameters": _size(teacher_variables["params"])}
     if evaluate:
         summary |= evaluate(state) | {"teacher_top1": make_evaluate(model=teacher)(teacher_variables)["top1"]}
-    if evaluate and source.num_classes and config.evaluate.compare:
-        report.say(f"the same network on the labels alone: {workdir / 'labels_only'}")
-        alone = make_task(labelled, loss=supervised.make_loss(model, config, after_block=-1))
-        alone = task._replace(loss=alone.loss, batches=alone.batches, on_devices=lambda batch: batch)
-        summary["labels_only_top1"] = evaluate(train.fit(alone, config, workdir / "labels_only"))["top1"]
-    return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}
+        if source.num_classes and config.evaluate.compare:
+            report.say(f"the same network on the labels alone: {workdir / 'labels_only'}")
+            alone = make_task(labelled, loss=supervised.make_loss(model, config, after_block=-1))
+            alone = task._replace(loss=alone.loss, batches=alone.batches, on_devices=lambda batch: batch)
+            state = train.fit(alone, config, workdir / "labels_only")
+            summary["labels_only_top1"] = evaluate(state)["top1"]
+    return summary | {"steps": task.num_steps}
+
+
+def _check_classes(path, meta, split):
+    """Raises a UserError where the teacher, the checkpoint at `path`, has other classes than a split."""
+    class_names = meta.get("class_names")
+    if class_names and split.class_names and split.num_classes and tuple(class_names) != split.class_names:
+        raise UserError(
+            f"{path} tells {first_few(class_names)} apart, but {split.name} has "
+            f"{first_few(split.class_names)}: choose the dataset or the labels that it was fine-tuned on"
+        )
+    if split.num_classes not in (0, meta["num_classes"]):
+        raise UserError(
+            f"{path} tells {meta['num_classes']} classes apart, but {split.name} has "
+            f"{split.num_classes}: choose the dataset that it was fine-tuned on"
+        )
+
+
+def _keep_the_teachers_labels(teacher_config, source, workdir):
+    """The training images with -1 in place of labels that the teacher has not learnt from.
+
+    Returns:
+      All images, and those with a label.
+    """
+    from simclr_jax.data import datasets
+
+    if not source.num_classes:
+        return source, source
+    labels_per_class = teacher_config.get("labels_per_class")
+    labelled, rows = supervised.draw_labels(
+        source, labels_per_class=labels_per_class, seed=teacher_config["seed"], workdir=workdir
+    )
+    if labels_per_class:
+        learnt = np.isin(np.arange(source.num_examples), rows)
+        source = source._replace(labels=np.where(learnt, source.labels, -1).astype(np.int32))
+    return source, datasets.labelled(labelled)
+
+
+def _size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def make_loss(model, config):
-    """Distillation of `teacher_logits`, float32 [b, classes], on `image`, uint8 [b, h, w, 3].
+    """Builds the distillation of `teacher_logits`, float32 [b, classes], on `image`, uint8 [b, h, w, 3].
 
-    `label_weight` is the share of the cross entropy against `label`, int32 [b], -1 where it is not
-    known: 1 - alpha of the paper's equation 3. A `train.Task.loss`.
+    `label_weight` is the share of the cross entropy against `label`, int32 [b], -1 where there is none:
+    1 - alpha of the paper's equation 3.
+
+    Returns:
+      A `train.Task.loss`.
     """
 
     def loss(params, batch_stats, batch):
@@ -104,7 +123,7 @@ def make_loss(model, config):
         value = losses.distillation(logits, teacher_logits, temperature=config.temperature)
         results = {"agreement": (logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean()}
         if config.label_weight:
-            results["label_loss"] = known_cross_entropy(logits, batch["label"])
+            results["label_loss"] = masked_cross_entropy(logits, batch["label"])
             value = (1 - config.label_weight) * value + config.label_weight * results["label_loss"]
         results["loss"] = value
         batch_stats = updates.get("batch_stats", batch_stats)
@@ -113,17 +132,17 @@ def make_loss(model, config):
     return loss
 
 
-def known_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross entropy over the rows, of all devices together, whose label is not -1; 0 without any."""
-    known = labels >= 0
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    count = known.sum()
-    if (axis := parallel.bound_axis()) is not None:  # a device's share of them may differ from another's
+def masked_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean cross entropy over the rows of all devices whose label is not -1; 0 without any."""
+    mask = labels >= 0
+    cross_entropies = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    count = mask.sum()
+    if (axis := parallel.bound_axis()) is not None:  # Devices may hold different numbers of labels.
         count = jax.lax.pmean(count, axis)
-    return jnp.where(known, each, 0).sum() / jnp.maximum(count, 1 / jax.device_count())
+    return jnp.where(mask, cross_entropies, 0).sum() / jnp.maximum(count, 1 / jax.device_count())
 
 
 def make_teach(teacher, variables):
-    """Adds the teacher's logits, in eval mode, to a batch that lies on the devices; a `Task.on_devices`."""
+    """Builds a `Task.on_devices` that adds `teacher_logits`, in eval mode, to a batch on the devices."""
     forward = parallel.pmap_rows(lambda variables, batch: teacher.apply(variables, batch["image"])["logits"])
     return lambda batch: batch | {"teacher_logits": forward(variables, batch)}

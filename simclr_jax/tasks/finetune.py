@@ -1,10 +1,8 @@
 """Fine-tuning of a pretrained network on labels, all of them or few (v1 section 4.2, v2 section 3.1)."""
 
-import time
 from functools import partial
 
 import numpy as np
-from etils import epath
 
 from simclr_jax import official, pretrained, supervised, train
 from simclr_jax.models import make_model
@@ -17,64 +15,67 @@ def run(config, workdir) -> dict:
 
     With `labels_per_class`, `draws` times on other labels: the first draw in `workdir`, the others in
     `workdir/draw<i>`, networks from scratch in `workdir/scratch<i>`. Each keeps its labels in labels.json.
-    Where labels by CSV are few, all of them are learnt from, after a cross-validation.
+    Where labels by CSV are few, it learns from all of them, after a cross-validation.
 
     Returns:
-      The summary: `top1` and `top5` of the held-out images, `from_scratch_top1`, each the mean over the
-      draws, `draws` with every one of them, `labels_per_class`; or those of `supervised.cross_validate`;
-      `calibration_temperature` of the first draw, `steps`, `seconds`.
+      The summary: `top1` and `top5` of the held-out images, `from_scratch_top1`, ..., each the mean over the
+      draws, `draws` with the scores of every draw, `labels_per_class`; or those of
+      `supervised.cross_validate`; `calibration_temperature` of the first draw, `steps`.
     """
-    begun = time.monotonic()
-    workdir = epath.Path(workdir)
     source, held_out = supervised.load_labelled(config, workdir)
     if not held_out and config.labels_per_class:
         raise UserError(
             f"labels_per_class={config.labels_per_class}: the {source.num_examples} labels of "
             f"{config.dataset.labels} are too few to draw some of them and judge by the others; leave it out"
         )
-    model = make_model(config.model, source.num_classes, whole_projection=False)
-    starts = {"": (pretrained.make_init(config, model), config.fine_tune_after_block)}
-    if config.evaluate.compare:
-        starts["from_scratch_"] = (train.make_init(model, config.image_size), -1)
     warn_of_weights(config)
+    model = make_model(config.model, source.num_classes, whole_projection=False)
     evaluate = held_out and supervised.make_evaluate(config, model, held_out)
-    results = [{} for _ in range(config.draws if config.labels_per_class else 1)]
-    calibrated = {}
-    for prefix, (init, after_block) in starts.items():
-        loss = supervised.make_loss(model, config, after_block=after_block)
-        trained = partial(supervised.is_after_block, after_block=after_block)
-        shared = None  # so that all draws run the same compiled step
-        for draw, result in enumerate(results):
-            ours = config.copy_and_resolve_references()
-            ours.seed = config.seed + draw
-            if prefix and config.evaluate.scratch_learning_rate:
-                ours.optimizer.learning_rate = config.evaluate.scratch_learning_rate
-            place = workdir / f"scratch{draw}" if prefix else workdir / f"draw{draw}" if draw else workdir
-            subset, _ = supervised.draw_labels(
-                source, labels_per_class=config.labels_per_class, seed=ours.seed, workdir=place
-            )
-            task = supervised.make_task(ours, model, subset, init=init, loss=loss, evaluate=evaluate)
-            shared = shared or task
-            task = shared._replace(batches=task.batches, meta=task.meta, trained=trained)
-            if place == workdir:
-                report.print_table(train.describe(task, config, subset, workdir))
-            else:
-                report.say(f"draw {draw + 1}{', from scratch' if prefix else ''}: {place}")
-            scores = {} if held_out else supervised.cross_validate(task, ours, model, subset, place)
-            state = train.fit(task, ours, place)
-            if held_out:
-                scores = evaluate(state)
-                if place == workdir:
-                    logits = supervised.make_logits(config, model, held_out)
-                    calibrated = supervised.calibrated(logits(state))
-            result |= {prefix + name: score for name, score in scores.items()}
-    summary = {name: float(np.mean([result[name] for result in results])) for name in results[0]} | calibrated
+    train_draws = partial(_train_draws, config, model, source, held_out, evaluate, workdir)
+    draws, steps = train_draws(from_scratch=False)
+    if config.evaluate.compare:
+        for scores, others in zip(draws, train_draws(from_scratch=True)[0]):
+            scores |= {f"from_scratch_{name}": score for name, score in others.items()}
+    calibration = {name: draws[0].pop(name) for name in [*draws[0]] if name == "calibration_temperature"}
+    summary = {name: float(np.mean([scores[name] for scores in draws])) for name in draws[0]} | calibration
     if config.labels_per_class:
-        summary |= {"labels_per_class": config.labels_per_class, "draws": results}
-    return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}
+        summary |= {"labels_per_class": config.labels_per_class, "draws": draws}
+    return summary | {"steps": steps}
+
+
+def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scratch):
+    """Trains a network on every draw of labels; returns the scores of each, and the steps of one."""
+    config = config.copy_and_resolve_references()
+    if from_scratch:
+        init, after_block = train.make_init(model, config.image_size), -1
+        if config.evaluate.scratch_learning_rate:
+            config.optimizer.learning_rate = config.evaluate.scratch_learning_rate
+    else:
+        init, after_block = pretrained.make_init(config, model), config.fine_tune_after_block
+    loss = supervised.make_loss(model, config, after_block=after_block)
+    trained = partial(supervised.is_after_block, after_block=after_block)
+    shared, scores, seed = None, [], config.seed
+    for draw in range(config.draws if config.labels_per_class else 1):
+        config.seed = seed + draw
+        folder = workdir / f"scratch{draw}" if from_scratch else workdir / f"draw{draw}" if draw else workdir
+        subset, _ = supervised.draw_labels(
+            source, labels_per_class=config.labels_per_class, seed=config.seed, workdir=folder
+        )
+        task = supervised.make_task(config, model, subset, init=init, loss=loss, evaluate=evaluate)
+        shared = shared or task._replace(trained=trained)  # All draws run the same compiled step.
+        task = shared._replace(batches=task.batches, meta=task.meta)
+        first = folder == workdir
+        if first:
+            report.print_table(train.describe(task, config, subset, workdir))
+        else:
+            report.say(f"draw {draw + 1}{', from scratch' if from_scratch else ''}: {folder}")
+        scores.append(
+            supervised.train_and_score(task, config, model, subset, held_out, folder, calibrate=first)
+        )
+    return scores, shared.num_steps
 
 
 def warn_of_weights(config) -> None:
-    """Tells where the optimiser of the config and the checkpoint that it starts from do not go together."""
+    """Prints a note where the optimiser does not suit the checkpoint that fine-tuning starts from."""
     if config.optimizer.name == "sgd" and official.find(config.pretrained):
         report.say(f"note: {official.WEIGHTS} (simclr_jax/official/)")

@@ -1,9 +1,5 @@
 """Linear evaluation: a linear classifier on the frozen encoder (SimCLR section 4, appendix B.6)."""
 
-import time
-
-from etils import epath
-
 from simclr_jax import pretrained, supervised, train
 from simclr_jax.models import make_model
 from simclr_jax.workdir import report
@@ -14,10 +10,8 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `top1` and `top5` of the held-out images after the last step, or of a cross-validation, see
-      `supervised.cross_validate`; `calibration_temperature`, `steps`, `seconds`.
+      `supervised.cross_validate`; `calibration_temperature`, `steps`.
     """
-    begun = time.monotonic()
-    workdir = epath.Path(workdir)
     source, held_out = supervised.load_labelled(config, workdir)
     model = make_model(config.model, source.num_classes, whole_projection=False)
     task = supervised.make_task(
@@ -29,9 +23,5 @@ def run(config, workdir) -> dict:
         evaluate=held_out and supervised.make_evaluate(config, model, held_out),
     )._replace(trained=supervised.is_head)
     report.print_table(train.describe(task, config, source, workdir))
-    summary = {} if held_out else supervised.cross_validate(task, config, model, source, workdir)
-    state = train.fit(task, config, workdir)
-    if held_out:
-        summary = task.evaluate(state)
-        summary |= supervised.calibrated(supervised.make_logits(config, model, held_out)(state))
-    return summary | {"steps": task.num_steps, "seconds": round(time.monotonic() - begun, 1)}
+    scores = supervised.train_and_score(task, config, model, source, held_out, workdir, calibrate=True)
+    return scores | {"steps": task.num_steps}

@@ -1,14 +1,12 @@
-"""What a trained classifier says of every image: `predictions.csv` and `predictions.parquet`."""
+"""Predictions of a trained classifier for every image: `predictions.csv` and `predictions.parquet`."""
 
 import csv
 import io
 import json
-import time
 
 import jax
 import numpy as np
 import pyarrow
-from etils import epath
 from pyarrow import parquet
 
 from simclr_jax import parallel, pretrained
@@ -18,85 +16,86 @@ from simclr_jax.process.console import escape
 from simclr_jax.process.errors import UserError, first_few
 from simclr_jax.workdir import report
 
-COLUMNS = ("name", "label", "probability")  # before a column a class
+FILE = "predictions.parquet"
+COLUMNS = ("name", "label", "probability")  # They come before a column for every class.
 
 
 def run(config, workdir) -> dict:
-    """Writes a row for every image: `name`, `label`, its likeliest class, `probability`, and every class's.
+    """Writes a row for every image: `name`, `label`, the likeliest class, its `probability`, and all others.
 
     The classifier is that of `config.pretrained`, as it was trained. Probabilities are calibrated where its
-    run has measured a temperature. Images without file names are called `<split>/<index>`; a class that is
-    called as another column has ' (class)' behind its name. A folder is not split, as of embed.
+    run has measured a temperature. Images without file names are called `<split>/<index>`; a class with the
+    name of another column gets ' (class)' behind it. A folder is not split, as in the task embed.
 
     Returns:
-      The summary: `examples`, `calibration_temperature` or None, `seconds`; and where some images have labels
-      of these classes `labelled`, how many, `top1`, `per_class`, the accuracy of each class, and `confusion`:
-      counts by true class (rows) and predicted one (columns), in the classifier's order. They are drawn in
-      confusion.png.
+      The summary: `examples`, `calibration_temperature` or None. Where images have labels of these classes
+      also their number, `labelled`, `top1`, `per_class`, the accuracy of each class, and `confusion`: counts
+      by true class (rows) and predicted class (columns), in the classifier's order, as in confusion.png.
     """
-    begun = time.monotonic()
-    workdir = epath.Path(workdir)
     model, variables, meta = pretrained.load_model(config.pretrained)
     if model.supervised_head is None:
         raise UserError(
             f"{escape(config.pretrained)} holds no classifier: give the workdir of a linear_eval, finetune, "
             "transfer or distill run"
         )
-    todo = parts.plan(config, workdir, "predictions.csv")
-    classes = _class_names(meta, todo.sources)
+    plan = parts.make_plan(config, workdir, "predictions.csv")
+    classes = _class_names(meta, plan.sources)
     temperature = meta["calibration_temperature"]
     table = {
         "task": "predict",
         "pretrained": config.pretrained,
         "classes": f"{len(classes)}: {first_few(classes)}",
         "probabilities": f"calibrated, temperature {temperature:.3g}" if temperature else "not calibrated",
-        **parts.describe(todo),
+        **parts.describe(plan),
         "workdir": str(workdir),
     }
     report.print_table(table)
-    numbers = {split: _numbers(classes, source) for split, source in todo.sources.items()}
-    parts.compute(todo, config, workdir, _make_rows_of(config, model, variables, temperature, meta))
-    summary = {"examples": todo.images, "calibration_temperature": temperature}
+    numbers = {split: _class_numbers(classes, source) for split, source in plan.sources.items()}
+    parts.compute(plan, config, workdir, _make_rows_of(config, model, variables, meta))
+    summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
-        if not todo.result.exists():
-            _join(todo, workdir, classes, numbers)
-        with (workdir / "predictions.parquet").open("rb") as file:
-            read = parquet.read_metadata(file)
-        summary["examples"] = read.num_rows  # without files that could not be read
-        confusion = np.array(json.loads(read.metadata[b"confusion"]))
+        if not plan.result.exists():
+            _join(plan, workdir, classes, numbers)
+        with (workdir / FILE).open("rb") as file:
+            metadata = parquet.read_metadata(file)
+        summary["examples"] = metadata.num_rows  # Files that could not be read are missing.
+        confusion = np.array(json.loads(metadata.metadata[b"confusion"]))
         if confusion.any():
             summary |= _scores(confusion, classes)
             _draw(confusion, classes, workdir)
-    return summary | {"seconds": round(time.monotonic() - begun, 1)}
+    return summary
 
 
 def _class_names(meta, sources):
-    """Of the classifier; where it does not know them, those of a dataset with as many classes, or numbers."""
-    count, names = meta["num_classes"], meta.get("class_names")
+    """The names of the classifier's classes, or those of a dataset with as many classes, or numbers."""
+    count = meta["num_classes"]
     fitting = [source.class_names for source in sources.values() if len(source.class_names) == count]
-    return tuple(names or next(iter(fitting), map(str, range(count))))
+    return tuple(meta.get("class_names") or next(iter(fitting), map(str, range(count))))
 
 
-def _numbers(classes, source):
+def _class_numbers(classes, source):
     """The classifier's number of each class of a dataset, -1 where it has none, int [classes + 1].
 
-    The last, -1, is that of no label.
+    The last one, -1, is for the label -1, of images without a label.
     """
-    theirs = source.class_names or (classes if source.num_classes == len(classes) else ())
-    known = {name: number for number, name in enumerate(classes)}
-    strange = [name for name in theirs if name not in known]
-    if strange:
-        report.say(f"note: {source.name} has classes that the classifier does not know: {first_few(strange)}")
-    unnamed = max(0, source.num_classes - len(theirs))
-    return np.array([known.get(name, -1) for name in theirs] + [-1] * (unnamed + 1))
+    class_names = source.class_names or (classes if source.num_classes == len(classes) else ())
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in class_names if name not in numbers]
+    if unknown:
+        report.say(f"note: {source.name} has classes that the classifier does not know: {first_few(unknown)}")
+    unnamed = max(0, source.num_classes - len(class_names))
+    return np.array([numbers.get(name, -1) for name in class_names] + [-1] * (unnamed + 1))
 
 
-def _make_rows_of(config, model, variables, temperature, meta):
+def _make_rows_of(config, model, variables, meta):
+    """Builds the columns of `parts.compute`: `label` and `probabilities`."""
     from simclr_jax.data import augment
+
+    temperature = meta["calibration_temperature"] or 1.0
 
     def probabilities(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
-        return {"probabilities": jax.nn.softmax(logits / (temperature or 1.0))}
+        return {"probabilities": jax.nn.softmax(logits / temperature)}
 
     def view(image, _):
         return {"image": augment.eval_view(image, config.image_size, proportion=meta.get("proportion"))}
@@ -109,39 +108,38 @@ def _make_rows_of(config, model, variables, temperature, meta):
     return rows_of
 
 
-def _join(todo, workdir, classes, numbers):
-    """Makes the files of the parts, in order, and removes these."""
+def _join(plan, workdir, classes, numbers):
+    """Streams the parts, in order, into the two files, and removes them."""
     confusion = np.zeros((len(classes), len(classes)), int)
-    for _, truth, probabilities in _read(todo, numbers):
-        known = truth >= 0
-        np.add.at(confusion, (truth[known], probabilities[known].argmax(axis=1)), 1)
+    for _, truth, probabilities in _read(plan, numbers):
+        labelled = truth >= 0
+        np.add.at(confusion, (truth[labelled], probabilities[labelled].argmax(axis=1)), 1)
     titles = [*COLUMNS, *(f"{name} (class)" if name in COLUMNS else name for name in classes)]
     schema = pyarrow.schema(
         [(title, pyarrow.string() if title in COLUMNS[:2] else pyarrow.float32()) for title in titles],
         {"class_names": json.dumps(classes), "confusion": json.dumps(confusion.tolist())},
     )
     with (
-        files.writing(workdir / "predictions.parquet") as file,
-        parquet.ParquetWriter(file, schema) as writer,
+        files.writing(plan.result) as csv_file,
+        files.writing(workdir / FILE) as parquet_file,
+        parquet.ParquetWriter(parquet_file, schema) as writer,
     ):
-        for names, _, probabilities in _read(todo, numbers):
-            columns = [names, _said(classes, probabilities), probabilities.max(axis=1), *probabilities.T]
-            writer.write_table(pyarrow.table(list(map(pyarrow.array, columns)), schema=schema))
-    with files.writing(workdir / "predictions.csv") as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(csv_file, "utf-8", newline="", write_through=True)
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(titles)
-        for names, _, probabilities in _read(todo, numbers):
-            best = probabilities.max(axis=1)
-            for name, label, most, each in zip(names, _said(classes, probabilities), best, probabilities):
-                rows.writerow([name, label, f"{most:.6g}", *(f"{value:.6g}" for value in each)])
+        for names, _, probabilities in _read(plan, numbers):
+            labels = [classes[best] for best in probabilities.argmax(axis=1)]
+            columns = [names, labels, probabilities.max(axis=1), *probabilities.T]
+            writer.write_table(pyarrow.table(list(map(pyarrow.array, columns)), schema=schema))
+            for name, label, values in zip(names, labels, probabilities):
+                rows.writerow([name, label, *(f"{value:.6g}" for value in (values.max(), *values))])
         text.detach()
     (workdir / "parts").rmtree()
 
 
-def _read(todo, numbers):
+def _read(plan, numbers):
     """Yields names, true classes, int [n], -1 where unknown, and probabilities [n, classes] of the parts."""
-    for (split, _, _), table in zip(todo.each, parts.read(todo)):
+    for (split, _, _), table in zip(plan.spans, parts.read(plan)):
         yield (
             parts.names_in(table),
             numbers[split][table["label"].to_numpy()],
@@ -149,21 +147,19 @@ def _read(todo, numbers):
         )
 
 
-def _said(classes, probabilities):
-    return [classes[best] for best in probabilities.argmax(axis=1)]
-
-
 def _scores(confusion, classes):
-    """What a confusion matrix, int [classes, classes], tells, for the summary."""
-    counts, right = confusion.sum(axis=1), confusion.diagonal()
-    per_class = {name: float(right[i] / counts[i]) for i, name in enumerate(classes) if counts[i]}
-    top1 = float(right.sum() / counts.sum())
-    scores = {"labelled": int(counts.sum()), "top1": top1, "per_class": per_class}
-    return scores | {"confusion": confusion.tolist()}
+    """The scores of the summary from a confusion matrix, int [classes, classes]."""
+    counts, correct = confusion.sum(axis=1), confusion.diagonal()
+    return {
+        "labelled": int(counts.sum()),
+        "top1": float(correct.sum() / counts.sum()),
+        "per_class": {name: float(correct[i] / counts[i]) for i, name in enumerate(classes) if counts[i]},
+        "confusion": confusion.tolist(),
+    }
 
 
 def _draw(confusion, classes, workdir):
-    from simclr_jax.plots import figures  # matplotlib takes a second
+    from simclr_jax.plots import figures  # Importing matplotlib takes a second.
 
     with files.writing(workdir / "confusion.png") as file:
         figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)

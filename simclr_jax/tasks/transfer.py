@@ -1,20 +1,17 @@
 """Transfer by logistic regression on frozen features (SimCLR appendix B.8.1, after Kornblith et al. 2019)."""
 
-import time
 from functools import partial
 
 import jax
 import numpy as np
-from etils import epath
 
 from simclr_jax import checkpoint, parallel, pretrained, supervised
-from simclr_jax.evaluation import probes
-from simclr_jax.evaluation.probes import Features
+from simclr_jax.evaluation import features, probes
+from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
-from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
-PROPORTION = 1.0  # of an image's shorter side that is looked at
+PROPORTION = 1.0  # Share of an image's shorter side in the view.
 L2_WEIGHTS = np.logspace(-6, 5, 45)
 
 
@@ -26,59 +23,59 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score,
-      `calibration_temperature`, `seconds`; after a cross-validation `folds` and `labels` besides.
+      `calibration_temperature`; after a cross-validation also `folds` and `labels`.
     """
-    begun = time.monotonic()
-    workdir = epath.Path(workdir)
-    if config.metric not in ("top1", "mean_per_class"):
-        raise UserError(f"metric='{config.metric}': set --config.metric to top1 or mean_per_class")
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
     report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
-    extract = pretrained.make_extract(config, transform=partial(_whole_view, size=config.image_size))
-    found = [source and probes.labelled(extract(source)) for source in sources]
-    train, test, validation = (*found, None)[:3]
-
-    def fit(train, validation=None):
-        return _fit(config, sources[0].num_classes, train, validation)
-
-    if test:
-        weights, chosen = fit(train, validation)
-        told = Features(probes.predict(weights, test.features), test.labels)
+    extract = features.make_pretrained_extract(config, partial(_whole_view, size=config.image_size))
+    examples = [source and probes.labelled(extract(source)) for source in sources]
+    train, held_out, validation = (*examples, None)[:3]
+    fit = partial(_fit, config, sources[0].num_classes)
+    weights, choice = fit(train, validation)
+    if held_out:
+        logits = Features(probes.predict(weights, held_out.features), held_out.labels)
     else:
         parts = probes.folds(train.labels)
-        tested = np.concatenate([rows for _, rows in parts])
-        fitted = [fit(Features(*(of[rows] for of in train)))[0] for rows, _ in parts]
-        logits = [probes.predict(one, train.features[rows]) for one, (_, rows) in zip(fitted, parts)]
-        told = Features(np.concatenate(logits), train.labels[tested])
-        weights, chosen = fit(train)
-        chosen |= {"folds": len(parts), "labels": len(train.labels)}
+        logits = _cross_validate(fit, train, parts)
+        choice |= {"folds": len(parts), "labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
-    summary = score(told) | chosen | supervised.calibrated(told)
-    return summary | {"seconds": round(time.monotonic() - begun, 1)}
+    return score(logits) | choice | supervised.calibrated(logits)
 
 
-def _fit(config, classes, train, validation):
-    """Weights of the L2 weight that is best on `validation`, on both then, and what was chosen."""
+def _fit(config, classes, train, validation=None):
+    """The weights for the L2 weight that is best on `validation`, fitted to both sets, and that choice."""
     train, validation = (train, validation) if validation else hold_out(train, seed=config.seed)
-    both = Features(*(np.concatenate(parts) for parts in zip(train, validation)))
-    fit, weights, scores = probes.make_logistic_regression(train, classes), None, []
-    for l2 in L2_WEIGHTS[::-1]:  # from strong to weak, each from where the one before ended
-        weights = fit(l2, weights)
-        logits = probes.predict(weights, validation.features)
-        scores.append(score(Features(logits, validation.labels))[config.metric])
+    strong_to_weak = L2_WEIGHTS[::-1]
+    scores = [
+        score(Features(probes.predict(weights, validation.features), validation.labels))[config.metric]
+        for weights in probes.logistic_regressions(train, classes, strong_to_weak)
+    ]
     best = int(np.argmax(scores))
-    l2 = float(L2_WEIGHTS[::-1][best])
-    weights = probes.make_logistic_regression(both, classes)(l2)
+    l2 = float(strong_to_weak[best])
+    both = Features(*map(np.concatenate, zip(train, validation)))
+    [weights] = probes.logistic_regressions(both, classes, [l2])
     return weights, {"l2": l2, "validation": scores[best]}
 
 
+def _cross_validate(fit, examples, folds):
+    """The logits of every example from a fit to the other folds."""
+    logits = []
+    for rows, tested in folds:
+        weights, _ = fit(probes.rows_of(examples, rows))
+        logits.append(probes.predict(weights, examples.features[tested]))
+    tested = np.concatenate([tested for _, tested in folds])
+    return Features(np.concatenate(logits), examples.labels[tested])
+
+
 def _save(config, workdir, source, weights):
-    """A checkpoint of the network that was started from, with this classifier, for the task predict."""
+    """Saves the network with this classifier as a checkpoint, for the task predict."""
     model = make_model(config.model, source.num_classes, whole_projection=False)
     variables = pretrained.make_init(config, model)(jax.random.key(0))
-    head = {"kernel": weights[:-1].astype(np.float32), "bias": weights[-1].astype(np.float32)}
-    params = {**variables["params"], "supervised_head": head}
+    weights = parallel.gather(weights[None])[0].astype(
+        np.float32
+    )  # Of process 0: others may round otherwise.
+    params = {**variables["params"], "supervised_head": {"kernel": weights[:-1], "bias": weights[-1]}}
     state = parallel.replicate({"step": np.int32(1), **variables, "params": params})
     meta = supervised.meta_of(config, model, source) | {"proportion": PROPORTION}
     with checkpoint.opened(workdir, keep=1) as manager:
@@ -86,24 +83,24 @@ def _save(config, workdir, source, weights):
 
 
 def _whole_view(image, _seed, size):
-    """The protocol's view: the largest square of the image, not the 0.875 of it that others look at."""
+    """The view of the protocol: the largest square of the image, where others take 0.875 of it."""
     from simclr_jax.data import augment
 
     return {"image": augment.eval_view(image, size, proportion=PROPORTION)}
 
 
-def score(told: Features) -> dict[str, float]:
-    """`top1`, `top5` and `mean_per_class` accuracy of logits."""
-    scores = {f"top{k}": supervised.top_k(told, k) for k in (1, 5)}
-    correct = told.features.argmax(axis=1) == told.labels
-    by_class = [correct[told.labels == label].mean() for label in np.unique(told.labels)]
+def score(logits: Features) -> dict[str, float]:
+    """Returns the `top1`, `top5` and `mean_per_class` accuracy of logits and labels."""
+    scores = {f"top{k}": supervised.top_k(logits, k) for k in (1, 5)}
+    correct = logits.features.argmax(axis=1) == logits.labels
+    by_class = [correct[logits.labels == label].mean() for label in np.unique(logits.labels)]
     return scores | {"mean_per_class": float(np.mean(by_class))}
 
 
 def hold_out(train: Features, *, seed: int) -> tuple[Features, Features]:
-    """A fifth of every class as validation examples, the rest for training."""
+    """Splits examples: a fifth of every class for validation, the rest for training."""
     order = np.random.default_rng(seed).permutation(len(train.labels))
     order = order[np.argsort(train.labels[order], kind="stable")]
     validation = np.zeros(len(order), bool)
     validation[order[::5]] = True
-    return tuple(Features(train.features[rows], train.labels[rows]) for rows in (~validation, validation))
+    return probes.rows_of(train, ~validation), probes.rows_of(train, validation)
