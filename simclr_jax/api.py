@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import settings, shipped, validation
-from simclr_jax.process import errors, stopping
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, stopping
 from simclr_jax.workdir import report
 
 

@@ -15,9 +15,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from simclr_jax import parallel
-from simclr_jax.process import files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import RunError, UserError, reason_of
+from simclr_jax.process import RunError, UserError, escape, files, reason_of
 from simclr_jax.workdir import records
 
 

@@ -8,9 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import pretrained
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, escape, files
 
 
 def load(path) -> "Encoder":

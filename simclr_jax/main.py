@@ -11,8 +11,7 @@ import jax
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import command_line
-from simclr_jax.process import files, group
-from simclr_jax.process.console import escape
+from simclr_jax.process import escape, files, group
 from simclr_jax.workdir import report
 
 

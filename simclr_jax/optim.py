@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 # What LARS neither decays nor adapts (arXiv 2002.05709, section 2.2 and appendix B.6), by parameter path.
 _LARS_EXCLUDES = re.compile(r"batch_?norm|\bbn|\b(bias|scale|gamma|beta)\b|supervised", re.IGNORECASE)

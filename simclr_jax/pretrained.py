@@ -10,9 +10,7 @@ from ml_collections import ConfigDict
 from simclr_jax import checkpoint, official, torch_weights, train
 from simclr_jax.config.saved import complete
 from simclr_jax.models import make_model
-from simclr_jax.process import files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.process import UserError, escape, files, reason_of
 from simclr_jax.workdir import records, report
 
 # The keys that decide which parameters a model has, and their shapes.

@@ -12,9 +12,7 @@ from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import stored
-from simclr_jax.process import files, group
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.workdir import lock, records, report, trackers
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.process import files, group
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 

@@ -15,8 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
-from simclr_jax.process import group, stopping
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, group, stopping
 from simclr_jax.profiling import flops, trace
 from simclr_jax.workdir import lock, records, report
 

@@ -17,7 +17,7 @@ from simclr_jax import losses, parallel, train
 from simclr_jax.benchmark import other_views, torch_step
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.views import batches
 
 BATCH_SIZE = 64  # Images in a batch of the input benchmark.

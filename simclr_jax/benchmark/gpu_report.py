@@ -22,8 +22,7 @@ from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.process import UserError, escape, reason_of
 
 _OUTPUT = flags.DEFINE_string("output", "docs/gpu.md", "The file to write.")
 _IMAGES = flags.DEFINE_list("images", ["256", "512", "1024"], "Images of the steps to measure.")

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 DEPTHS = (18, 34, 50, 101, 152)  # The ResNets of torchvision.
 

@@ -12,8 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config import manual, settings, validation
-from simclr_jax.process import errors, group, stopping
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, group, stopping
 from simclr_jax.workdir import report
 
 _CONFIG = flags.DEFINE_string(

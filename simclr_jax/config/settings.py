@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
 
 from simclr_jax.config import shipped, validation
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _PARSERS = {

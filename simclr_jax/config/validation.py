@@ -12,7 +12,7 @@ from ml_collections.config_dict import RequiredValueError
 from simclr_jax import losses, models, tasks
 from simclr_jax.config import shipped
 from simclr_jax.models import resnet
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 
 class _Range(NamedTuple):

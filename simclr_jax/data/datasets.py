@@ -14,7 +14,7 @@ from simclr_jax.data.source import (  # noqa: F401
     subset,
 )
 from simclr_jax.data.sources import arrays, digits, folder, tfds
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 # Loaders by `config.dataset.name`: (config.dataset, split, *, seed, workdir) -> Source of all examples of the
 # split. Add yours before a run names it; any other name is one of TensorFlow Datasets.

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.process.console import escape
+from simclr_jax.process import escape
 
 # Image types: the suffix of a file, and the name of the Pillow plugin that opens such files. Another type is
 # one more entry, as IMAGE_TYPES[".tif"] = "TIFF".

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, escape, first_few
 
 _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # By the mark of "Unicode text" of spreadsheets.
 

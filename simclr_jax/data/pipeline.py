@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from simclr_jax.data import CORES, augment
 from simclr_jax.data.source import Source, check_labels, find_lost, lost_rows
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 BLOCK = 8192  # Examples that Python hands to tf.data at a time.
 MAX_READERS = 128  # Readers of a stream, over all processes.

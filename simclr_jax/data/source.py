@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data.decode import describe_failure
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import RunError, UserError, first_few
+from simclr_jax.process import RunError, UserError, escape, first_few
 
 MAX_LOST = 0.1  # Share of a folder's images that may get lost after it was listed; one image always may.
 

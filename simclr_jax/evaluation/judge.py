@@ -11,7 +11,7 @@ import numpy as np
 
 from simclr_jax import supervised
 from simclr_jax.evaluation import features, health, probes
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
 SPACES = ("features", "projection")

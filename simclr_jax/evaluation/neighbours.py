@@ -20,9 +20,7 @@ from etils import epath
 from simclr_jax import encoder, runs
 from simclr_jax.evaluation import similarity
 from simclr_jax.evaluation.features import unit_rows
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.process import UserError, errors, escape, files, reason_of
 
 
 def main(argv: list[str]) -> None:

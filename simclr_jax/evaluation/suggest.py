@@ -21,9 +21,7 @@ from etils import epath
 
 from simclr_jax import runs
 from simclr_jax.evaluation.selection import METHODS, candidates
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, escape, files
 
 
 def main(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from simclr_jax import pretrained
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 TOLERANCE = 1e-4  # Largest difference of an output, relative to its largest value.
 

@@ -27,9 +27,7 @@ from etils import epath
 from simclr_jax import checkpoint, export, pretrained
 from simclr_jax.export import onnx, safetensors, savedmodel
 from simclr_jax.export.card import model_card
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, escape, files
 
 FORMATS = {"savedmodel": savedmodel, "onnx": onnx, "safetensors": safetensors}
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.torch_weights import INPUT_KEYS, METADATA
 from simclr_jax.torch_weights.names import to_torch
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from simclr_jax.models import heads, resnet
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

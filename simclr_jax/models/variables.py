@@ -1,7 +1,7 @@
 """Compares the variables in the files of other programs with those of the network that they resemble."""
 
 from simclr_jax.models import describe
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, first_few
 
 
 def check_variables(path: str, config, shapes: dict, expected: dict, unknown=frozenset()) -> None:

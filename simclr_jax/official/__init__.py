@@ -28,8 +28,7 @@ from ml_collections import ConfigDict
 from simclr_jax.models import make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
-from simclr_jax.process import files
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, files, first_few
 
 Shape = tuple[int, ...]
 

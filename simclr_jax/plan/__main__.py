@@ -18,7 +18,7 @@ from simclr_jax import benchmark
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.workdir import report
 

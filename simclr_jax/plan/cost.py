@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from simclr_jax import parallel, train
 from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.profiling.flops import inner_jaxprs, product_flops
 from simclr_jax.tasks import pretrain

@@ -6,7 +6,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 # The properties of a GPU that the compiler needs (stream_executor.GpuTargetConfigProto). Figures:
 # openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb.

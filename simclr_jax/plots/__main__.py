@@ -15,9 +15,7 @@ from simclr_jax import runs
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import stored
 from simclr_jax.plots import figures, gallery, page
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, escape, files
 from simclr_jax.tasks import predict
 from simclr_jax.views import batches
 from simclr_jax.workdir import records, report

@@ -9,7 +9,7 @@ import numpy as np
 from simclr_jax import pretrained
 from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.plots.tsne import places_of
-from simclr_jax.process.errors import reason_of
+from simclr_jax.process import reason_of
 from simclr_jax.workdir import report
 
 HELD_OUT = 2000  # Largest number of images on the map.

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts, similarity
 from simclr_jax.plots import figures, gallery
-from simclr_jax.process.console import escape
+from simclr_jax.process import escape
 from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10

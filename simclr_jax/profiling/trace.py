@@ -9,9 +9,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from simclr_jax.process import files
-from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import reason_of
+from simclr_jax.process import escape, files, reason_of, say
 
 
 class Profile:

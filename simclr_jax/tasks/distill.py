@@ -9,8 +9,7 @@ import optax
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.models import make_model
-from simclr_jax.process import group
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, first_few, group
 from simclr_jax.workdir import report
 
 

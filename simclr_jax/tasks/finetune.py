@@ -6,7 +6,7 @@ import numpy as np
 
 from simclr_jax import official, pretrained, supervised, train
 from simclr_jax.models import make_model
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
 

@@ -11,9 +11,7 @@ from pyarrow import parquet
 
 from simclr_jax import parallel, pretrained
 from simclr_jax.evaluation import features, parts
-from simclr_jax.process import files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
 FILE = "predictions.parquet"

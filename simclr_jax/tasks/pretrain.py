@@ -11,8 +11,7 @@ from simclr_jax.evaluation.judge import Judge
 from simclr_jax.models import make_model
 from simclr_jax.parallel import bound_axis
 from simclr_jax.plots import board
-from simclr_jax.process import group
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, group
 from simclr_jax.views import batches
 from simclr_jax.views.distort import distort
 from simclr_jax.views.recipe import make_recipe

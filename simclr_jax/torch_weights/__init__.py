@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.models import describe, make_model, resnet
 from simclr_jax.models.variables import check_variables
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, first_few, reason_of
+from simclr_jax.process import UserError, escape, first_few, reason_of
 from simclr_jax.torch_weights.names import from_torch, name_of
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
 from simclr_jax.workdir import report

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from simclr_jax import parallel
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 from simclr_jax.views.recipe import DRAWS, make_recipe
 
 # Makes a view [size, size, 3], uint8 or floats in [0, 1], of an image, uint8 [h, w, 3], and a seed, int32

@@ -14,9 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.process import files
-from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
+from simclr_jax.process import RunError, UserError, escape, files, reason_of, say
+from simclr_jax.process.errors import is_storage_error
 
 BEAT = 5.0  # Seconds between two heartbeats in lock.json.
 SILENCE = 3 * BEAT  # Seconds without a heartbeat after which a run counts as dead.

@@ -8,9 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.process import files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.process import UserError, escape, files, reason_of
 
 SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
 

@@ -13,9 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax.process import files
-from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, escape, files, say
 
 say_once = functools.cache(say)  # for lines that every draw, or each use of a config, would repeat
 

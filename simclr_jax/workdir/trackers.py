@@ -10,9 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from simclr_jax.process import files
-from simclr_jax.process.console import say
-from simclr_jax.process.errors import UserError, reason_of
+from simclr_jax.process import UserError, files, reason_of, say
 from simclr_jax.workdir import records, report
 
 GRACE = 30.0  # Seconds that a tracker has at the end to send its remaining reports.

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data.source import Source
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError
 
 _given: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # Images and labels by split.
 

@@ -13,9 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclr_jax.data.source import Source
-from simclr_jax.process import errors, files
-from simclr_jax.process.console import escape
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, errors, escape, files
 
 
 def load(split: str) -> Source:

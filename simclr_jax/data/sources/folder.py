@@ -17,8 +17,7 @@ from simclr_jax.data import CORES
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
 from simclr_jax.data.source import LostFiles, Source, are_too_many
-from simclr_jax.process.console import escape, say
-from simclr_jax.process.errors import UserError, first_few
+from simclr_jax.process import UserError, escape, first_few, say
 from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
 
 _TRAIN_FOLDERS = ("train", "training")

@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from simclr_jax.data.decode import decode_bytes
 from simclr_jax.data.source import Source, check_labels, check_size
-from simclr_jax.process.console import say
-from simclr_jax.process.errors import UserError
+from simclr_jax.process import UserError, say
 
 FIRST = 64  # Labels of a stream that are looked at before it is used.
 
