@@ -2,74 +2,23 @@
 
 import importlib.util
 import re
+from pathlib import Path
 
 import jax
 from jax.experimental import topologies
 
 from simclr_jax.process import UserError
 
-# The properties of a GPU that the compiler needs (stream_executor.GpuTargetConfigProto). Figures:
-# openxla/xla, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb.
-# Without device_memory_size the compiler recomputes all it can, without shared_memory_per_block_optin nothing
-# compiles.
-_CONFIG = """
-gpu_device_info {{
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: {shared}
-  threads_per_core_limit: 2048
-  core_count: {cores}
-  fpus_per_core: {fpus}
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth}
-  l2_cache_size: {l2}
-  clock_rate_ghz: {clock}
-  device_memory_size: {memory}
-  shared_memory_per_block_optin: {optin}
-  cuda_compute_capability {{ {capability} }}
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  thread_dim_limit_x: 1024
-  thread_dim_limit_y: 1024
-  thread_dim_limit_z: 64
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 }}
-device_description_str: "{name}"
-"""
-_HOPPER = {
-    "shared": 233472,
-    "cores": 132,
-    "fpus": 128,
-    "l2": 52428800,
-    "clock": 1.98,
-    "optin": 232448,
-    "capability": "major: 9 feature_extension: ACCELERATED_FEATURES",
-}
-_GPUS = {
-    "a100": {
-        "shared": 167936,
-        "cores": 108,
-        "fpus": 64,
-        "l2": 41943040,
-        "clock": 1.41,
-        "optin": 166912,
-        "capability": "major: 8",
-        "bandwidth": 2039040000000,
-        "memory": 85100068864,
-        "name": "NVIDIA A100-SXM4-80GB",
-    },
-    "h100": _HOPPER | {"bandwidth": 3352320000000, "memory": 84942979072, "name": "NVIDIA H100 80GB HBM3"},
-    "h200": _HOPPER | {"bandwidth": 4800000000000, "memory": 151397597184, "name": "NVIDIA H200 141GB HBM3e"},
-}
+# A file for each GPU, NAME.txtpb, with the properties that the compiler needs
+# (stream_executor.GpuTargetConfigProto). Figures: openxla/xla,
+# xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200}.txtpb. Without device_memory_size the
+# compiler recomputes all it can, without shared_memory_per_block_optin nothing compiles.
+_TARGETS = Path(__file__).parent / "gpu_targets"
 
 
 def is_gpu_topology(topology: str) -> bool:
     """Returns whether a topology is one of GPUs, as 'h100:8' or 'h200:2x8'."""
-    return topology.partition(":")[0] in _GPUS
+    return (_TARGETS / f"{topology.partition(':')[0]}.txtpb").exists()
 
 
 def check_compiler(topology: str) -> None:
@@ -92,5 +41,5 @@ def devices(topology: str):
     return topologies.get_topology_desc(
         platform="cuda",
         topology=f"1x{hosts or 1}x{gpus_per_host}",
-        target_config=_CONFIG.format(**_GPUS[name]),
+        target_config=(_TARGETS / f"{name}.txtpb").read_text(),
     ).devices
