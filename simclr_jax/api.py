@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from simclr_jax import pretrained, runs
 from simclr_jax.config import settings, shipped, validation
 from simclr_jax.process import errors, stopping
+from simclr_jax.process.console import say_once
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
@@ -26,7 +27,7 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
         raise UserError(f"get_config({name!r}): expected one of {', '.join(known)}; {hint}")
     config, given, notes = settings.make(stem + colon + task, overrides.items(), as_text=False)
     for note in notes:
-        report.say_once(f"note: {note}")
+        say_once(f"note: {note}")
     with config.unlocked():
         pretrained.inherit_settings(config, given)
     return config
@@ -51,15 +52,14 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
         raise UserError("run() got held_out without train: give both, or neither")
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
-        report.say_once(f"note: {note}")
+        say_once(f"note: {note}")
     listening = report.listening(_told_apart(on_report)) if on_report else nullcontext()
     try:
         with errors.storage_errors_as_run_errors(), stopping.handled(ends=False), listening:
             pretrained.inherit_settings(
                 config, {key: value for key, value in keys.items() if value is not None}
             )
-            reference = validation.reference_of(config.task)  # None of a task of one's own
-            defaults = reference.to_dict() if reference else None
+            defaults = shipped.defaults_of(config.task).to_dict()
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults)
     except _OfCallback as error:
         raise error.raised from None
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None) 
 
 def _of_arrays(task, digest, num_examples):
     """`config.dataset` of examples in memory, which it tells from others."""
-    section = validation.reference_of(task).dataset
+    section = shipped.defaults_of(task).dataset
     section.update(name="arrays", path=digest, num_examples=num_examples)
     return section
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from simclr_jax import checkpoint, train
 from simclr_jax.plots import board
@@ -28,7 +29,7 @@ def run(config, workdir, defaults: dict | None = None) -> dict:
     Raises:
       UserError: something is wrong with config, data or workdir.
     """
-    group.check_agreement("config", records.flatten(config.to_dict()) | {"workdir": str(workdir)})
+    group.check_agreement("config", flatten_dict(config.to_dict(), sep=".") | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:
         summary = group.run_on_first(lambda: _begin(workdir, config, defaults, stack))

@@ -10,6 +10,7 @@ from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.process import files, group
+from simclr_jax.process.console import say_once
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
@@ -174,7 +175,7 @@ def labelled_by_csv(load):
     smallest = np.bincount(everything.labels, minlength=everything.num_classes).min()
     if smallest >= FEW and len(set(held_out.labels)) == everything.num_classes:
         return everything, held_out
-    report.say_once(
+    say_once(
         f"note: {everything.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
         f"them out, so accuracy is that of a cross-validation ({len(probes.folds(everything.labels))} folds)"
     )

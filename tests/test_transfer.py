@@ -6,6 +6,7 @@ from conftest import run_task, tiny_config
 from sklearn.linear_model import LogisticRegression
 
 from simclr_jax import pretrained, supervised
+from simclr_jax.config import validation
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import transfer
@@ -59,9 +60,9 @@ def test_a_fifth_of_every_class_validates():
     np.testing.assert_array_equal(np.sort(rows), np.arange(65))
 
 
-def test_unknown_metric_is_a_user_error(pretrained_run, tmp_path):
-    with pytest.raises(UserError, match="metric='top2': set --config.metric to top1 or mean_per_class"):
-        run_task("transfer", tmp_path, pretrained=str(pretrained_run), metric="top2")
+def test_unknown_metric_is_a_user_error():
+    with pytest.raises(UserError, match="metric='top2': set it to 'top1' or 'mean_per_class'"):
+        validation.check(tiny_config("transfer", metric="top2"), file="digits")
 
 
 def test_images_without_labels_are_left_out(tmp_path, monkeypatch):

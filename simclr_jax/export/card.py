@@ -5,11 +5,11 @@ import re
 from string import Template
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax.export import classes_of
 from simclr_jax.models import describe
-from simclr_jax.workdir.records import flatten
 
 _IMAGES = """The model takes images as float32, RGB, in [0, 1]: divide 8-bit pixels by 255, without
 which its outputs are worth nothing, and normalise no further$below. simclr-jax evaluates it on the
@@ -138,7 +138,9 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     )
     load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
     numbers = {
-        name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
+        name: value
+        for name, value in flatten_dict(summary or {}, sep=".").items()
+        if isinstance(value, int | float)
     }
     results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]

@@ -1,6 +1,7 @@
 """The console: lines that all processes tell once, names as they can be shown, and no run that dies of it."""
 
 import errno
+import functools
 import os
 import sys
 
@@ -17,6 +18,11 @@ def say(line: str) -> None:
     """Prints a line, once for all processes."""
     if not _silent:
         print(line, flush=True)
+
+
+say_once = functools.cache(
+    say
+)  # for notes that several draws of labels, or a config made and then run, repeat
 
 
 def escape(name) -> str:

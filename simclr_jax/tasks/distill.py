@@ -10,7 +10,7 @@ import optax
 from etils import epath
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process import group
 from simclr_jax.process.errors import UserError, first_few
 from simclr_jax.workdir import report
@@ -54,7 +54,7 @@ def run(config, workdir) -> dict:
     model = make_model(config.model, meta["num_classes"], whole_projection=False)
     make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
     evaluate = make_evaluate(model=model) if held_out and held_out.num_classes else None
-    init = train.make_init(model, config.image_size)
+    init = make_init(model, config.image_size)
 
     labels_per_class = taught.get("labels_per_class") if source.num_classes else None
     labelled, rows = supervised.draw_labels(

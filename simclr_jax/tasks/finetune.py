@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import official, pretrained, supervised, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
@@ -35,7 +35,7 @@ def run(config, workdir) -> dict:
     model = make_model(config.model, source.num_classes, whole_projection=False)
     starts = {"": (pretrained.make_init(config, model), config.fine_tune_after_block)}
     if config.evaluate.compare:
-        starts["from_scratch_"] = (train.make_init(model, config.image_size), -1)
+        starts["from_scratch_"] = (make_init(model, config.image_size), -1)
     warn_of_weights(config)
     evaluate = held_out and supervised.make_evaluate(config, model, held_out)
     results = [{} for _ in range(config.draws if config.labels_per_class else 1)]

@@ -6,7 +6,6 @@ from functools import partial
 from simclr_jax import pretrained, supervised
 from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
 
@@ -18,11 +17,6 @@ def run(config, workdir) -> dict:
       cross-validation: every labelled image by its nearest among those of the other folds.
     """
     begun = time.monotonic()
-    if config.k < 1 or not config.temperature > 0:
-        raise UserError(
-            f"k={config.k}, temperature={config.temperature}: expected at least 1 and more than 0; "
-            "set --config.k and --config.temperature"
-        )
     source, held_out = supervised.load_labelled(config, workdir)
     report.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": source.name})
     extract = pretrained.make_extract(config)

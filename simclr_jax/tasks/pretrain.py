@@ -10,7 +10,7 @@ import numpy as np
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.evaluation import features, health, probes
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import bound_axis
 from simclr_jax.process import group
 from simclr_jax.process.errors import UserError
@@ -70,7 +70,7 @@ def run(config, workdir) -> dict:
 
     compared = {"trained": state}
     if config.evaluate.compare:
-        compared["untrained"] = train.make_init(model, config.image_size)(jax.random.key(config.seed))
+        compared["untrained"] = make_init(model, config.image_size)(jax.random.key(config.seed))
         compared |= {"raw_pixels": None} if measure else {}
     report.say(f"measuring: {', '.join(compared).replace('_', ' ')}")
     summary, spread = {"steps": task.num_steps, "health": {}}, {}
@@ -122,9 +122,7 @@ def make_task(config, model, source) -> train.Task:
     schedule, num_steps = train.make_schedule(config, source.num_examples)
     return train.Task(
         init=(
-            pretrained.make_init(config, model)
-            if config.pretrained
-            else train.make_init(model, config.image_size)
+            pretrained.make_init(config, model) if config.pretrained else make_init(model, config.image_size)
         ),
         loss=make_loss(model, config),
         optimizer=train.make_optimizer(config, schedule),

@@ -11,7 +11,6 @@ from simclr_jax import checkpoint, parallel, pretrained, supervised
 from simclr_jax.evaluation import probes
 from simclr_jax.evaluation.probes import Features
 from simclr_jax.models import make_model
-from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import report
 
 PROPORTION = 1.0  # of an image's shorter side that is looked at
@@ -30,8 +29,6 @@ def run(config, workdir) -> dict:
     """
     begun = time.monotonic()
     workdir = epath.Path(workdir)
-    if config.metric not in ("top1", "mean_per_class"):
-        raise UserError(f"metric='{config.metric}': set --config.metric to top1 or mean_per_class")
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
     report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})

@@ -21,11 +21,10 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax.models import check_variables, describe, make_model, resnet
-from simclr_jax.process.console import escape
+from simclr_jax.process.console import escape, say_once
 from simclr_jax.process.errors import UserError, first_few, reason_of
 from simclr_jax.torch_weights.names import from_torch, name_of
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
-from simclr_jax.workdir import report
 
 METADATA = "simclr_jax"  # the entry of a safetensors file's metadata that exports write
 INPUT_KEYS = ("max_pool", "input_mean", "input_std")  # of `config.model`: what is done with pixels
@@ -111,7 +110,7 @@ def _left(names, prefix: str) -> set[str]:
 def _tell(path, network, source, rivals):
     rest = f"; of {', '.join(rivals)} it is {source['network']}" if rivals else ""
     rest += f"; left behind: {', '.join(source['left'])}" if source["left"] else ""
-    report.say_once(f"{escape(path)}: {network} of {source['by']}{rest}")
+    say_once(f"{escape(path)}: {network} of {source['by']}{rest}")
 
 
 def _beside(path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a run reports: metric files, the console, and the check that the loss is still finite."""
 
-import functools
 import json
 import shutil
 import sys
@@ -15,8 +14,6 @@ from etils import epath
 from simclr_jax.process import files
 from simclr_jax.process.console import escape, say
 from simclr_jax.process.errors import UserError
-
-say_once = functools.cache(say)  # for what several draws, or a config made and then run, have to say
 
 
 def print_table(rows: dict[str, str]) -> None:
