@@ -1,13 +1,19 @@
 """The keys that all datasets share, with their defaults: the paper's where it gives one.
 
 Every key can be set on the command line, as in `--config.batch_size=512`. Nothing else is read, and an
-unknown key is an error.
+unknown key is an error. `--help` prints the comment beside a key as its meaning.
+
+Every function here whose one parameter is `config` makes the config of the task of its name from that of
+pretraining; functions with other parameters are helpers.
 """
+
+import inspect
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-# What other tasks keep of a pretraining config.
+# Keys that other tasks keep of a pretraining config.
 _MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model", "keep_compiled")
 _TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
 _TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps", "tracker")
@@ -19,89 +25,93 @@ def pretrain() -> ConfigDict:
         {
             "task": "pretrain",  # a module of simclr_jax/tasks/
             "pretrained": placeholder(str),  # workdir, checkpoint or file of weights to start from
-            "seed": 0,  # of the initialisation, the order of the examples and the augmentations
+            "seed": 0,  # decides the initial weights, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
             "num_epochs": 100.0,  # passes over the training images
             "num_steps": placeholder(int),  # wins over num_epochs; --config.num_epochs alone unsets it
-            "warmup_epochs": 10.0,  # in which the learning rate rises from 0; then it falls as a cosine
-            "image_size": 224,  # pixels, after cropping
-            "loss": "nt_xent",  # of the projections; see docs/extending.md for one of your own
-            "temperature": 0.1,  # of the loss: NT-Xent's
-            # For batches beyond the memory: so many parts go through the network one by one, and once more to
-            # backpropagate. The loss is that of the whole batch; batch norm takes its statistics over a part.
+            "warmup_epochs": 10.0,  # epochs of a rising learning rate; then it falls as a cosine
+            "image_size": 224,  # height and width of the views, in pixels
+            "loss": "nt_xent",  # name in losses.LOSSES; docs/extending.md adds one of your own
+            "temperature": 0.1,  # divides the similarities in the loss
+            # Parts of a batch that go through the network one by one, and once more to backpropagate, where
+            # the memory does not hold a whole batch. The loss compares the whole batch; batch norm takes its
+            # statistics over a part.
             "microbatches": 1,
             "remat": False,  # keeps no activations inside residual blocks: less memory, a third more FLOPs
             "dataset": {
                 "name": "",  # 'digits', 'folder', 'arrays' (from Python), or a name of TensorFlow Datasets
-                "path": placeholder(str),  # of a folder of images
-                "classes": True,  # whether sub-folders of that folder are classes, or it has no labels
-                "labels": placeholder(str),  # CSV file of labels of that folder; wins over its sub-folders
-                "split_seed": placeholder(int),  # of the images of a folder that are held out; None: seed
-                "max_pixels": 178_956_970,  # of an image of a folder: larger ones are refused by their header
-                # Of 16 bits, what becomes black and white, as (0, 4095); None: told from the folder.
+                "path": placeholder(str),  # folder of images
+                "classes": True,  # whether the folder's sub-folders are classes; False: it has no labels
+                "labels": placeholder(str),  # CSV file of labels of its images; wins over its sub-folders
+                "split_seed": placeholder(int),  # decides which images of the folder are held out; None: seed
+                "max_pixels": 178_956_970,  # images of the folder with more are refused, by their header
+                # Values of 16-bit images that become black and white, as (0, 4095); None: told from all.
                 "value_range": placeholder(tuple),
-                "data_dir": placeholder(str),  # of TensorFlow Datasets; gs:// too
-                "train_split": "train",  # as TensorFlow Datasets calls it
-                "eval_split": "test",  # held-out images
-                "probe_split": placeholder(str),  # labelled split to judge features on; None: train_split
-                "validation_split": placeholder(str),  # of transfer; None: a fifth of train_split
-                "num_examples": placeholder(int),  # of train_split, where the dataset does not tell
-                "num_classes": placeholder(int),  # likewise: how many classes
-                "in_memory": True,  # holds undecoded images in memory, or streams them
+                "data_dir": placeholder(str),  # folder of TensorFlow Datasets; gs:// too
+                "train_split": "train",  # split of TensorFlow Datasets to train on
+                "eval_split": "test",  # split of held-out images
+                "probe_split": placeholder(str),  # labelled split to judge features with; None: train_split
+                # Split that transfer chooses the L2 weight on; None: a fifth of train_split.
+                "validation_split": placeholder(str),
+                "num_examples": placeholder(int),  # images in train_split, where the dataset does not tell
+                "num_classes": placeholder(int),  # classes, where the dataset does not tell
+                "in_memory": True,  # holds undecoded images in memory; False: streams them
                 "shuffle_buffer": 16384,  # undecoded images, over all hosts, when streaming
             },
             "augment": {
                 "min_area": 0.08,  # smallest share of the image that a crop may cover
-                "flip": True,  # half of the views, from left to right
-                "color_jitter_strength": 1.0,  # 0.5 for small images in the paper
-                "blur": True,  # half of the views
-                # What follows a crop in the train step, on the accelerator: the host needs half of its time.
+                "flip": True,  # mirrors half of the views, from left to right
+                "color_jitter_strength": 1.0,  # how far colours change; 0.5 for small images in the paper
+                "blur": True,  # blurs half of the views
+                # Distorts the crops in the train step, on the accelerator: the host needs half of its time.
                 "on_device": False,
-                "crop_dtype": "float16",  # of what the host hands over then; 'float32': the very same pixels
+                "crop_dtype": "float16",  # type of crops on their way there; 'float32': the very same pixels
             },
             "model": {
-                "encoder": "resnet",  # see docs/extending.md for one of your own
+                "encoder": "resnet",  # name in models.ENCODERS; docs/extending.md adds one of your own
                 "depth": 50,  # layers of the ResNet: 8, 10, 18, 34, 50, 101, 152, 200
                 "width": 1.0,  # multiplies every layer's width
-                "sk_ratio": 0.0,  # selective kernels: 0.0625 in SimCLR v2
-                "se_ratio": 0.0,  # squeeze and excitation
-                "stem": "auto",  # 'cifar' up to 32 pixels, else 'imagenet'
-                "max_pool": "tensorflow",  # how it pads; 'torch': on all sides, as PyTorch's does
-                "project_first": True,  # a convolution on the first shortcut of ResNet-18 and 34, too
+                "sk_ratio": 0.0,  # selective kernels: 0.0625 in SimCLR v2; 0: none
+                "se_ratio": 0.0,  # squeeze and excitation: reduced width over width; 0: none
+                "stem": "auto",  # first layers: 'cifar', 'imagenet'; 'auto': 'cifar' up to 32 pixels
+                "max_pool": "tensorflow",  # padding; 'torch': on all sides, as PyTorch pads
+                "project_first": True,  # puts a convolution on the first shortcut of ResNet-18 and 34, too
                 "bottleneck_width": 1.0,  # multiplies the width inside bottlenecks: 2 in Wide ResNet-50-2
-                # Of networks that others trained, which bring theirs along, as (0.485, 0.456, 0.406):
-                "input_mean": placeholder(tuple),  # subtracted from colours in [0, 1]; None: nothing
-                "input_std": placeholder(tuple),  # what they are divided by then
-                "projection_layers": 2,  # 0: none, 1: linear; 3 in SimCLR v2
-                "projection_dim": 128,  # of what NT-Xent compares
+                # Mean of colours in [0, 1] that is subtracted, as (0.485, 0.456, 0.406); None: nothing is.
+                # Networks that others trained bring theirs along.
+                "input_mean": placeholder(tuple),
+                "input_std": placeholder(tuple),  # what the colours are divided by then, or None likewise
+                "projection_layers": 2,  # layers of the projection head: 0: none, 1: linear; 3 in SimCLR v2
+                "projection_dim": 128,  # width of the projections that the loss compares
                 "supervised_layer": 0,  # projection layer that the linear classifier reads; 0: the features
                 "zero_init_logits": False,  # the classifier starts at zero
-                "sync_batch_norm": True,  # statistics of the global batch
-                "dtype": "auto",  # of activations: bfloat16 on TPU and GPU, float32 on CPU
+                "sync_batch_norm": True,  # takes batch norm's statistics over all devices
+                "dtype": "auto",  # type of activations; 'auto': bfloat16 on TPU and GPU, float32 on CPU
             },
             "optimizer": {
                 "name": "lars",  # or 'sgd', 'adam'
                 "learning_rate": 0.3,  # before scaling with the batch size
                 "scaling": "linear",  # times batch_size / 256; 'sqrt': times its square root
-                "weight_decay": 1e-6,  # of weights: LARS leaves biases, batch norm and classifier out
-                "momentum": 0.9,
+                "weight_decay": 1e-6,  # LARS leaves biases, batch norm and classifier out
+                "momentum": 0.9,  # momentum of lars and sgd; the first decay rate of adam
             },
-            "labels_per_class": 5,  # in the few-label score
+            "labels_per_class": 5,  # labelled images of each class in the few-label score
             "evaluate": {
-                "every_epochs": 10.0,  # k-nearest-neighbour accuracy, where there are labels
-                "max_examples": 50_000,  # training and held-out images that it uses, each
-                # At the end, linear and few-label accuracy, also of the untrained encoder and of raw pixels:
-                # beside the passes through the network at most 15 minutes of 2 CPU cores and 5 GB, whatever
-                # the number and the size of the images (up to 100 classes; see simclr_jax/evaluation/).
+                "every_epochs": 10.0,  # epochs between scores by nearest neighbours, where there are labels
+                "max_examples": 50_000,  # training images, and as many held-out ones, that scores use at most
+                # Measures linear and few-label accuracy at the end, and that of the untrained encoder and raw
+                # pixels. Beside passes through the network, this takes at most 15 minutes of 2 CPU cores
+                # and 5 GB, whatever the number and size of the images (up to 100 classes; see
+                # simclr_jax/evaluation/).
                 "compare": True,
-                "pictures": True,  # TensorBoard gets some views, and a map of held-out images at the end
+                "pictures": True,  # gives TensorBoard some views, and a map of held-out images at the end
             },
-            "log_every_steps": 50,  # averages go to the console and to the metric files
-            "checkpoint_every_steps": 1000,  # what a crash costs at most
-            "keep_checkpoints": 3,  # newest ones; the best by k-nearest neighbours stays as well
-            "keep_compiled": True,  # the command's programs, in WORKDIR/compiled, for runs that go on
+            "log_every_steps": 50,  # steps between lines of averages on the console and in the metric files
+            "checkpoint_every_steps": 1000,  # steps that a crash costs at most
+            "keep_checkpoints": 3,  # newest checkpoints to keep; the best by nearest neighbours stays as well
+            "keep_compiled": True,  # keeps compiled programs in WORKDIR/compiled, for runs that go on
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
-            "tracker": "",  # 'wandb' or 'mlflow' get config, metrics and summary, too
+            "tracker": "",  # 'wandb' or 'mlflow' gets config, metrics and summary, too
         }
     )
 
@@ -119,11 +129,12 @@ def finetune(config: ConfigDict) -> ConfigDict:
     config = _supervised(config, "finetune", learning_rate=0.05)
     config.num_epochs = 60.0
     config.model.zero_init_logits = True
-    config.fine_tune_after_block = -1  # 0 freezes the stem, 1 the first block group too, ...; -1 nothing
+    config.fine_tune_after_block = -1  # 0 freezes the stem, 1 the first block group too; -1: nothing
     config.labels_per_class = placeholder(int)  # None: all labels
-    config.draws = 1  # of those labels: every draw is a run of its own
-    config.evaluate.compare = False  # with the same network from scratch
-    config.evaluate.scratch_learning_rate = placeholder(float)  # its own; None: optimizer.learning_rate
+    config.draws = 1  # random choices of those labels; every draw is a run of its own
+    config.evaluate.compare = False  # trains the same network from scratch as well
+    # Learning rate of the network from scratch; None: optimizer.learning_rate.
+    config.evaluate.scratch_learning_rate = placeholder(float)
     return config
 
 
@@ -137,9 +148,9 @@ def distill(config: ConfigDict) -> ConfigDict:
     config.optimizer = optimizer
     config.num_epochs = 400.0
     config.warmup_epochs = 20.0
-    config.temperature = 1.0  # 0.1 in self-distillation
+    config.temperature = 1.0  # divides the logits of teacher and student; 0.1 in self-distillation
     config.label_weight = 0.0  # share of the loss on labels: 1 - alpha of the paper's equation 3
-    config.evaluate.compare = False  # with the same network on the labels alone
+    config.evaluate.compare = False  # trains the same network on the labels alone as well
     return config
 
 
@@ -154,7 +165,7 @@ def knn(config: ConfigDict) -> ConfigDict:
 def transfer(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of logistic regression on features (v1 appendix B.8.1)."""
     config = _keep(config, "transfer", *_MODEL)
-    config.metric = "top1"  # chooses the L2 weight; 'mean_per_class': Aircraft, Pets, Caltech-101, Flowers
+    config.metric = "top1"  # chooses the L2 weight; 'mean_per_class' for Aircraft, Pets, Caltech-101, Flowers
     return config
 
 
@@ -162,22 +173,22 @@ def embed(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of writing features to files."""
     config = _keep(config, "embed", *_MODEL)
     config.dataset.in_memory = False
-    config.splits = placeholder(str)  # as train+eval; None: that, or all images of a folder
-    config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
+    config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
+    config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most
     return config
 
 
 def predict(config: ConfigDict) -> ConfigDict:
-    """Turns a pretraining config into that of writing what a trained classifier says of every image."""
+    """Turns a pretraining config into that of writing a trained classifier's predictions for every image."""
     config = _keep(config, "predict", *_MODEL)
     config.dataset.in_memory = False
-    config.splits = placeholder(str)  # as train+eval; None: that, or all images of a folder
-    config.examples_per_part = 10_000  # held in memory, and lost by a crash, at most
+    config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
+    config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most
     return config
 
 
 def _supervised(config, task, *, learning_rate):
-    """The keys of tasks that train on single images."""
+    """Keeps the keys of tasks that train on single images."""
     config = _keep(config, task, *_MODEL, *_TRAINING)
     for key in ("color_jitter_strength", "blur", "on_device", "crop_dtype"):
         del config.augment[key]
@@ -191,7 +202,7 @@ def _supervised(config, task, *, learning_rate):
             "momentum": 0.9,
         }
     )
-    config.evaluate = ConfigDict({"every_epochs": 10.0})  # accuracy on held-out images
+    config.evaluate = ConfigDict({"every_epochs": 10.0})  # epochs between scores on held-out images
     return config
 
 
@@ -202,10 +213,33 @@ def _keep(config, task, *keys):
     return config
 
 
-def task_config(task: str | None, *tasks) -> ConfigDict:
-    """The config of one of a file's tasks: functions named after them, of which the first is the default."""
-    named = {function.__name__: function for function in tasks}
-    name = task or tasks[0].__name__
-    if name not in named:
-        raise ValueError(f"task '{name}' is unknown: expected one of {', '.join(named)}")
-    return named[name]()
+def task_config(task: str | None, *functions) -> ConfigDict:
+    """Returns the config of one of the tasks of a config file.
+
+    Args:
+      task: its name; None for that of the first function.
+      functions: the tasks that the file defines, each named after its task. Where `pretrain` is among them,
+        the file has the tasks above, too: each as its function above makes it from that `pretrain`.
+
+    Raises:
+      ValueError: the file has no such task.
+    """
+    own = {function.__name__: function for function in functions}
+    name = task or functions[0].__name__
+    if name in own:
+        return own[name]()
+    shared = tasks() if "pretrain" in own else {}
+    if name not in shared:
+        names = ", ".join(dict.fromkeys([*own, *shared]))
+        raise ValueError(f"task '{name}' is unknown: expected one of {names}")
+    return shared[name](own["pretrain"]())
+
+
+def tasks() -> dict[str, Callable[[ConfigDict], ConfigDict]]:
+    """The functions above that make a task's config from that of pretraining, by name."""
+    functions = [value for value in globals().values() if inspect.isfunction(value)]
+    return {
+        function.__name__: function
+        for function in functions
+        if function.__module__ == __name__ and list(inspect.signature(function).parameters) == ["config"]
+    }

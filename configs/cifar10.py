@@ -64,33 +64,5 @@ def distill():
     return config
 
 
-def knn():
-    return base.knn(pretrain())
-
-
-def transfer():
-    return base.transfer(pretrain())
-
-
-def embed():
-    return base.embed(pretrain())
-
-
-def predict():
-    return base.predict(pretrain())
-
-
 def get_config(task=None):
-    return base.task_config(
-        task,
-        pretrain,
-        linear_eval,
-        finetune,
-        finetune_1pct,
-        finetune_10pct,
-        distill,
-        knn,
-        transfer,
-        embed,
-        predict,
-    )
+    return base.task_config(task, pretrain, linear_eval, finetune, finetune_1pct, finetune_10pct, distill)

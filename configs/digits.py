@@ -84,17 +84,5 @@ def knn():
     return config
 
 
-def transfer():
-    return base.transfer(pretrain())
-
-
-def embed():
-    return base.embed(pretrain())
-
-
-def predict():
-    return base.predict(pretrain())
-
-
 def get_config(task=None):
-    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed, predict)
+    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn)

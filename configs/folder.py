@@ -57,10 +57,6 @@ def pretrain():
     return config
 
 
-def linear_eval():
-    return base.linear_eval(pretrain())
-
-
 def finetune():
     config = base.finetune(pretrain())
     config.batch_size = 32
@@ -85,17 +81,5 @@ def knn():
     return config
 
 
-def transfer():
-    return base.transfer(pretrain())
-
-
-def embed():
-    return base.embed(pretrain())
-
-
-def predict():
-    return base.predict(pretrain())
-
-
 def get_config(task=None):
-    return base.task_config(task, pretrain, linear_eval, finetune, distill, knn, transfer, embed, predict)
+    return base.task_config(task, pretrain, finetune, distill, knn)

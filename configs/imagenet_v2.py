@@ -92,41 +92,8 @@ def distill():
     return config
 
 
-def knn():
-    config = base.knn(pretrain())
-    config.batch_size = 1024
-    return config
-
-
-def transfer():
-    config = base.transfer(pretrain())
-    config.batch_size = 1024
-    return config
-
-
-def embed():
-    config = base.embed(pretrain())
-    config.batch_size = 1024
-    return config
-
-
-def predict():
-    config = base.predict(pretrain())
-    config.batch_size = 1024
-    return config
-
-
 def get_config(task=None):
-    return base.task_config(
-        task,
-        pretrain,
-        linear_eval,
-        finetune,
-        finetune_1pct,
-        finetune_10pct,
-        distill,
-        knn,
-        transfer,
-        embed,
-        predict,
-    )
+    config = base.task_config(task, pretrain, linear_eval, finetune, finetune_1pct, finetune_10pct, distill)
+    if config.task in ("knn", "transfer", "embed", "predict"):  # forward only
+        config.batch_size = 1024
+    return config

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import settings, shipped, validation
-from simclr_jax.process import UserError, errors, stopping
+from simclr_jax.process import UserError, errors, say_once, stopping
 from simclr_jax.workdir import report
 
 
@@ -25,7 +25,7 @@ def get_config(name: str, overrides: dict) -> ConfigDict:
         raise UserError(f"get_config({name!r}): expected one of {', '.join(known)}; {hint}")
     config, given, notes = settings.make(stem + colon + task, overrides.items(), as_text=False)
     for note in notes:
-        report.say_once(f"note: {note}")
+        say_once(f"note: {note}")
     with config.unlocked():
         pretrained.inherit_settings(config, given)
     return config
@@ -52,14 +52,14 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
         _check_view(view, config)
     keys = validation.flatten(config)
     for note in validation.check(config, file="the config"):
-        report.say_once(f"note: {note}")
+        say_once(f"note: {note}")
     listening = report.listening(_mark_errors(on_report)) if on_report else nullcontext()
     try:
         with errors.storage_errors_as_run_errors(), stopping.handled(ends_process=False), listening:
             pretrained.inherit_settings(
                 config, {key: value for key, value in keys.items() if value is not None}
             )
-            reference = validation.reference_of(config.task)  # None of a task of one's own
+            reference = shipped.defaults_of(config.task)  # None of a task of one's own
             defaults = reference.to_dict() if reference else None
             options = {} if view is None else {"view": view}
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
@@ -87,7 +87,7 @@ def _check_view(view, config):
 
 def _arrays_section(task, digest, num_examples):
     """Returns `config.dataset` of examples in memory; the digest tells them from others."""
-    section = validation.reference_of(task).dataset
+    section = shipped.defaults_of(task).dataset
     section.update(name="arrays", path=digest, num_examples=num_examples)
     return section
 

@@ -1,31 +1,34 @@
-"""Learning rate schedules, and the optimisers with what they leave out."""
+"""Learning rate schedules, and the optimisers with their masks of parameters."""
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.process import UserError
+from simclr_jax.config import ranges
 
-# What LARS neither decays nor adapts (arXiv 2002.05709, section 2.2 and appendix B.6), by parameter path.
+# Paths of parameters that LARS neither decays nor adapts (arXiv 2002.05709, section 2.2 and appendix B.6).
 _LARS_EXCLUDES = re.compile(r"batch_?norm|\bbn|\b(bias|scale|gamma|beta)\b|supervised", re.IGNORECASE)
 _BATCH_NORM = re.compile(r"batch_?norm|\bbn", re.IGNORECASE)
 
 
 def total_steps(*, batch_size: int, num_examples: int, epochs: float) -> int:
-    """Number of train steps in `epochs`, as the official code counts them."""
+    """Returns the number of train steps in `epochs`, as the official code counts them."""
     return int(num_examples * epochs) // batch_size + 1
 
 
 def scaled_learning_rate(base_learning_rate: float, *, scaling: str, batch_size: int) -> float:
-    """Peak learning rate for a global batch: `linear` base * batch / 256, `sqrt` base * sqrt(batch)."""
+    """Returns the peak learning rate for a global batch.
+
+    The scaling 'linear' gives base * batch / 256, 'sqrt' gives base * sqrt(batch); others are a UserError.
+    """
+    ranges.check("optimizer.scaling", scaling)
     if scaling == "linear":
         return base_learning_rate * batch_size / 256
-    if scaling == "sqrt":
-        return base_learning_rate * math.sqrt(batch_size)
-    raise UserError(f"learning rate scaling is '{scaling}': set it to 'linear' or 'sqrt'")
+    return base_learning_rate * math.sqrt(batch_size)
 
 
 def warmup_cosine(
@@ -38,15 +41,15 @@ def warmup_cosine(
     warmup_epochs: float,
     num_steps: int | None = None,
 ) -> optax.Schedule:
-    """Linear warmup from zero, then cosine decay to zero without restarts (arXiv 2002.05709, section 2.2).
+    """Builds a schedule of linear warmup from 0, then cosine decay to 0 (arXiv 2002.05709, section 2.2).
 
     Args:
       base_learning_rate: before scaling by the batch size.
       scaling: 'linear' or 'sqrt', see `scaled_learning_rate` (appendix B.1).
-      batch_size: global number of examples a step.
-      num_examples: training examples an epoch.
-      epochs: length of training.
-      warmup_epochs: share of it spent in warmup.
+      batch_size: examples of a step, over all devices.
+      num_examples: training examples of an epoch.
+      epochs: length of training, in epochs.
+      warmup_epochs: length of the warmup at its beginning, in epochs.
       num_steps: length of training in steps; wins over `epochs`.
 
     Returns:
@@ -68,40 +71,62 @@ def warmup_cosine(
 def make_optimizer(
     name: str, schedule: optax.ScalarOrSchedule, *, weight_decay: float, momentum: float = 0.9
 ) -> optax.GradientTransformation:
-    """The optimisers of both papers, behaving as in the official code.
+    """Builds one of the optimisers of both papers, behaving as in the official code.
 
     Args:
-      name: 'lars' (arXiv 1708.03888), 'sgd' (Nesterov momentum) or 'adam'.
+      name: one of `OPTIMIZERS`: 'lars' (arXiv 1708.03888), 'sgd' (Nesterov momentum) or 'adam'.
       schedule: learning rate, or step -> learning rate.
-      weight_decay: times the weight is added to its gradient. LARS decays kernels only; batch norm,
+      weight_decay: factor of a weight in what is added to its gradient. LARS decays kernels only; batch norm,
         biases and the supervised head are neither decayed nor adapted: they see plain momentum at the
         full learning rate. sgd and adam decay everything but batch norm.
-      momentum: of lars and sgd; the first decay rate of adam.
+      momentum: momentum of lars and sgd; the first decay rate of adam.
 
     Returns:
-      An optax transformation for a dict of parameters, whose paths tell what is what: names that contain
+      An optax transformation for a dict of parameters. It tells them apart by their paths: names that contain
       `batch_norm` or begin with `bn`, `bias`, and `supervised` for the classifier's head.
+
+    Raises:
+      UserError: there is no such optimiser.
     """
-    if name == "lars":
-        adapted = _paths_without(_LARS_EXCLUDES)
-        return optax.lars(
-            schedule,
-            weight_decay=weight_decay,
-            weight_decay_mask=adapted,
-            trust_coefficient=0.001,
-            trust_ratio_mask=adapted,
-            momentum=momentum,
-        )
-    decay = optax.add_decayed_weights(weight_decay, mask=_paths_without(_BATCH_NORM))
-    if name == "sgd":
-        return optax.chain(decay, optax.sgd(schedule, momentum=momentum, nesterov=True))
-    if name == "adam":
-        return optax.chain(decay, optax.adam(schedule, b1=momentum))
-    raise UserError(f"optimizer is '{name}': set it to 'lars', 'sgd' or 'adam'")
+    ranges.check_choice("optimizer.name", name, OPTIMIZERS)
+    return OPTIMIZERS[name](schedule, weight_decay, momentum)
+
+
+def _lars(schedule, weight_decay, momentum):
+    adapted = _paths_without(_LARS_EXCLUDES)
+    return optax.lars(
+        schedule,
+        weight_decay=weight_decay,
+        weight_decay_mask=adapted,
+        trust_coefficient=0.001,
+        trust_ratio_mask=adapted,
+        momentum=momentum,
+    )
+
+
+def _sgd(schedule, weight_decay, momentum):
+    return optax.chain(_decay(weight_decay), optax.sgd(schedule, momentum=momentum, nesterov=True))
+
+
+def _adam(schedule, weight_decay, momentum):
+    return optax.chain(_decay(weight_decay), optax.adam(schedule, b1=momentum))
+
+
+# Optimisers by the names that `config.optimizer.name` may have. Each is called as
+# (schedule, weight_decay, momentum). Add an optimiser of your own before a config names it.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "lars": _lars,
+    "sgd": _sgd,
+    "adam": _adam,
+}
+
+
+def _decay(weight_decay):
+    return optax.add_decayed_weights(weight_decay, mask=_paths_without(_BATCH_NORM))
 
 
 def _paths_without(pattern: re.Pattern):
-    """A mask function: parameters -> True where the parameter's path does not match."""
+    """Builds a mask function: parameters -> True where a parameter's path does not match the pattern."""
 
     def mask(params):
         return jax.tree.map_with_path(

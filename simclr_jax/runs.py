@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, pretrained, train
@@ -33,7 +34,7 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
       UserError: something is wrong with config, data or workdir.
     """
     workdir = epath.Path(workdir)
-    group.check_agreement("config", records.flatten(config.to_dict()) | {"workdir": str(workdir)})
+    group.check_agreement("config", flatten_dict(config.to_dict(), sep=".") | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:
         summary = group.run_on_first(lambda: _begin(workdir, config, defaults, stack))

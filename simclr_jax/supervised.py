@@ -9,7 +9,7 @@ import numpy as np
 from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.process import UserError, files, group
+from simclr_jax.process import UserError, files, group, say_once
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
@@ -177,7 +177,7 @@ def labelled_by_csv(load):
     smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
     if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
         return labelled, held_out
-    report.say_once(
+    say_once(
         f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
         f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"
     )

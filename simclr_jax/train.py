@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
-from simclr_jax.process import UserError, group, stopping
+from simclr_jax.process import UserError, group, say_once, stopping
 from simclr_jax.profiling import flops, trace
 from simclr_jax.workdir import lock, records, report
 
@@ -176,15 +176,6 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
     return batch_stats, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), outputs)
 
 
-def make_init(model, image_size: int):
-    """`Task.init` of a whole model."""
-
-    def init(key):
-        return {"batch_stats": {}} | model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
-
-    return jax.jit(init)
-
-
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
     """Makes the learning rate schedule of a config, and counts the steps; notes odd settings.
 
@@ -192,7 +183,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
       UserError: training has no end.
     """
     if config.batch_size > num_examples:
-        report.say_once(
+        say_once(
             f"note: batch_size={config.batch_size} exceeds the {num_examples:,} training images: a batch "
             "holds some of them more than once"
         )
@@ -204,7 +195,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         )
     warmup = config.warmup_epochs * num_examples // config.batch_size
     if warmup >= num_steps:
-        report.say_once(
+        say_once(
             f"note: warmup_epochs={config.warmup_epochs:g} are {warmup:,.0f} steps, but training has "
             f"{num_steps:,}: the learning rate never reaches its peak; lower --config.warmup_epochs"
         )
@@ -276,7 +267,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
       The final train state.
     """
     begun = time.monotonic()
-    group.check_agreement("data or model", records.flatten(task.meta))
+    group.check_agreement("data or model", flatten_dict(task.meta, sep="."))
     group.run_on_first(lambda: records.save_config(workdir, config.to_dict()))
     with (
         stopping.saving() as received,

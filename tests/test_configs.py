@@ -1,9 +1,13 @@
 """Settings of the papers and of the official code, as the configs resolve them."""
 
 import importlib
+import sys
+import types
 
 import pytest
 
+import simclr_jax
+from configs import base
 from simclr_jax import optim, train
 
 IMAGENET, ONE_PERCENT, TEN_PERCENT = 1281167, 12811, 128116
@@ -68,3 +72,55 @@ def test_stl10_learns_and_distills_without_labels_and_is_judged_with_them():
     }
     assert set(list(splits.values())[:3]) == {"unlabelled"} and set(list(splits.values())[3:]) == {"train"}
     assert config_of("stl10", "pretrain").dataset.probe_split == "train"
+
+
+def pretrain():
+    config = base.pretrain()
+    config.batch_size = 6
+    return config
+
+
+def knn():
+    config = base.knn(pretrain())
+    config.k = 3
+    return config
+
+
+def knn_of_five():
+    config = knn()
+    config.k = 5
+    return config
+
+
+def test_base_fills_in_the_tasks_that_a_file_does_not_define():
+    own = (pretrain, knn, knn_of_five)
+    assert base.task_config(None, *own).task == "pretrain"
+    assert (base.task_config("knn", *own).k, base.task_config("knn_of_five", *own).k) == (3, 5)
+    filled_in = base.task_config("finetune", *own)
+    assert (filled_in.task, filled_in.batch_size) == ("finetune", 6)
+    names = "pretrain, knn, knn_of_five, linear_eval, finetune, distill, transfer, embed, predict"
+    with pytest.raises(ValueError, match=f"task 'knm' is unknown: expected one of {names}$"):
+        base.task_config("knm", *own)
+
+
+def test_a_file_without_pretraining_has_its_own_tasks_alone():
+    assert base.task_config(None, knn).k == 3
+    with pytest.raises(ValueError, match="task 'embed' is unknown: expected one of knn$"):
+        base.task_config("embed", knn)
+
+
+def test_a_task_is_a_module_and_a_function_of_base(monkeypatch, tmp_path):
+    exec(
+        "def margin(config):\n    config = knn(config)\n    config.task = 'margin'\n    return config",
+        vars(base),
+    )
+    module = types.ModuleType("simclr_jax.tasks.margin")
+    module.run = lambda config, workdir: {"margin": config.k / 2}
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    try:
+        config = simclr_jax.get_config("folder:margin", {"dataset.path": str(tmp_path), "k": 9})
+        assert simclr_jax.run(config, tmp_path / "run")["margin"] == 4.5
+    finally:
+        del base.margin
+    with pytest.raises(simclr_jax.UserError, match="task 'margin' is unknown"):
+        simclr_jax.get_config("folder:margin")

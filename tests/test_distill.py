@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import run_task, tiny_config
 
-from simclr_jax import checkpoint, losses, parallel, train
-from simclr_jax.models import make_model
+from simclr_jax import checkpoint, losses, parallel
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import distill
 
@@ -28,7 +28,7 @@ def batch_of(rows=16, seed=0):
 @pytest.fixture(scope="module")
 def student():
     model = make_model(tiny_config("distill").model, 10, whole_projection=False)
-    return model, train.make_init(model, 16)(jax.random.key(0))
+    return model, make_init(model, 16)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("label_weight", [0.0, 0.3])

@@ -9,7 +9,8 @@ import pytest
 from absl.testing import flagsaver
 from conftest import tiny_config
 
-from simclr_jax import benchmark, train
+from simclr_jax import train
+from simclr_jax.benchmark import __main__ as benchmark
 from simclr_jax.config import command_line
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain

@@ -6,10 +6,9 @@ import pytest
 from conftest import tiny_config
 
 from configs import digits
-from simclr_jax import train
 from simclr_jax.data import datasets
 from simclr_jax.evaluation import features
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +29,7 @@ def test_features_are_the_models_of_every_row_without_the_padding():
     config = digits.get_config()
     config.model.update(width=0.125, stem="auto")
     model = make_model(config.model, num_classes=3)
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (27, 16, 16, 3), np.uint8), rng.integers(0, 3, 27)
     found = features.make_extract(model)(variables, batches(images, labels, 16))
@@ -43,7 +42,7 @@ def test_layer_of_the_projection_head_is_taken():
     config = digits.get_config()
     config.model.update(width=0.125, stem="auto")
     model = make_model(config.model, num_classes=0)
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
     found = features.make_extract(model, layer=1)(variables, batches(images, np.zeros(16, int), 16))
     expected = jax.jit(model.apply)(variables, images)["projection_hiddens"][1]

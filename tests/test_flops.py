@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import supervised, train
-from simclr_jax.models import make_model, on_cpu
+from simclr_jax import supervised
+from simclr_jax.models import make_init, make_model, on_cpu
 from simclr_jax.parallel import AXIS
 from simclr_jax.plan import cost
 from simclr_jax.profiling import flops
@@ -69,7 +69,7 @@ def parts_of(config, *, task):
     """Loss, parameters, statistics and a batch of one device, of four images."""
     model = make_model(config.model, 10, remat=config.get("remat", False))
     loss = task(model, config)
-    variables = jax.eval_shape(train.make_init(model, 32), jax.random.key(0))
+    variables = jax.eval_shape(make_init(model, 32), jax.random.key(0))
     batch = {name: jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8) for name in ("view1", "view2", "image")}
     batch["label"] = jax.ShapeDtypeStruct((4,), jnp.int32)
 

@@ -1,6 +1,7 @@
 """Networks against the official implementation: activations, gradients, initial values and sizes."""
 
 import json
+import types
 from functools import partial
 
 import jax
@@ -20,7 +21,7 @@ from networks import (
 )
 
 from simclr_jax import losses, optim, parallel
-from simclr_jax.models import heads, resnet
+from simclr_jax.models import describe, heads, make_model, resnet
 from simclr_jax.official.names import tf1_names
 from simclr_jax.process.errors import UserError
 
@@ -351,7 +352,8 @@ def test_two_devices_see_one_batch_if_synchronised(sync):
     [
         ("depth", 51), ("width", 0.01), ("sk_ratio", -0.5), ("se_ratio", 2.0), ("stem", "stl10"),
         ("projection_layers", -1), ("projection_dim", 0), ("supervised_layer", 3), ("supervised_layer", -1),
-        ("dtype", "half"),
+        ("dtype", "half"), ("encoder", "vit"), ("max_pool", "caffe"), ("bottleneck_width", 0.0),
+        ("width", "wide"), ("input_std", (0.2, 0.2, 0.2)),
     ],
 )  # fmt: skip
 def test_bad_values_are_one_line_errors(key, value):
@@ -359,4 +361,18 @@ def test_bad_values_are_one_line_errors(key, value):
         build(**{"depth": 18, key: value})
     message = str(error.value)
     assert "\n" not in message
-    assert f"model.{key} is {value!r}, expected" in message and f"--config.model.{key}=" in message
+    assert f"model.{key}={value}" in message.replace("'", "")
+    assert (
+        f"set --config.model.{key} to" in message or f"--config.model.{key}=" in message or key == "encoder"
+    )
+
+
+def test_keys_that_a_config_lacks_have_the_defaults_of_base():
+    """As configs of older runs and of official checkpoints lack them."""
+    assert build() == build(
+        encoder="resnet", max_pool="tensorflow", project_first=True, input_mean=None, bottleneck_width=1.0
+    )
+    namespace = types.SimpleNamespace(depth=50, width=2, dtype="float32")
+    model = make_model(namespace, 0)
+    assert (model.encoder.width, model.encoder.stem, model.projection_head.num_layers) == (2, "auto", 2)
+    assert describe(namespace) == "ResNet-50 2x"

@@ -1,5 +1,6 @@
 """Schedules and optimisers against the official implementation's numbers."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from simclr_jax import optim
+from simclr_jax.config import validation
 from simclr_jax.process.errors import UserError
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -104,6 +106,19 @@ def test_lars_takes_the_supervised_head_and_batch_norm_at_the_full_rate():
     np.testing.assert_allclose(updates["supervised_head"]["kernel"], full)
     np.testing.assert_allclose(updates["supervised_head"]["bias"], full)
     np.testing.assert_allclose(updates["encoder"]["conv"]["kernel"], 1e-3 * full, rtol=1e-5)
+
+
+def test_an_optimizer_of_ones_own_is_an_entry(monkeypatch):
+    config = importlib.import_module("configs.digits").get_config()
+    config.optimizer.name = "plain"
+    with pytest.raises(UserError, match="optimizer.name='plain': set it to 'lars', 'sgd' or 'adam'"):
+        validation.check(config, file="digits")
+    plain = lambda schedule, weight_decay, momentum: optax.sgd(schedule)  # noqa: E731
+    monkeypatch.setitem(optim.OPTIMIZERS, "plain", plain)
+    assert validation.check(config, file="digits") == []
+    optimizer, params = optim.make_optimizer("plain", 0.5, weight_decay=1.0), jnp.ones(2)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates, [-0.5, -0.5])
 
 
 def test_unknown_names_are_user_errors():

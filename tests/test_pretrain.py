@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from simclr_jax import losses, train
-from simclr_jax.models import make_model
+from simclr_jax import losses
+from simclr_jax.models import make_init, make_model
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def assert_trees_close(actual, expected):
 def test_reported_loss_is_nt_xent_of_the_projections_of_both_views():
     config, batch = config_of(), views_batch()
     model = make_model(config.model, num_classes=10)
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
     _, (batch_stats, results) = jax.jit(pretrain.make_loss(model, config))(
         variables["params"], variables["batch_stats"], batch
     )
@@ -48,7 +48,7 @@ def test_probe_gradient_stays_out_of_the_encoder():
     config = config_of()
     with_labels = make_model(config.model, num_classes=10)
     without = make_model(config.model, num_classes=0)
-    variables = train.make_init(with_labels, 16)(jax.random.key(0))
+    variables = make_init(with_labels, 16)(jax.random.key(0))
     batch = views_batch()
 
     def gradient(model, params):
@@ -66,7 +66,7 @@ def test_probe_gradient_stays_out_of_the_encoder():
 def test_lars_decays_the_supervised_head_in_the_loss():
     config, batch = config_of(), views_batch()
     model = make_model(config.model, num_classes=10)
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
 
     def head_gradient(weight_decay):
         config.optimizer.weight_decay = weight_decay
@@ -83,7 +83,7 @@ def test_lars_decays_the_supervised_head_in_the_loss():
 def test_config_that_names_no_labels_trains_without_a_probe():
     config = config_of()
     model = make_model(config.model, num_classes=0)
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
     loss = pretrain.make_loss(model, config)
     value, (_, results) = loss(variables["params"], variables["batch_stats"], views_batch())
     assert results["loss"] == value and "probe_accuracy" not in results

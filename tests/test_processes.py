@@ -15,13 +15,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import log_of, tiny_config, xla_flags
+from flax.traverse_util import flatten_dict
 
 from configs import digits
 from simclr_jax import checkpoint, train
 from simclr_jax.models import make_model
 from simclr_jax.process import group
 from simclr_jax.tasks import pretrain
-from simclr_jax.workdir import records
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +158,7 @@ def main_of_two_processes(workdir):
     That one then takes longer to end than silence is borne while a run lasts.
     """
     config, defaults = (
-        records.flatten(of.to_dict()) for of in (config_and_task(STEPS)[0], digits.get_config())
+        flatten_dict(of.to_dict(), sep=".") for of in (config_and_task(STEPS)[0], digits.get_config())
     )
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value != defaults[key]]

@@ -6,8 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-from simclr_jax.workdir.records import flatten
+from flax.traverse_util import flatten_dict
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
@@ -165,7 +164,9 @@ def test_every_config_key_is_read_somewhere():
                 read.add(node.attr)
     for path in CONFIGS:
         for task in tasks_of(path):
-            keys = flatten(importlib.import_module(f"configs.{path.stem}").get_config(task).to_dict())
+            keys = flatten_dict(
+                importlib.import_module(f"configs.{path.stem}").get_config(task).to_dict(), sep="."
+            )
             assert not [key for key in keys if key.split(".")[-1] not in read], (path, task)
 
 

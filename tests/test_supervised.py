@@ -11,7 +11,7 @@ from conftest import tiny_config
 from simclr_jax import losses, parallel, supervised, train
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.evaluation.features import Features
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def variables(model):
-    variables = train.make_init(model, 16)(jax.random.key(0))
+    variables = make_init(model, 16)(jax.random.key(0))
     kernel = 0.1 * jax.random.normal(
         jax.random.key(1), variables["params"]["supervised_head"]["kernel"].shape
     )

@@ -8,6 +8,7 @@ import pytest
 import wandb
 from conftest import log_of
 from etils import epath
+from flax.traverse_util import flatten_dict
 from test_report import make_meter
 from test_report import run as run_steps
 
@@ -17,7 +18,6 @@ from simclr_jax.process import stopping
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import pretrain
 from simclr_jax.workdir import trackers
-from simclr_jax.workdir.records import flatten
 
 CONFIG = {"seed": 3, "model": {"width": 0.5}, "tracker": "wandb"}
 SUMMARY = {"trained": {"knn_accuracy": 0.75}, "steps": 8, "words": "some"}
@@ -158,7 +158,7 @@ def test_mlflow_gets_config_metrics_and_summary_and_goes_on(tmp_path, mlflow_run
     run_id = id_of(tmp_path / "run", "mlflow")
     run, history = mlflow_run(run_id)
     assert run.info.status == "KILLED" and history == [(2, 1.5), (4, 3.5)]
-    assert run.data.params == {name: str(value) for name, value in flatten(CONFIG).items()}
+    assert run.data.params == {name: str(value) for name, value in flatten_dict(CONFIG, sep=".").items()}
     follow("mlflow", tmp_path / "run", 3, 8)
     assert id_of(tmp_path / "run", "mlflow") == run_id
     run, history = mlflow_run(run_id)

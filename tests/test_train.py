@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import digits
 from simclr_jax import checkpoint, losses, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import AXIS
 from simclr_jax.process import stopping
 from simclr_jax.process.errors import UserError
@@ -59,7 +59,7 @@ def step_on(devices, config, frozen=False):
     model = Frozen(model) if frozen else model
     keep_gradient = optax.trace(decay=0.0)
     task = train.Task(
-        init=train.make_init(model, 16),
+        init=make_init(model, 16),
         loss=pretrain.make_loss(model, config),
         optimizer=keep_gradient,
         schedule=lambda step: 0.1,
@@ -148,7 +148,7 @@ def test_microbatches_normalise_by_their_own_statistics():
     config = config_of()
     config.microbatches = 2
     model = make_model(config.model, num_classes=0)
-    variables = train.make_init(model, 16)(jax.random.key(3))
+    variables = make_init(model, 16)(jax.random.key(3))
     batch = views_batch()
 
     def expected_loss(params):
@@ -183,7 +183,7 @@ def test_rematerialised_step_is_the_same_step(on_one_device):
 def test_gradient_is_that_of_the_plain_loss(on_one_device):
     config = config_of()
     model = make_model(config.model, num_classes=10)
-    variables = train.make_init(model, 16)(jax.random.key(3))
+    variables = make_init(model, 16)(jax.random.key(3))
     loss = pretrain.make_loss(model, config)
     gradient = jax.grad(lambda params: loss(params, variables["batch_stats"], views_batch())[0])(
         variables["params"]
@@ -204,7 +204,7 @@ def test_second_step_does_not_recompile():
     step = jax.pmap(
         train.make_train_step(loss, optimizer, lambda _: 0.1), AXIS, in_axes=(None, 0), out_axes=None
     )
-    task = train.Task(train.make_init(model, 16), loss, optimizer, None, None, 1, {})
+    task = train.Task(make_init(model, 16), loss, optimizer, None, None, 1, {})
     state = jax.device_put(
         train.init_state(task, 0), NamedSharding(Mesh(jax.devices(), (AXIS,)), PartitionSpec())
     )
@@ -435,7 +435,7 @@ def with_memory(num_steps=5):
             yield views_batch(seed=start)
 
     return config, train.Task(
-        init=train.make_init(model, 16),
+        init=make_init(model, 16),
         loss=loss,
         optimizer=optax.sgd(0.1, momentum=0.9),
         schedule=lambda step: 0.1,

@@ -1,6 +1,6 @@
-"""What the command line says: `--config=FILE:TASK`, `--config.KEY=VALUE` and the flags of the process.
+"""Reads the command line: `--config=FILE:TASK`, `--config.KEY=VALUE` and the flags of the process.
 
-All of it is checked before anything begins; whatever is wrong with it is one line.
+All of it is checked before a run begins; every mistake is reported in one line.
 """
 
 import os
@@ -11,9 +11,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.config import manual, settings, validation
-from simclr_jax.process import UserError, errors, group, stopping
-from simclr_jax.workdir import report
+from simclr_jax.config import manual, settings, shipped, validation
+from simclr_jax.process import UserError, errors, group, say, stopping
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "File of configs/, as in configs/digits.py:pretrain; --config.KEY=VALUE sets its keys."
@@ -33,57 +32,53 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-_parsed = {}  # by `parse`: 'config', 'given' and 'notes', as absl keeps the other flags
+_parsed = {}  # 'config', 'given' and 'notes' from `parse`, kept as absl keeps the values of other flags
 
 
 def this_process() -> dict[str, str | int | None]:
-    """Which process this is and of how many, as `group.join` takes it."""
-    return {
-        "coordinator_address": _COORDINATOR.value,
-        "num_processes": _NUM_PROCESSES.value,
-        "process_id": _PROCESS_ID.value,
-    }
+    """Returns the number of this process and of all, as `group.join` takes them."""
+    return {flag.name: flag.value for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
 
 
 def join_timeout() -> int:
-    """Seconds in which all processes have to be there."""
+    """Returns the seconds in which all processes have to be there."""
     return _JOIN_TIMEOUT.value
 
 
 def file() -> str:
-    """The config file, without the task."""
+    """Returns the config file, without the task."""
     return _CONFIG.value.partition(":")[0]
 
 
 def workdir(config) -> epath.Path:
-    """The folder of the run."""
+    """Returns the folder of the run."""
     variant = _CONFIG.value.partition(":")[2] or config.task
     place = _WORKDIR.value or f"runs/{config.dataset.name.replace('/', '-')}/{variant}"
     return epath.Path(os.path.expanduser(place))  # shells leave the ~ of --workdir=~/run alone
 
 
 def given() -> dict[str, object]:
-    """The keys that the user gave as `--config.KEY=VALUE`, dotted, with their values."""
+    """Returns the keys that the user gave as `--config.KEY=VALUE`, dotted, with their values."""
     return dict(_parsed["given"])
 
 
 def defaults() -> ConfigDict:
-    """The config as its file has it, without what the command line changes; None where it has to."""
+    """Returns the config as its file has it; see `settings.defaults`."""
     return settings.defaults(_CONFIG.value)
 
 
 def read_config() -> ConfigDict:
-    """The config of the command line; says what is odd about it."""
+    """Returns the config of the command line, and prints notes on what is odd about it."""
     for note in _parsed["notes"]:
-        report.say(f"note: {note}")
+        say(f"note: {note}")
     return _parsed["config"]
 
 
 def run(command) -> None:
-    """The entry point of a command line with a config: user errors are one line and exit code 2.
+    """Runs a command line with a config: user errors are one line and exit code 2.
 
     Args:
-      command: called once all is checked, with what `absl.app.run` gives.
+      command: function that `absl.app.run` calls with the remaining arguments, once all are checked.
     """
     with errors.one_line_errors(group.leave), stopping.handled():
         try:
@@ -102,7 +97,7 @@ def run(command) -> None:
 def _parse_quietly(argv):
     arguments = parse(argv)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # what libraries tell at ERROR becomes a line here
+        logging.set_verbosity(logging.FATAL)  # errors that libraries log become a line here
     return arguments
 
 
@@ -112,8 +107,9 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       UserError: something is wrong with either.
     """
-    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # which --help shows of every command
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that --help of every command shows it
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
+    flags_of_command = flags.FLAGS.get_key_flags_for_module(argv[0])
     wants_help = not {"--help", "-help", "-h"}.isdisjoint(argv[1:])
     argv = [argv[0]] + [word for word in argv[1:] if word not in ("--help", "-help", "-h")]
     try:
@@ -124,14 +120,14 @@ def parse(argv: list[str]) -> list[str]:
     except UserError:
         raise
     except flags.UnrecognizedFlagError as error:
-        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
-        keys = [f"config.{key}" for key in validation.flatten(validation.reference_of("pretrain"))]
+        names = [flag.name for flag in flags_of_command]
+        keys = [f"config.{key}" for key in validation.flatten(shipped.defaults_of("pretrain"))]
         raise UserError(settings.unknown(error.flagname, names + keys)) from None
     except flags.IllegalFlagValueError as error:
         name = re.match(r"flag --(\w+)", str(error)).group(1)
         kinds = {"int": int, "float": float, "bool": bool}
         kind = kinds.get(flags.FLAGS[name].flag_type())
-        if kind is None:  # words that absl alone knows, as of --stderrthreshold
+        if kind is None:  # absl's own kinds, as that of --stderrthreshold
             raise UserError(f"{settings.one_line(error)}: see --helpfull") from None
         expected, example = validation.KINDS[kind]
         raise UserError(
@@ -140,8 +136,7 @@ def parse(argv: list[str]) -> list[str]:
     except (flags.Error, ValueError) as error:
         raise UserError(f"{settings.one_line(error)}: write --NAME=VALUE, see --help") from None
     if wants_help:
-        ours = [flags.FLAGS[flag.name] for flag in flags.FLAGS.get_key_flags_for_module(argv[0])]
-        print(manual.text(ours, _CONFIG.value))
+        print(manual.text(flags_of_command, _CONFIG.value))
         sys.exit(0)
     if len(left) > 1:
         raise UserError(f"'{left[1]}' is not a flag: write --config.KEY=VALUE")
@@ -151,17 +146,19 @@ def parse(argv: list[str]) -> list[str]:
         validation.check_place("workdir", _WORKDIR.value)
     _check_processes()
 
-    config, given, odd = settings.make(_CONFIG.value, overrides, as_text=True)
-    notes = [
-        f"--{name} is given more than once, as {' and '.join(texts)}: the last counts"
-        for name, texts in _repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
-    ]
-    _parsed.update(config=config, given=given, notes=notes + odd)
+    config, given, notes = settings.make(_CONFIG.value, overrides, as_text=True)
+    repeated = _note_repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
+    _parsed.update(config=config, given=given, notes=repeated + notes)
     return left
 
 
 def _split(words):
-    """(KEY, VALUE) of every --config.KEY=VALUE or --config.KEY VALUE, VALUE None where missing; the rest."""
+    """Splits words into overrides of config keys and the rest.
+
+    Returns:
+      (KEY, VALUE) of every --config.KEY=VALUE or --config.KEY VALUE, with None for a missing value; the other
+      words.
+    """
     overrides, rest, words = [], [], list(words)
     while words:
         word = words.pop(0)
@@ -179,7 +176,7 @@ def _split(words):
 
 
 def _pairs(words):
-    """(NAME, VALUE) of every flag among the words, VALUE '' where there is none."""
+    """Returns (NAME, VALUE) of every flag among the words, with '' for a missing value."""
     pairs = []
     for word, after in zip(words, [*words[1:], "-"]):
         if word.startswith("-"):
@@ -191,25 +188,30 @@ def _pairs(words):
     return pairs
 
 
-def _repeated(pairs):
-    texts = {}
-    for name, text in pairs:
-        texts.setdefault(name, []).append(str(text))
-    return [(name, found) for name, found in texts.items() if len(set(found)) > 1]
+def _note_repeated(pairs):
+    """Returns notes on the names that have several values among (NAME, VALUE) pairs."""
+    values = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(str(value))
+    return [
+        f"--{name} is given more than once, as {' and '.join(texts)}: the last counts"
+        for name, texts in values.items()
+        if len(set(texts)) > 1
+    ]
 
 
 def _check_processes():
-    """Raises a UserError unless this process is one of those that there are."""
-    told = this_process()
-    missing = [name for name, value in told.items() if value is None]
-    if len(missing) == len(told):
+    """Raises a UserError unless the flags of the process are all missing, or all there and consistent."""
+    values = this_process()
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == len(values):
         return
     if missing:
         raise UserError(
-            f"--{missing[0]} is missing beside --{(told.keys() - missing).pop()}: give "
+            f"--{missing[0]} is missing beside --{(values.keys() - missing).pop()}: give "
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I together, or none of them"
         )
-    address, count, index = told.values()
+    address, count, index = values.values()
     port = re.fullmatch(r"[^:/]+:(\d+)|\[[0-9a-fA-F:.]+\]:(\d+)", address)
     if not port or not 0 < int(port.group(1) or port.group(2)) < 65536:
         raise UserError(

@@ -1,12 +1,10 @@
-"""What `--help` prints: how a command is used, and of a config every key with its value and its meaning."""
+"""Writes the text of `--help`: the usage of a command, and every key of a config with value and meaning."""
 
 import ast
 import shutil
 import sys
 import textwrap
-from pathlib import Path
 
-from simclr_jax import tasks as task_modules
 from simclr_jax.config import settings, shipped, validation
 
 EXAMPLES = """\
@@ -21,11 +19,11 @@ examples:
 
 
 def text(flags_of_command: list, file: str | None) -> str:
-    """The help of the command that runs.
+    """Returns the help of the command that runs.
 
     Args:
-      flags_of_command: absl's, that it takes beside the keys of a config.
-      file: 'FILE' or 'FILE:TASK' whose keys are listed; None lists what there is to choose from.
+      flags_of_command: absl's flags that it takes beside the keys of a config.
+      file: 'FILE' or 'FILE:TASK' whose keys are listed; None lists the configs and tasks.
 
     Raises:
       UserError: there is no such config.
@@ -34,27 +32,20 @@ def text(flags_of_command: list, file: str | None) -> str:
     if file:
         config = settings.defaults(file)
         validation.check_keys(config, file=file)
-        parts.append(f"the keys of {file}, as --config.KEY=VALUE:\n" + _table(_keys(config)))
+        meanings, values = meanings_of(config.task), validation.flatten(config)
+        keys = {f"{key}={value}": meanings.get(key, "") for key, value in values.items()}
+        parts.append(f"the keys of {file}, as --config.KEY=VALUE:\n" + _table(keys))
     else:
         configs = {f"configs/{path.name}": _summary(path) for path in shipped.files().values()}
-        folder = Path(task_modules.__path__[0])
-        tasks = {name: _summary(folder / f"{name}.py") for name in validation.known_tasks()}
+        tasks = {name: _summary(shipped.PACKAGE / "tasks" / f"{name}.py") for name in shipped.tasks()}
         parts.append("configs, of which --config=FILE --help lists the keys:\n" + _table(configs))
         parts.append("tasks, as --config=FILE:TASK:\n" + _table(tasks))
     given = {f"--{flag.name}": " ".join(flag.help.split()) for flag in flags_of_command}
     return "\n\n".join([*parts, "flags (--helpfull lists those of libraries, too):\n" + _table(given)])
 
 
-def _keys(config):
-    meanings = meanings_of(config.task)
-    return {
-        f"{key}={value}": meanings.get(key, "")
-        for key, value in validation.flatten(config, strict=False).items()
-    }
-
-
 def meanings_of(task: str) -> dict[str, str]:
-    """{'a.b': its comment in configs/base.py} of the keys of a task."""
+    """Returns the comments in configs/base.py of the keys of a task, by dotted key."""
     path = shipped.FOLDER / "base.py"
     source = path.read_text()
     lines, functions = source.splitlines(), {}
@@ -73,7 +64,10 @@ def meanings_of(task: str) -> dict[str, str]:
 
 
 def _places(statement):
-    """(dotted key, its line) of what a statement sets: `return ConfigDict({...})`, `config.a.b = ...`."""
+    """Yields dotted keys and line numbers of the keys that a statement sets.
+
+    Such statements are `return ConfigDict({...})`, `config.a.b = ...` and `config.a = ConfigDict({...})`.
+    """
     target, value = "", getattr(statement, "value", None)
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute):
         target = ast.unparse(statement.targets[0]).partition(".")[2]
@@ -92,7 +86,7 @@ def _entries(tree, prefix):
 
 
 def _comment(lines, number):
-    """The comment of a line, and those above that stand alone."""
+    """Returns the comment of a line, after the lines above it that hold only a comment."""
     above = []
     while lines[number - 2 - len(above)].strip().startswith("#"):
         above.insert(0, lines[number - 2 - len(above)].strip("# "))
@@ -101,7 +95,7 @@ def _comment(lines, number):
 
 
 def _summary(path):
-    """The first sentence of a module."""
+    """Returns the first paragraph of a module's docstring as one line."""
     return " ".join(ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].split())
 
 

@@ -1,7 +1,7 @@
-"""A config: what its file gives, changed key by key, and checked.
+"""Makes configs: reads the file, changes keys, and checks the result.
 
-The files are those of configs/, wherever the working directory is, or anybody's own; they import
-`configs.base`, which is this repository's.
+A file is one of configs/, wherever the working directory is, or a user's own. Both import the shipped
+`configs.base`.
 """
 
 import ast
@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FrozenConfigDict, RequiredValueError
+from ml_collections.config_dict import FrozenConfigDict
 
-from simclr_jax.config import shipped, validation
+from simclr_jax.config import ranges, shipped, validation
 from simclr_jax.process import UserError
 
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -32,25 +33,30 @@ _PARSERS = {
 
 
 def make(file: str, overrides: Iterable[tuple[str, Any]], *, as_text: bool) -> tuple[ConfigDict, dict, list]:
-    """The config of a file with some of its keys changed, ready to run.
+    """Makes the config of a file with some of its keys changed, ready to run.
 
     Args:
       file: 'FILE' or 'FILE:TASK'.
-      overrides: (dotted key, value) of what to change.
-      as_text: the values are texts, as of a command line; see `override`.
+      overrides: pairs of a dotted key and its new value.
+      as_text: whether the values are texts of a command line, parsed by the kind of their key. 'None' unsets
+        a key whose default is None; a switch without a text, None, becomes True.
 
     Returns:
-      The config, locked; {key: value} of what was changed; what is odd but can be meant, a sentence each.
+      The config, locked; {key: value} of the changed keys; notes on settings that are odd but may be meant.
 
     Raises:
       UserError: something is wrong with the file, a key or a value.
     """
     config = load(file)
-    validation.check_keys(config, file=file)  # what it lacks, overrides could not find
-    reference = validation.reference_of(config.task) or config
-    given = {
-        key: (override if as_text else assign)(config, reference, key, value) for key, value in overrides
-    }
+    validation.check_keys(config, file=file)  # before overrides, which could not find a key that it lacks
+    reference = shipped.defaults_of(config.task)
+    given = {}
+    for key, value in overrides:
+        _check_known(reference, key)
+        given[key] = _parse(config, reference, key, value) if as_text else value
+        section, name = validation.section_of(config, key)
+        with section.ignore_type():  # a user's file may have 1 where a key takes 0.5
+            section[name] = given[key]
     notes = _settle_length(config, file, given)
     notes += validation.check(config, file=file, given=given)
     if config.pretrained:
@@ -59,41 +65,30 @@ def make(file: str, overrides: Iterable[tuple[str, Any]], *, as_text: bool) -> t
 
 
 def defaults(file: str) -> ConfigDict:
-    """The config as its file has it; None where it has no value."""
-    config = load(file)
-    for key in validation.flatten(config, strict=False):
-        section, name = validation.section_of(config, key)
-        try:
-            section[name]
-        except RequiredValueError:
-            del section[name]
-            section[name] = None
-    return config
+    """Returns the config as its file has it, with None for keys that are required and not set."""
+    return ConfigDict(unflatten_dict(validation.flatten(load(file), strict=False), sep="."))
 
 
 def load(file: str) -> ConfigDict:
-    """What `get_config` of a config file returns; `file` is 'FILE' or 'FILE:TASK'.
+    """Returns the config that `get_config` of a config file returns; `file` is 'FILE' or 'FILE:TASK'.
 
     Raises:
-      UserError: it is no config file, or something in it goes wrong: with the line where it does.
+      UserError: it is no config file, or something in it fails; the message has the line.
     """
     path, colon, task = file.partition(":")
-    path = _found(path)
+    path = _locate(path)
     try:
         with open(path, "rb") as source:
             text = source.read()
-    except FileNotFoundError:
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
         raise UserError(
-            f"--config={file} does not exist: give a file of configs/, as in --config=configs/digits.py"
-        ) from None
-    except OSError as error:  # a folder, say
-        raise UserError(
-            f"--config={file} cannot be read ({error.strerror}): give a file of configs/, as in "
-            "--config=configs/digits.py"
+            f"--config={file} {reason}: give a file of configs/, as in --config=configs/digits.py"
         ) from None
     module = types.ModuleType("config_file")
     module.__file__ = path
-    sys.modules[module.__name__] = module  # where dataclasses look for their module
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
         with shipped.importable():
             exec(compile(text, path, "exec"), module.__dict__)
@@ -104,13 +99,13 @@ def load(file: str) -> ConfigDict:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        if task and isinstance(error, ValueError) and f"'{task}'" in str(error):  # as base.task_config tells
+        if task and isinstance(error, ValueError) and f"'{task}'" in str(error):  # raised by base.task_config
             raise UserError(f"--config={file}: {one_line(error)}") from None
         raise UserError(f"{_explain(error, path)}; mend the config") from None
     if not isinstance(config, ConfigDict):
-        found = "None" if config is None else f"a {type(config).__name__}"
+        kind = "None" if config is None else f"a {type(config).__name__}"
         raise UserError(
-            f"get_config of {path} returned {found}: end it with 'return config', a ConfigDict, as "
+            f"get_config of {path} returned {kind}: end it with 'return config', a ConfigDict, as "
             "configs/digits.py does"
         )
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
@@ -128,92 +123,64 @@ def _arguments(get_config, file, arguments):
 
 
 def _explain(error, path):
-    """'FILE:LINE: KIND: what it says' of an exception of a config file."""
+    """Returns 'FILE:LINE: KIND: MESSAGE' for an exception of a config file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     place = f"{path}:{lines[-1]}" if lines else path
-    if isinstance(error, SyntaxError) and error.filename:  # maybe of a file that it imports
+    if isinstance(error, SyntaxError) and error.filename:  # perhaps that of a file that it imports
         place, error = f"{error.filename}:{error.lineno}", type(error)(error.msg)
-    said = error  # ConfigDict wraps a KeyError, which shows its message in quotes
-    while isinstance(said, AttributeError | KeyError) and said.args:
-        said = said.args[0]
-    return f"{place}: {type(error).__name__}: {one_line(said)}"
+    message = error  # ConfigDict wraps a KeyError, which shows its message in quotes
+    while isinstance(message, AttributeError | KeyError) and message.args:
+        message = message.args[0]
+    return f"{place}: {type(error).__name__}: {one_line(message)}"
 
 
 def one_line(error) -> str:
-    """What an exception says."""
+    """Returns the message of an exception as one line."""
     return " ".join(str(error).split())[:300]
 
 
-def _found(path):
-    """The path of a config file: here, or where the shipped ones are."""
+def _locate(path):
+    """Returns the path of a config file; that of a shipped one where 'configs/NAME.py' is not here."""
     file = shipped.FOLDER / Path(path).name
-    meant = os.path.normpath(path) == os.path.join("configs", file.name)
-    return str(file) if meant and not os.path.exists(path) and file.exists() else path
+    is_shipped = os.path.normpath(path) == os.path.join("configs", file.name)
+    return str(file) if is_shipped and not os.path.exists(path) and file.exists() else path
 
 
-def override(config: ConfigDict, reference: ConfigDict, key: str, text: str | None):
-    """Sets a dotted key of a config to what a text says, and returns that.
-
-    Args:
-      config: is changed.
-      reference: has the same keys; tells their kinds, and by a None what 'None' unsets.
-      key: 'a.b'.
-      text: None where the command line has no value, which makes a True of what is True or False.
-
-    Raises:
-      UserError: there is no such key, or the text is none of its kind.
-    """
-    _check_known(reference, key)
+def _parse(config, reference, key, text):
+    """Returns the value that a text of the command line gives to a key, or raises a UserError."""
     section, name = validation.section_of(reference, key)
     default, kind = section[name], section.get_type(name)
-    called, example = validation.expected(key, kind)
-    ours = validation.flatten(config, strict=False)[key]
-    example = f"--config.{key}={example if ours is None else ours}"
+    description, example = validation.expected(key, kind)
+    current = validation.flatten(config, strict=False)[key]
+    example = f"--config.{key}={example if current is None else current}"
     text = "True" if text is None and kind is bool else text
-    if text is None or (text == "" and "" not in validation.CHOICES.get(key, ())):
-        raise UserError(f"--config.{key} has no value: expected {called}, as in {example}")
+    if text is None or (text == "" and "" not in ranges.CHOICES.get(key, ())):
+        raise UserError(f"--config.{key} has no value: expected {description}, as in {example}")
     try:
-        value = None if text == "None" and default is None else _PARSERS[kind](text)
-    except (ValueError, KeyError, TypeError, SyntaxError):  # the last two of pairs
-        raise UserError(f"--config.{key}={text}: expected {called}, as in {example}") from None
-    return _set(config, key, value)
-
-
-def assign(config: ConfigDict, reference: ConfigDict, key: str, value):
-    """Sets a dotted key of a config to a value, which `validation.check` has yet to see; returns it.
-
-    Raises:
-      UserError: there is no such key.
-    """
-    _check_known(reference, key)
-    return _set(config, key, value)
-
-
-def _set(config, key, value):
-    section, name = validation.section_of(config, key)
-    with section.ignore_type():  # an own file may have 1 where 0.5 is meant to fit
-        section[name] = value
-    return value
+        return None if text == "None" and default is None else _PARSERS[kind](text)
+    except (ValueError, KeyError, TypeError, SyntaxError):  # the last two from tuples
+        raise UserError(f"--config.{key}={text}: expected {description}, as in {example}") from None
 
 
 def _check_known(reference, key):
-    known = [f"config.{known}" for known in validation.flatten(reference, strict=False)]
-    if f"config.{key}" not in known:
-        inner = [name for name in known if name.startswith(f"config.{key}.")]
+    """Raises a UserError unless the reference has a key of this dotted name."""
+    names = [f"config.{name}" for name in validation.flatten(reference, strict=False)]
+    if f"config.{key}" not in names:
+        inner = [name for name in names if name.startswith(f"config.{key}.")]
         if inner:
             raise UserError(f"--config.{key} is a section: set its keys one by one, as in --{inner[0]}=VALUE")
-        raise UserError(unknown(f"config.{key}", known))
+        raise UserError(unknown(f"config.{key}", names))
 
 
-def unknown(flag: str, known: Iterable[str]) -> str:
-    """That there is no such flag, and which one of the known was probably meant."""
-    near = validation.nearest(flag, known)
+def unknown(flag: str, names: Iterable[str]) -> str:
+    """Returns the message that there is no such flag; it names the flag that was probably meant."""
+    near = validation.nearest(flag, names)
     hint = f"did you mean --{near}?" if near else "configs/base.py lists the keys, --help the flags"
     return f"--{flag} is unknown: {hint}"
 
 
 def _settle_length(config, file, given):
-    """Lets a num_epochs that the user gave win over a num_steps of the file."""
+    """Lets a num_epochs that the user gave win over a num_steps of the file; returns a note about it."""
     if given.get("num_epochs") is None or config.num_steps is None:
         return []
     if "num_steps" in given:

@@ -7,45 +7,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-_PACKAGE = Path(__file__).parent.parent
-FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+from ml_collections import ConfigDict
+
+PACKAGE = Path(__file__).parent.parent
+FOLDER = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 
 def files() -> dict[str, Path]:
-    """{'digits': its path, ...} of those that have a `get_config`, by name."""
+    """Returns the paths of the files that have a `get_config`, by their names, as in 'digits'."""
     return {path.stem: path for path in sorted(FOLDER.glob("[!_]*.py")) if path.stem != "base"}
 
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Inside, `configs` is that folder for whoever imports it; config files import `configs.base`.
+    """Makes the package `configs` that folder, while config files import `configs.base` from it.
 
-    Somebody's own package of this name is back afterwards.
+    A package of this name that a program has of its own is back afterwards.
     """
-    if _is_ours(sys.modules.get("configs")):
+    if _is_shipped(sys.modules.get("configs")):
         yield
         return
     others = _take_out()
-    sys.modules.update(_ours or {"configs": _package()})
+    sys.modules.update(_imported or {"configs": _package()})
     try:
         yield
     finally:
-        _ours.update(_take_out())
+        _imported.update(_take_out())
         sys.modules.update(others)
 
 
-_ours: dict[str, ModuleType] = {}  # what was imported inside, so that nothing runs twice
+_imported: dict[str, ModuleType] = {}  # modules that were imported inside, so that none runs twice
 
 
 def _take_out():
+    """Removes the package `configs` and its modules from the imported ones, and returns them."""
     names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
     return {name: sys.modules.pop(name) for name in names}
 
 
 def base() -> ModuleType:
-    """configs/base.py: the keys of every task with their defaults."""
+    """Imports configs/base.py."""
     with importable():
         return importlib.import_module("configs.base")
+
+
+def tasks() -> list[str]:
+    """Returns the names of all tasks, sorted."""
+    return sorted(["pretrain", *base().tasks()])
+
+
+def defaults_of(task: str) -> ConfigDict:
+    """Returns the config of a task as configs/base.py has it: its keys with their defaults."""
+    return base().task_config(task, base().pretrain)
 
 
 def _package():
@@ -57,5 +70,5 @@ def _package():
     return package
 
 
-def _is_ours(package):
+def _is_shipped(package):
     return Path(getattr(package, "__file__", None) or "").parent == FOLDER

@@ -6,11 +6,11 @@ from pathlib import Path
 from string import Template
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax.export import classes_of
 from simclr_jax.models import describe
-from simclr_jax.workdir.records import flatten
 
 _CALIBRATED = """ Divide them by {:.4g} first, the temperature
 that calibrates them: then the probabilities are right as often as they say."""
@@ -71,7 +71,9 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         load += "\n\n" + _text("pool.md").rstrip()
     load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
     numbers = {
-        name: value for name, value in flatten(summary or {}).items() if isinstance(value, int | float)
+        name: value
+        for name, value in flatten_dict(summary or {}, sep=".").items()
+        if isinstance(value, int | float)
     }
     results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]

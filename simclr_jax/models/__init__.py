@@ -6,27 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
+from simclr_jax.config import ranges
+from simclr_jax.config.saved import complete_model
 from simclr_jax.models import heads, resnet
 from simclr_jax.process import UserError
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-# What `config.model.encoder` may be. Each is called as (config.model, dtype=..., remat=...) and returns a
-# Flax module: (images [b, h, w, 3] in [0, 1], train) -> features [b, w]. Yours goes in before a config
-# names it.
+# Encoders by the names that `config.model.encoder` may have. Each is called as
+# (config.model, dtype=..., remat=...) and returns a Flax module: (images [b, h, w, 3] in [0, 1], train) ->
+# features [b, w]. Add an encoder of your own before a config names it.
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet.make}
-
-# What the networks are that were saved before `config.model` had these keys.
-_BEFORE = {
-    "encoder": "resnet",
-    "max_pool": "tensorflow",
-    "project_first": True,
-    "bottleneck_width": 1.0,
-    "input_mean": None,
-    "input_std": None,
-}
 
 
 class SimCLR(nn.Module):
@@ -34,10 +23,10 @@ class SimCLR(nn.Module):
 
     Attributes:
       encoder, projection_head, supervised_head: the parts; no supervised head where there are no classes.
-      supervised_layer: what the supervised head reads, an index into `projection_hiddens`: 0 the features,
-        1 the projection head's first layer (SimCLR v2 section 3.1), ...
-      input_mean, input_std: of red, green and blue in [0, 1], which encoders of others want subtracted and
-        divided by; None: pixels stay as they are, as SimCLR has them.
+      supervised_layer: index into `projection_hiddens` of the supervised head's input: 0 for the features, 1
+        for the projection head's first layer (SimCLR v2 section 3.1), and so on.
+      input_mean, input_std: mean and standard deviation of red, green and blue in [0, 1], by which encoders
+        that others trained want pixels normalised; None: pixels stay as they are, as SimCLR has them.
     """
 
     encoder: nn.Module
@@ -53,17 +42,19 @@ class SimCLR(nn.Module):
         """Applies all parts.
 
         Args:
-          images: [b, h, w, 3], in [0, 1], or uint8 as the input pipeline leaves them. h and w as at
-            initialisation where the stem is 'auto'.
+          images: [b, h, w, 3], floats in [0, 1], or uint8 as the input pipeline leaves them. With the stem
+            'auto', h and w are those of the initialisation.
           train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
           detach_logits: no gradient flows from the logits into the encoder or the projection head, which
             makes the supervised head a linear probe of a network that is being pretrained.
-          after_block: `train` holds behind this block group only; see `resnet.ResNet`, which alone knows it.
+          after_block: number of the block group behind which alone `train` holds; -1: `train` holds
+            everywhere. Only `resnet.ResNet` takes it.
 
         Returns:
           `features` [b, w], `projection` [b, projection_dim], `projection_hiddens` (list: the features, then
-          each projection layer's output), `logits` [b, classes] if there are classes, all float32; and of a
-          ResNet `initial_conv`, `initial_max_pool`, `block_group1`, ... [b, h', w', c] in the compute dtype.
+          each projection layer's output), `logits` [b, classes] if there are classes, all float32; from a
+          ResNet also `initial_conv`, `initial_max_pool`, `block_group1` and so on, [b, h', w', c] in the
+          compute dtype.
         """
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
@@ -85,21 +76,18 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     """Builds the model that `config.model` describes.
 
     Args:
-      config: has the attributes encoder, one of `ENCODERS`, depth, width, sk_ratio, se_ratio, stem, max_pool,
-        project_first, bottleneck_width, sync_batch_norm (see `resnet.ResNet`), input_mean and input_std (see
-        `SimCLR`), projection_layers, projection_dim (see `heads.ProjectionHead`),
-        supervised_layer (see `SimCLR`), zero_init_logits, and dtype: 'float32', 'bfloat16', or 'auto', which
-        is bfloat16 on TPU and GPU and float32 on CPU. Parameters and statistics are float32 throughout.
+      config: has the keys of `model` in configs/base.py, as attributes; those that it lacks have their
+        defaults. Parameters and statistics are float32, whatever its `dtype`.
       num_classes: width of the supervised head; 0 for none.
       whole_projection: whether to build the projection head as pretraining needs it, or only the layers that
-        lead to `supervised_layer`: after pretraining the rest is thrown away.
+        lead to `supervised_layer`: after pretraining the others are not needed.
       remat: see `resnet.ResNet`.
 
     Raises:
       UserError: a value is out of range.
     """
-    config = _complete(config)
-    _validate(config)
+    config = complete_model(config)
+    check_config(config)
     dtype = _compute_dtype(config.dtype)
     return SimCLR(
         encoder=ENCODERS[config.encoder](config, dtype=dtype, remat=remat),
@@ -119,59 +107,52 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
     )
 
 
+def make_init(model: SimCLR, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
+    """Builds `init(key) -> {'params', 'batch_stats'}` of a whole model, compiled."""
+
+    def init(key):
+        return {"batch_stats": {}} | model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+
+    return jax.jit(init)
+
+
+def check_config(config) -> None:
+    """Raises a UserError unless a complete `config.model` describes a model that can be built."""
+    ranges.check_registered("model.encoder", config.encoder, ENCODERS, "models.ENCODERS")
+    for key, value in config.items():
+        ranges.check(f"model.{key}", value)
+    if config.encoder == "resnet":
+        ranges.check_choice("model.depth", config.depth, resnet.RESNETS, "--config.model.depth=50")
+    layers, layer = config.projection_layers, config.supervised_layer
+    if layer > layers:
+        raise UserError(
+            f"model.supervised_layer={layer}, but there are {layers} projection layers: set "
+            f"--config.model.supervised_layer to 0 (the features) to {layers}, or raise "
+            "--config.model.projection_layers"
+        )
+    mean, std = config.input_mean, config.input_std
+    if (mean or std) and not (len(mean or ()) == len(std or ()) == 3 and min(std) > 0):
+        raise UserError(
+            f"model.input_mean={mean} with model.input_std={std}: expected three numbers each, std above 0, "
+            "or None for both, as in --config.model.input_mean=0.485,0.456,0.406 "
+            "--config.model.input_std=0.229,0.224,0.225"
+        )
+
+
 def describe(config) -> str:
-    """A network in words, as in 'ResNet-50 1x with selective kernels'."""
-    config = _complete(config)
+    """Names a network, as in 'ResNet-50 1x with selective kernels'."""
+    config = complete_model(config)
     if config.encoder != "resnet":
         return f"{config.encoder}, depth {config.depth}, width {config.width:g}x"
-    parts = [f"ResNet-{config.depth} {config.width:g}x"]
-    parts += [f"bottlenecks {config.bottleneck_width:g}x as wide"] if config.bottleneck_width != 1 else []
-    parts += ["selective kernels"] if config.sk_ratio else []
-    parts += ["squeeze and excitation"] if config.se_ratio else []
-    return " with ".join([parts[0], " and ".join(parts[1:])]) if parts[1:] else parts[0]
+    name = f"ResNet-{config.depth} {config.width:g}x"
+    wide = f"bottlenecks {config.bottleneck_width:g}x as wide" if config.bottleneck_width != 1 else ""
+    kernels = "selective kernels" if config.sk_ratio else ""
+    squeeze = "squeeze and excitation" if config.se_ratio else ""
+    parts = " and ".join(filter(None, (wide, kernels, squeeze)))
+    return f"{name} with {parts}" if parts else name
 
 
 def _compute_dtype(name: str):
     if name == "auto":
         name = "bfloat16" if jax.default_backend() in ("tpu", "gpu") else "float32"
-    return _DTYPES[name]
-
-
-def _complete(config) -> ConfigDict:
-    """`config.model` with the keys that it may have been saved without."""
-    return ConfigDict(_BEFORE | (config.to_dict() if isinstance(config, ConfigDict) else vars(config)))
-
-
-def check_encoder(config) -> None:
-    """Raises a UserError unless there is the encoder that `config.model` names."""
-    if config.encoder not in ENCODERS:
-        raise UserError(
-            f"model.encoder={config.encoder!r}: known here are {', '.join(map(repr, ENCODERS))}; one of your "
-            "own is added to simclr_jax.models.ENCODERS by a module that is imported before"
-        )
-
-
-def _validate(config) -> None:
-    check_encoder(config)
-    layers = config.projection_layers
-    known = config.encoder != "resnet" or config.depth in resnet.RESNETS
-    checks = (
-        ("depth", known, f"one of {', '.join(map(str, resnet.RESNETS))}", 50),
-        ("width", config.width * 64 >= 2, "a multiplier of 64 filters that leaves at least 2", 1),
-        ("sk_ratio", 0 <= config.sk_ratio <= 1, "a ratio from 0 (no selective kernels) to 1", 0.0625),
-        ("se_ratio", 0 <= config.se_ratio <= 1, "a ratio from 0 (no squeeze and excitation) to 1", 0.0),
-        ("stem", config.stem in ("auto", "cifar", "imagenet"), "auto, cifar or imagenet", "auto"),
-        ("max_pool", config.max_pool in ("tensorflow", "torch"), "tensorflow or torch", "torch"),
-        ("bottleneck_width", config.bottleneck_width > 0, "a multiplier above 0", 2),
-        ("projection_layers", layers >= 0, "0 (none), 1 (linear) or more", 3),
-        ("projection_dim", config.projection_dim >= 1, "at least 1", 128),
-        ("supervised_layer", 0 <= config.supervised_layer <= layers,
-         f"0 (the features) to {layers} (the last of the projection_layers)", 0),
-        ("dtype", config.dtype in ("auto", *_DTYPES), f"auto, {' or '.join(_DTYPES)}", "auto"),
-    )  # fmt: skip
-    for key, valid, expected, example in checks:
-        if not valid:
-            raise UserError(
-                f"model.{key} is {getattr(config, key)!r}, expected {expected}: "
-                f"pass for instance --config.model.{key}={example}"
-            )
+    return getattr(jnp, name)

@@ -13,7 +13,7 @@ _initial = nn.initializers.normal(0.01)
 
 
 def _dense_init(key, shape, dtype=jnp.float32):
-    """The same numbers, drawn as a row, which XLA compiles faster."""
+    """Draws the numbers of `_initial` as a row, which XLA compiles faster."""
     return _initial(key, (math.prod(shape),), dtype).reshape(shape)
 
 
@@ -21,12 +21,12 @@ class ProjectionHead(nn.Module):
     """The projection g of SimCLR: dense layers, each batch-normalised, with ReLU between them.
 
     Attributes:
-      num_layers: 0 none (projects nothing), 1 linear, k for k layers as wide as the features but the last.
+      num_layers: number of layers, all but the last as wide as the features: 0 projects nothing, 1 is linear,
         SimCLR v1 has 2, SimCLR v2 has 3.
       output_dim: width of the last layer.
-      kept_layers: how many of them there still are; None for all.
+      kept_layers: number of layers that are built, from the first on; None for all.
       sync_batch_norm: see `resnet.batch_norm`.
-      dtype: of the matrix products.
+      dtype: dtype of the matrix products.
     """
 
     num_layers: int
@@ -37,12 +37,12 @@ class ProjectionHead(nn.Module):
 
     @property
     def projects(self) -> bool:
-        """Whether its last layer is there, so that its last output is a projection."""
+        """Whether the last layer is built, so that the last output is a projection."""
         return self.num_layers > 0 and self.kept_layers in (None, self.num_layers)
 
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False) -> list[jax.Array]:
-        """Features [b, w] -> features and the output of every (kept) layer, a list of float32 arrays."""
+        """Returns the features [b, w] and the output of every built layer, a list of float32 arrays."""
         # Normalising into float32 costs nothing here, and the loss compares projections at high precision.
         norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=jnp.float32)
         hiddens = [features]

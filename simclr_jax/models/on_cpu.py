@@ -1,8 +1,8 @@
-"""What XLA does slowly on CPUs, done otherwise there, in training: the same numbers, within rounding.
+"""Operations of training that XLA computes slowly on CPUs, in a faster form: equal within rounding.
 
-Of a step of configs/digits.py (2 cores, jax 0.10) the gradient of the stem's pool took a sixth, and a third
-convolutions of images smaller than their kernel, for which XLA leaves its fast ones. Other platforms get the
-plain operations.
+In a step of configs/digits.py (2 cores, jax 0.10) the gradient of the stem's pool took a sixth of the time.
+Convolutions of images smaller than their kernel, for which XLA has no fast algorithms, took a third.
+Other platforms get the plain operations.
 """
 
 import functools
@@ -13,7 +13,10 @@ from jax import lax
 
 
 def convolve(x, kernel, strides, padding, **options):
-    """`lax.conv_general_dilated` of [n, h, w, c]: one product where 3 x 3 gives fewer than 3 x 3 pixels."""
+    """Computes `lax.conv_general_dilated` of x [n, h, w, c].
+
+    On CPUs a 3 x 3 kernel that gives at most 2 x 2 pixels becomes one matrix product.
+    """
     plain = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     largest = max(-(-side // stride) for side, stride in zip(x.shape[1:3], strides))
     if kernel.shape[:2] != (3, 3) or largest > 2:
@@ -23,17 +26,21 @@ def convolve(x, kernel, strides, padding, **options):
 
 
 def max_pool(x, padding):
-    """`nn.max_pool` of 3 x 3 at stride 2, behind a ReLU, whose gradient is 0 where values tie at 0."""
+    """Computes `nn.max_pool` of 3 x 3 at stride 2, of x [n, h, w, c] behind a ReLU.
+
+    On CPUs it pools along one axis after the other. Where values tie, their gradients differ then; behind a
+    ReLU values tie at 0, where its gradient is 0.
+    """
     plain = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=padding)
-    twice = functools.partial(_pool_along_both, padding=padding)
-    return lax.platform_dependent(x, cpu=twice, default=plain)
+    separable = functools.partial(_separable_max_pool, padding=padding)
+    return lax.platform_dependent(x, cpu=separable, default=plain)
 
 
 def _as_product(x, kernel, *, stride, padding):
-    """A product with the matrix [h w c, h' w' c'] that the kernel makes."""
+    """Multiplies x by the matrix [h w c, h' w' c'] that the kernel makes."""
     n, height, width, channels = x.shape
     *sides, _, filters = kernel.shape
-    out = [(side + 2 * padding - of) // stride + 1 for side, of in zip((height, width), sides)]
+    out = [(size + 2 * padding - side) // stride + 1 for size, side in zip((height, width), sides)]
     zero = jnp.zeros((channels, filters), kernel.dtype)
 
     def tap(y, x, out_y, out_x):
@@ -50,18 +57,12 @@ def _as_product(x, kernel, *, stride, padding):
     return (x.reshape(n, -1) @ matrix).reshape(n, *out, filters)
 
 
-def _pool_along_both(x, *, padding):
+def _separable_max_pool(x, *, padding):
+    if padding == "SAME":
+        padding = lax.padtype_to_pads(x.shape[1:3], (3, 3), (2, 2), padding)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
     for axis in (1, 2):
-        size = x.shape[axis]
-        if padding == "SAME":
-            missing = max(2 * (-(-size // 2) - 1) + 3 - size, 0)
-            around = missing // 2, missing - missing // 2
-        else:
-            around = padding[axis - 1]
-        edges = [(0, 0)] * x.ndim
-        edges[axis] = around
-        length = 2 * ((size + sum(around) - 3) // 2) + 1
-        padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+        length = 2 * ((padded.shape[axis] - 3) // 2) + 1
         parts = [lax.slice_in_dim(padded, start, start + length, 2, axis) for start in range(3)]
-        x = functools.reduce(jnp.maximum, parts)
-    return x
+        padded = functools.reduce(jnp.maximum, parts)
+    return padded

@@ -5,9 +5,9 @@ carry over: every group opens with a projection shortcut, strided convolutions p
 whatever the input size, the max pool pads as TensorFlow's SAME does, and the last batch norm of
 every residual branch starts at zero (Goyal et al. 2017), which makes each block start as its shortcut.
 
-Networks that others trained differ in small things, which `max_pool`, `project_first` and `bottleneck_width`
-say: PyTorch pads its max pool on all sides, the first group of torchvision's ResNet-18 and 34 opens with the
-identity, and its wide ResNets are wide inside their bottlenecks only.
+Networks that others trained differ in details, for which `max_pool`, `project_first` and `bottleneck_width`
+are there: PyTorch pads its max pool on all sides, the first group of torchvision's ResNet-18 and 34 opens
+with the identity, and its wide ResNets are wide inside their bottlenecks only.
 
 `sk_ratio` > 0 gives SimCLR v2's networks (Chen et al. 2020b, section 3): selective kernels (Li et al. 2019)
 with the ResNet-D stem and shortcut (He et al. 2018).
@@ -29,12 +29,12 @@ _initial = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def _conv_init(key, shape, dtype=jnp.float32):
-    """The same numbers, drawn as a matrix: XLA for CPUs compiles draws over four axes ten times longer."""
+    """Draws the numbers of `_initial` as a matrix: on CPUs, XLA compiles four axes ten times longer."""
     return _initial(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
 def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False, **kwargs) -> nn.Conv:
-    """A `kernel` x `kernel` convolution padded by (kernel - 1) // 2 on all four sides.
+    """Builds a `kernel` x `kernel` convolution padded by (kernel - 1) // 2 on all four sides.
 
     At stride 1 that is SAME padding; at stride 2 SAME would pad even sizes at the bottom and right only.
     """
@@ -45,10 +45,10 @@ def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False,
 
 
 def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
-    """Batch norm with float32 statistics and parameters; `dtype` is the dtype of its output.
+    """Prepares batch norm with float32 statistics and parameters; `dtype` is the dtype of its output.
 
-    With `sync`, training takes its statistics over the global batch: over every device of the mapped
-    step that calls the model (SimCLR section 2.2), or over the one batch there is outside such a step.
+    With `sync`, training takes its statistics over the global batch: over every device of the mapped step
+    that calls the model (SimCLR section 2.2). Outside such a step, the batch at hand is the global one.
     """
     return partial(
         nn.BatchNorm,
@@ -101,7 +101,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """What both residual blocks share: relu(shortcut(x) + branch(x)).
+    """Base of both residual blocks: relu(shortcut(x) + branch(x)).
 
     [b, h, w, c] -> [b, h/stride, w/stride, expansion * filters]. `project` puts a convolution on the
     shortcut; without it c must be the output's. `inner` is the width inside a bottleneck; None: `filters`.
@@ -131,13 +131,8 @@ class Block(nn.Module):
         if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
             if stride > 1:  # zeros beyond the edge count
                 x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-            x = nn.avg_pool(
-                x,
-                window_shape=(2, 2),
-                strides=(stride, stride),
-                padding="SAME" if stride == 1 else "VALID",
-                count_include_pad=False,
-            )
+            padding = "SAME" if stride == 1 else "VALID"
+            x = nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
             stride = 1
         x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
         return self.norm(name="bn_shortcut")(x)
@@ -211,16 +206,14 @@ class ResNet(nn.Module):
         Args:
           images: [b, h, w, 3], in [0, 1].
           train: normalise with the batch's statistics and update the moving ones.
-          after_block: `train` holds for block groups behind this one only: 0 leaves the stem in eval mode, 1
-            the first group too, ...
+          after_block: number of the block group behind which alone `train` holds: 0 leaves the stem in eval
+            mode, 1 the first group too, and so on; -1 nothing.
 
         Returns:
           Features [b, w] float32, and the activations of every stage [b, h', w', c] in `dtype` under the
           official end point names.
         """
-        conv_ = partial(
-            conv, dtype=self.dtype, **({"conv_general_dilated": on_cpu.convolve} if train else {})
-        )
+        conv_ = partial(conv, dtype=self.dtype, conv_general_dilated=on_cpu.convolve if train else None)
         norm = batch_norm(train=train and after_block < 0, sync=self.sync_batch_norm, dtype=self.dtype)
         filters = int(64 * self.width)
         stem = self.stem if self.stem != "auto" else "cifar" if max(images.shape[1:3]) <= 32 else "imagenet"
@@ -236,10 +229,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name=f"bn{index}")(x))
         if stem == "imagenet":
             padding = "SAME" if self.max_pool == "tensorflow" else ((1, 1), (1, 1))
-            if train:
-                x = on_cpu.max_pool(x, padding)
-            else:
-                x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+            x = on_cpu.max_pool(x, padding) if train else nn.max_pool(x, (3, 3), (2, 2), padding)
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):
@@ -264,7 +254,7 @@ class ResNet(nn.Module):
 
 
 def _stem_layers(stem: str, filters: int, sk_ratio: float) -> list[tuple[int, int, int]]:
-    """(filters, kernel, stride) of the stem's convolutions."""
+    """Returns (filters, kernel, stride) of each of the stem's convolutions."""
     if stem == "cifar":
         return [(filters, 3, 1)]
     if sk_ratio > 0:  # ResNet-D
@@ -273,22 +263,16 @@ def _stem_layers(stem: str, filters: int, sk_ratio: float) -> list[tuple[int, in
 
 
 def make(config, *, dtype, remat: bool = False) -> ResNet:
-    """The residual network that `config.model` describes."""
-    return RESNETS[config.depth](
-        width=config.width,
-        sk_ratio=config.sk_ratio,
-        se_ratio=config.se_ratio,
-        stem=config.stem,
-        max_pool=config.max_pool,
-        project_first=config.project_first,
-        bottleneck_width=config.bottleneck_width,
-        sync_batch_norm=config.sync_batch_norm,
-        dtype=dtype,
-        remat=remat,
-    )
+    """Builds the residual network that `config.model` describes."""
+    return RESNETS[config.depth](**{key: config[key] for key in _KEYS}, dtype=dtype, remat=remat)
 
 
-# 8 is the smallest CIFAR network of He et al. 2015, section 4.2 (6n + 2 layers, n = 1).
+# Keys of `config.model` that are attributes of `ResNet`.
+_KEYS = ("width", "sk_ratio", "se_ratio", "stem", "max_pool")
+_KEYS += ("project_first", "bottleneck_width", "sync_batch_norm")
+
+
+# Networks by depth; 8 is the smallest CIFAR network of He et al. 2015, section 4.2 (6n + 2 layers, n = 1).
 RESNETS = {
     8: partial(ResNet, BasicBlock, (1, 1, 1)),
     10: partial(ResNet, BasicBlock, (1, 1, 1, 1)),

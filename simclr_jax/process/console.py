@@ -1,6 +1,7 @@
 """The console: lines printed once for all processes, names escaped, and writes that never fail a run."""
 
 import errno
+import functools
 import os
 import sys
 
@@ -17,6 +18,11 @@ def say(line: str) -> None:
     """Prints a line, once for all processes."""
     if not _silent:
         print(line, flush=True)
+
+
+say_once = functools.cache(
+    say
+)  # for notes that several draws of labels, or a config made and then run, repeat
 
 
 def escape(name) -> str:

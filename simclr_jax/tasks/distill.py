@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process import UserError, first_few, group
 from simclr_jax.workdir import report
 
@@ -40,7 +40,7 @@ def run(config, workdir) -> dict:
     teacher_variables = parallel.replicate(teacher_variables)
     make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
     evaluate = make_evaluate(model=model) if held_out and held_out.num_classes else None
-    init = train.make_init(model, config.image_size)
+    init = make_init(model, config.image_size)
     make_task = partial(supervised.make_task, config, model, init=init, evaluate=evaluate)
     task = make_task(source, loss=make_loss(model, config))
     class_names = meta.get("class_names", [])  # Older checkpoints have none.

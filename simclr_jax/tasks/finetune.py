@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from simclr_jax import official, pretrained, supervised, train
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
@@ -47,7 +47,7 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
     """Trains a network on every draw of labels; returns the scores of each, and the steps of one."""
     config = config.copy_and_resolve_references()
     if from_scratch:
-        init, after_block = train.make_init(model, config.image_size), -1
+        init, after_block = make_init(model, config.image_size), -1
         if config.evaluate.scratch_learning_rate:
             config.optimizer.learning_rate = config.evaluate.scratch_learning_rate
     else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from simclr_jax import checkpoint, losses, pretrained, supervised, train
 from simclr_jax.evaluation.judge import Judge
-from simclr_jax.models import make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import bound_axis
 from simclr_jax.plots import board
 from simclr_jax.process import UserError, group
@@ -30,8 +30,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
       The summary: `steps`; `view`, the name of a program's own; `health` of the `features` and the
         `projection`
       of training images; where there are labels `trained`, `untrained` and `raw_pixels`, each with
-      `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on held-out images, and
-      `few_label_deviation` over the draws of labels; `notes`. See `evaluation.judge`.
+      `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on held-out images, and `few_label_deviation`
+      over the draws of labels; `notes`. See `evaluation.judge`.
     """
     from simclr_jax.data import datasets  # TensorFlow, which steps and benchmarks do without
 
@@ -62,7 +62,7 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
 
     untrained = None
     if config.evaluate.compare:
-        untrained = train.make_init(model, config.image_size)(jax.random.key(config.seed))
+        untrained = make_init(model, config.image_size)(jax.random.key(config.seed))
     summary = {"steps": task.num_steps, **({"view": task.meta["view"]} if view else {})}
     summary |= judge.summarize(state, untrained)
     if draws_pictures:
@@ -78,10 +78,10 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
     """
     check_batch(config, source.num_examples)
     schedule, num_steps = train.make_schedule(config, source.num_examples)
-    make_init = pretrained.make_init if config.pretrained else _make_fresh_init
+    fresh_init = make_init(model, config.image_size)
     loss = losses.LOSSES[config.loss]
     task = train.Task(
-        init=make_init(config, model),
+        init=pretrained.make_init(config, model) if config.pretrained else fresh_init,
         loss=make_loss(model, config),
         optimizer=train.make_optimizer(config, schedule),
         schedule=schedule,
@@ -100,10 +100,6 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
     if isinstance(loss, losses.StatefulLoss):
         task = task._replace(extra=partial(_init_loss, loss, config), after_update=_next_loss_state)
     return task
-
-
-def _make_fresh_init(config, model):
-    return train.make_init(model, config.image_size)
 
 
 def _init_loss(loss, config, variables):

@@ -22,10 +22,9 @@ from ml_collections import ConfigDict
 
 from simclr_jax.models import describe, make_model, resnet
 from simclr_jax.models.variables import check_variables
-from simclr_jax.process import UserError, escape, first_few, reason_of
+from simclr_jax.process import UserError, escape, first_few, reason_of, say_once
 from simclr_jax.torch_weights.names import from_torch, name_of
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
-from simclr_jax.workdir import report
 
 METADATA = "simclr_jax"  # The entry that exports write into the metadata of a safetensors file.
 INPUT_KEYS = ("max_pool", "input_mean", "input_std")  # Keys of `config.model` on the treatment of pixels.
@@ -91,7 +90,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     note = f"; of {', '.join(prefixes)} it is {source['network']}" if len(prefixes) > 1 else ""
     note += f"; left behind: {', '.join(source['left'])}" if left else ""
-    report.say_once(f"{escape(path)}: {describe(network)} of {source['by']}{note}")
+    say_once(f"{escape(path)}: {describe(network)} of {source['by']}{note}")
     config = {"task": "pretrain", "pretrained": str(path), "model": config, "ema": False, "seed": 0}
     meta = {"config": config | {"image_size": size}, "num_classes": num_classes, "source": source}
     if len(exported.get("class_names", ())) == num_classes:

@@ -1,36 +1,42 @@
-"""The folder of a run: one run at a time, its config, its summary.
+"""Reads and writes the config and the summary of a run.
 
-`config.json` tells whose run it is, `summary.json` that it is over, `lock.json` that it is going on.
+A workdir belongs to the run of its `config.json`; `summary.json` marks a run that is over.
 """
 
 import json
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 
-from simclr_jax.process import UserError, escape, files, reason_of
+from simclr_jax.process import UserError, escape, files, reason_of, say
 
-SCHEMA_VERSION = 1  # of config.json and of the meta of checkpoints; older ones have none
+SCHEMA_VERSION = 1  # version of config.json and of the meta of checkpoints; older ones have none
 
-# What may differ between a run and its continuation: it changes neither the model nor what it sees.
+# Keys that may differ between a run and its continuation. Those in the first and the last line change no
+# result. Those in the second suit the step to a machine and change results slightly: batch norm takes its
+# statistics over a microbatch, and the other keys change how numbers are rounded.
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
-_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")  # as machines need them
+_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")
 _FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled")
 
 
 def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Raises a UserError if `workdir` holds a run with another config than this resolved one.
+    """Raises a UserError if `workdir` holds a run with another config.
 
     Args:
-      workdir: of the run.
-      config: resolved.
+      workdir: folder of the run.
+      config: with references resolved.
       defaults: values of keys that a run of an earlier version may lack.
     """
     path = epath.Path(workdir) / "config.json"
     if not files.exists(path):
         return
-    ours = flatten(json.loads(json.dumps(config)))  # as it would be saved: lists where it has tuples
-    saved = flatten(json.loads(json.dumps(defaults or {}))) | flatten(read_config(workdir))
+
+    def flat(tree):
+        return flatten_dict(json.loads(json.dumps(tree)), sep=".")  # as it is saved: tuples become lists
+
+    ours, saved = flat(config), flat(defaults or {}) | flat(read_config(workdir))
     differing = [
         f"{key} is {saved.get(key)!r} there and {ours[key]!r} here"
         for key in sorted(ours)
@@ -44,7 +50,7 @@ def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | Non
 
 
 def read_config(workdir) -> dict[str, Any]:
-    """The config of the run in `workdir`, as saved.
+    """Reads the config of the run in `workdir`, as saved.
 
     Raises:
       UserError: there is none, it is damaged, or of a later version.
@@ -75,7 +81,7 @@ def check_schema(path, saved: dict[str, Any]) -> None:
 
 
 def save_config(workdir, config: dict[str, Any]) -> None:
-    """Writes the resolved config beside the checkpoints, in one piece."""
+    """Writes the resolved config beside the checkpoints, atomically."""
     workdir = epath.Path(workdir)
     with files.storage(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +89,7 @@ def save_config(workdir, config: dict[str, Any]) -> None:
 
 
 def read_summary(workdir) -> dict[str, Any] | None:
-    """The summary of a run that is over; None of one that is not. A damaged one is set aside."""
+    """Reads the summary of a run that is over; None if it is not over. A damaged summary is set aside."""
     path = epath.Path(workdir) / "summary.json"
     if not files.exists(path):
         return None
@@ -91,16 +97,5 @@ def read_summary(workdir) -> dict[str, Any] | None:
         return files.read_json(path)
     except (OSError, ValueError) as error:
         aside = files.set_aside(path)
-        print(
-            f"note: {escape(path)} is damaged ({reason_of(error)}): now {aside.name}, measuring again",
-            flush=True,
-        )
+        say(f"note: {escape(path)} is damaged ({reason_of(error)}): now {aside.name}, measuring again")
         return None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

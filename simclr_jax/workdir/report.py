@@ -1,6 +1,5 @@
 """The reports of a run: metric files, the console, and the check that the loss is still finite."""
 
-import functools
 import json
 import shutil
 import sys
@@ -14,8 +13,6 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.process import UserError, escape, files, say
-
-say_once = functools.cache(say)  # for lines that every draw, or each use of a config, would repeat
 
 
 def print_table(rows: dict[str, str]) -> None:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from flax.traverse_util import flatten_dict
+
 from simclr_jax.process import UserError, files, reason_of, say
 from simclr_jax.workdir import records, report
 
@@ -47,7 +49,7 @@ class _Mlflow:
         self._mlflow = mlflow
         self.id = mlflow.start_run(run_id=run_id, run_name=None if run_id else name).info.run_id
         if not run_id:
-            mlflow.log_params(records.flatten(config))
+            mlflow.log_params(flatten_dict(config, sep="."))
 
     def log(self, prefix, step, metrics):
         self._mlflow.log_metrics({prefix + name: value for name, value in metrics.items()}, step=step)
@@ -127,7 +129,7 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
         raise
     finally:
         summary = records.read_summary(workdir) if status == "FINISHED" else None
-        calls.put(("end", status, records.flatten(summary or {})))
+        calls.put(("end", status, flatten_dict(summary or {}, sep=".")))
         calls.put(None)
         thread.join(GRACE)
         if thread.is_alive():
