@@ -190,7 +190,7 @@ def predict(config: ConfigDict) -> ConfigDict:
 def _supervised(config, task, *, learning_rate):
     """Keeps the keys of tasks that train on single images."""
     config = _keep(config, task, *_MODEL, *_TRAINING)
-    for key in ("color_jitter_strength", "blur", "on_device", "crop_dtype"):
+    for key in set(config.augment) - {"min_area", "flip"}:
         del config.augment[key]
     config.warmup_epochs = 0.0
     config.optimizer = ConfigDict(

@@ -299,7 +299,7 @@ def _draws(seed, recipe):
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
     flip = tf.random.stateless_uniform([1], flip_seed) if recipe.flip else tf.ones([1])
-    return crop_seed, tf.concat([flip, tf.random.stateless_uniform([9], color_seed)], 0)
+    return crop_seed, tf.concat([flip, tf.random.stateless_uniform([len(DRAWS) - 1], color_seed)], 0)
 
 
 def _crop_and_resize(image, begin, extent, size):
