@@ -1,1 +1,1 @@
-"""One file per dataset: `get_config(task)` returns every key that is read. base.py tells what they mean."""
+"""One file for each dataset: `get_config(task)` returns every key that is read; base.py explains them."""

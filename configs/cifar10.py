@@ -6,12 +6,12 @@ r"""SimCLR on CIFAR-10: ResNet-18 with the stem for small images (arXiv 2002.057
         --workdir=RUN/linear_eval
 
 The settings are those of the official repository's README, which reports about 91 % in linear evaluation
-after 1,000 epochs (97,657 steps). Cost: 0.56 billion multiply-adds a view forward, so about 3.4 TFLOP a
-step; linear evaluation, 100 epochs, goes forward only.
+after 1,000 epochs (97,657 steps). Cost: a view takes 0.56 billion multiply-adds in the forward pass, so a
+step takes about 3.4 TFLOP; the 100 epochs of linear evaluation are forward passes only.
 
-finetune, finetune_1pct (50 labels a class) and finetune_10pct (500), knn, transfer and embed start from RUN
-likewise; distill from RUN/finetune_1pct, say, into a network of half the width. Neither paper gives figures
-for these.
+finetune, finetune_1pct (50 labels a class), finetune_10pct (500), knn, transfer and embed start from RUN in
+the same way. distill starts from a fine-tuned run such as RUN/finetune_1pct and trains a network of half the
+width. Neither paper gives figures for these tasks.
 """
 
 from configs import base

@@ -3,7 +3,7 @@
     tfds build cifar100
     python -m simclr_jax.main --config=configs/cifar100.py --workdir=RUN
 
-The tasks, their commands and their cost are those of cifar10.py; a percent of the labels is 5 a class here.
+The tasks, their commands and their cost are those of cifar10.py; one percent of the labels is 5 a class here.
 """
 
 from configs import cifar10

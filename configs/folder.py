@@ -2,40 +2,41 @@ r"""SimCLR on a folder of your own images; no labels are needed.
 
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
-PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, nested as you like. They are read as photo programs show them:
-turned by their tag, transparency on white, the first frame of an animation; 16 bits are scaled by one range,
-told from all of them or set with `--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as
-splits; otherwise about a tenth of the images is held out, by a hash of seed and path. Two or more sub-folders
-are taken as classes: the encoder never sees them, but they tell how good it is;
-`--config.dataset.classes=False` takes none. The start says what was taken for what, skipped and left out.
+PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
+show them: turned by their orientation tag, transparency on white, the first frame of an animation. 16-bit
+images are scaled by one range, which is told from all of them or set with
+`--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as splits; without them about a
+tenth of the images is held out, by a hash of seed and path. Two or more sub-folders are taken as classes:
+the encoder is trained without them, and its scores are measured with them. `--config.dataset.classes=False`
+takes no classes. At its start a run prints which splits and classes it took, and which files it skipped.
 
 With fewer than some ten thousand images start from published weights, as by
-`--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them. From scratch, an
-afternoon on a laptop does this much (3,000 photographs of ten classes, 60 epochs, 24 minutes on 2 CPU cores,
-2026-11-26: nearest neighbours 45 % against 29 % on raw pixels, a linear classifier 45 % against 26 %):
+`--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them. From scratch on a
+laptop, 3,000 photographs of ten classes gave in 60 epochs, 24 minutes on 2 CPU cores (2026-11-26), nearest
+neighbours of 45 % against 29 % on raw pixels and a linear classifier of 45 % against 26 %, with
 
     --config.image_size=32 --config.batch_size=256 --config.num_epochs=60 \
         --config.model.depth=8 --config.model.width=0.75 --config.model.stem=imagenet
 
-The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s a step of 128 images. With
-more of either: `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`. More epochs help
-small folders most. Where colour tells images apart that are otherwise alike (stains, say), lower
+The defaults suit one GPU and some thousand images; 2 CPU cores take about 4 s for a step of 128 images.
+With more GPUs or images, use `--config.image_size=224 --config.model.depth=50 --config.batch_size=512`.
+More epochs help small folders most. Where images differ in colour alone (stains, say), lower
 `--config.augment.color_jitter_strength`.
 
-Then (docs/labels.md has this road with its figures) `python -m simclr_jax.plots RUN` draws a page, where to
-look at what was learnt and to label some images; or `python -m simclr_jax.evaluation.suggest RUN` writes
-which to label first, as a CSV file whose column `label` is filled in. A classifier from those labels, and
-what it says of other images:
+Then label some images; docs/labels.md shows these steps with their figures. `python -m simclr_jax.plots RUN`
+draws a page that shows what was learnt and takes labels. `python -m simclr_jax.evaluation.suggest RUN` writes
+a CSV file of the images to label first, whose column `label` you fill in. Train a classifier on those labels,
+and let it predict the labels of other images, by
 
     python -m simclr_jax.main --config=configs/folder.py:finetune --config.dataset.path=PHOTOS \
         --config.dataset.labels=labels.csv --config.pretrained=RUN --workdir=RUN/classifier
     python -m simclr_jax.main --config=configs/folder.py:predict --config.dataset.path=NEW \
         --config.pretrained=RUN/classifier --workdir=RUN/predicted
 
-Labels by sub-folders or by CSV serve linear_eval, knn and transfer as well; transfer, logistic regression on
+linear_eval, knn and transfer take labels by sub-folders or by CSV as well; transfer, logistic regression on
 the features, is the fastest. All labels are used; with sub-folders `--config.labels_per_class=10
---config.evaluate.compare=True` shows what so few are worth, with pretraining and without. distill starts from
-a finetune run, and `:embed` writes the features as files.
+--config.evaluate.compare=True` measures the accuracy with so few, with pretraining and without. distill
+starts from a run of finetune, and embed writes the features as files.
 """
 
 from configs import base

@@ -4,39 +4,39 @@ r"""SimCLR on ImageNet (arXiv 2002.05709): ResNet-50, global batch 8192, LARS, N
         --config.dataset.data_dir=gs://BUCKET/tensorflow_datasets
 
 The paper trains on 128 TPU v3 cores, where 100 epochs at batch 4096 take about 1.5 hours (section 2.2).
-ImageNet has to be prepared once, from the archives of image-net.org in `DATA_DIR/downloads/manual`, and for
-few labels its subsets:
+Prepare ImageNet once, from the archives of image-net.org in `DATA_DIR/downloads/manual`, and its subsets for
+few labels:
 
     tfds build imagenet2012 imagenet2012_subset/1pct imagenet2012_subset/10pct --data_dir=DATA_DIR
 
-What follows starts from that run: `--config=configs/imagenet.py:TASK --config.pretrained=gs://BUCKET/RUN
---workdir=gs://BUCKET/RUN/TASK`. Results of the paper, for ResNet-50, 2x and 4x (`--config.model.width=2` or
-4) pretrained for 1,000 epochs at batch 4096:
+The other tasks start from that run: `--config=configs/imagenet.py:TASK --config.pretrained=gs://BUCKET/RUN
+--workdir=gs://BUCKET/RUN/TASK`. The paper's results for ResNet-50 1x, 2x and 4x (`--config.model.width=2` or
+4), pretrained for 1,000 epochs at batch 4096:
 
     linear_eval     69.3, 74.2, 76.5 % top-1 (table 6); 64.5 % after 100 epochs (README of the official code)
     finetune_1pct   75.5, 83.0, 85.8 % top-5 (table 7)
     finetune_10pct  87.8, 91.2, 92.6 % top-5 (table 7)
     finetune        75.6, 79.2, 80.8 % top-1 (the official code's checkpoints)
-    distill         a fine-tuned run into a student of the same size; --config.model.width=1 for a smaller one
+    distill         trains a student like its fine-tuned teacher; --config.model.width=1 for a smaller student
     knn             no figure in the paper
     transfer        logistic regression on another dataset: Flowers 95.0 % of each class with 4x (table 8), by
                     --config.dataset.name=oxford_flowers102 --config.dataset.eval_split=test
                     --config.dataset.validation_split=validation --config.metric=mean_per_class
     embed           features of all images: 2,048 numbers each, 11 GB in all
 
-linear_eval takes 90 epochs, in which the encoder only goes forward, finetune 30; finetune_1pct takes 188
-steps, finetune_10pct 939, knn and embed one pass over the images.
+linear_eval takes 90 epochs of forward passes, finetune 30 epochs, finetune_1pct 188 steps, finetune_10pct 939
+steps, knn and embed one pass over the images.
 
-One device is enough for batch 8192, at its pace: `--config.microbatches=64 --config.remat=True` takes 10 GiB
-instead of 416 (docs/large_batches.md). What a topology would need, before it is rented:
-`python -m simclr_jax.plan --config=configs/imagenet.py --topology=v4:4x4x8`.
+One device holds batch 8192 with `--config.microbatches=64 --config.remat=True`: it takes 10 GiB instead of
+416, and longer (docs/large_batches.md). To learn what a topology would take before you rent it, run `python
+-m simclr_jax.plan --config=configs/imagenet.py --topology=v4:4x4x8`.
 
 RUN may also be a checkpoint of google-research/simclr, as downloaded: `--config.pretrained=ResNet50_1x`.
-v1's suit these settings. The kernels of v2's are 16.8 times smaller, from another weight decay: fine-tune
-them by LARS, as configs/imagenet_v2.py does, or search SGD's learning rate and weight decay anew
+These settings suit v1's checkpoints. The kernels of v2's are 16.8 times smaller, from another weight decay:
+fine-tune them by LARS, as configs/imagenet_v2.py does, or search SGD's learning rate and weight decay anew
 (simclr_jax/official/ tells more).
 
-Where the host's cores cannot feed its accelerators, as `data_wait` in the log and the planner tell,
+Where the host's cores cannot feed its accelerators, which `data_wait` in the log and the planner show,
 `--config.augment.on_device=True` distorts the views in the train step: the host needs half of its time,
 the accelerator a twentieth more (docs/accelerators.md).
 

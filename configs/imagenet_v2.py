@@ -3,17 +3,18 @@ r"""SimCLR v2 on ImageNet (arXiv 2006.10029): ResNet-152 3x with selective kerne
     python -m simclr_jax.main --config=configs/imagenet_v2.py --workdir=gs://BUCKET/RUN \
         --config.dataset.data_dir=gs://BUCKET/tensorflow_datasets
 
-The paper trains 800 epochs at batch 4096 on 128 TPUs (section 3). Then, each from the one before:
+The paper trains 800 epochs at batch 4096 on 128 TPUs (section 3). Two tasks follow, each from the run before:
 
     ... --config=configs/imagenet_v2.py:finetune_1pct --config.pretrained=gs://BUCKET/RUN \
         --workdir=gs://BUCKET/RUN/finetune_1pct
     ... --config=configs/imagenet_v2.py:distill --config.pretrained=gs://BUCKET/RUN/finetune_1pct \
         --workdir=gs://BUCKET/RUN/distill
 
-Fine-tuning on few labels starts from the first layer of the projection head, which stays and is trained;
-on all labels from the features (section 3). `distill` teaches a ResNet-50 what the fine-tuned network
-predicts on all images, in 400 epochs; a student like its teacher by `--config.model.depth=152
---config.model.width=3 --config.model.sk_ratio=0.0625 --config.temperature=0.1`. Results of the paper, top-1:
+Fine-tuning on few labels puts the classifier on the first layer of the projection head, which is trained,
+too; fine-tuning on all labels puts it on the features (section 3). `distill` trains a ResNet-50, the
+student, to predict what the fine-tuned network does on all images, in 400 epochs. A student like its
+teacher takes `--config.model.depth=152 --config.model.width=3 --config.model.sk_ratio=0.0625
+--config.temperature=0.1`. The paper's results, top-1:
 
                     ResNet-152 3x + SK    ResNet-50
     linear_eval                 79.8 %       71.7 %    table 1
@@ -23,15 +24,16 @@ predicts on all images, in 400 epochs; a student like its teacher by `--config.m
     distill, 1 %                76.6 %       73.9 %    self-distilled; ResNet-50 taught by ResNet-152 3x + SK
     distill, 10 %               80.9 %       77.5 %    likewise
 
-RUN may also be one of the 65 networks that Google published, as downloaded, `--config.model` as in its
-name: `--config.pretrained=r152_3x_sk1`. Where few labels were used, their classifiers read layer 1 of the
-projection head (section 3), which the files do not tell: for distill, convert such a one by `python -m
-simclr_jax.official r152_3x_sk1 --output RUN/finetune_1pct --supervised_layer=1`. LARS, as here, suits v1's
-and v2's networks alike; for SGD mind that v2's kernels are 16.8 times smaller (simclr_jax/official/).
+RUN may also be one of the 65 networks that Google published, as downloaded, with `--config.model` as in its
+name: `--config.pretrained=r152_3x_sk1`. Classifiers that were trained on few labels read layer 1 of the
+projection head (section 3), which the files do not tell. To distill such a network, convert it first, by
+`python -m simclr_jax.official r152_3x_sk1 --output RUN/finetune_1pct --supervised_layer=1`. LARS, as here,
+suits v1's and v2's networks alike; for SGD mind that v2's kernels are 16.8 times smaller
+(simclr_jax/official/).
 
-Its pretraining has a memory of negatives that is not here: 71.1 % instead of 71.7 % in linear evaluation of
-ResNet-50 without it (the authors, in the official repository's issue 77). Smaller networks are trained by
-`--config.model.depth=50 --config.model.width=1 --config.model.sk_ratio=0`, fine-tuned with
+The paper pretrains with a memory of negatives, which is missing here: without it, linear evaluation of
+ResNet-50 gives 71.1 % instead of 71.7 % (the authors, in the official repository's issue 77). A smaller
+network takes `--config.model.depth=50 --config.model.width=1 --config.model.sk_ratio=0`, and in fine-tuning
 `--config.optimizer.learning_rate=0.005` besides. knn, transfer and embed are as in imagenet.py.
 """
 

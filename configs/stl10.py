@@ -5,9 +5,10 @@ r"""SimCLR on the 100,000 unlabelled images of STL-10; features are judged on it
     python -m simclr_jax.main --config=configs/stl10.py:linear_eval --config.pretrained=RUN \
         --workdir=RUN/linear_eval
 
-The recipe is cifar10.py's with blur, at the images' own 96 pixels; neither paper gives a result for it. The
-undecoded images take about 2.6 GB of memory a host. The tasks are those of cifar10.py, on the 5,000 labelled
-training images (finetune_1pct: 5 labels a class, finetune_10pct: 50); distill takes the unlabelled ones.
+The recipe is that of cifar10.py with blur, at the images' size of 96 pixels; neither paper gives a result for
+it. The undecoded images take about 2.6 GB of memory on every host. The other tasks are those of cifar10.py,
+on the 5,000 labelled training images (finetune_1pct: 5 labels a class, finetune_10pct: 50); distill and embed
+take the unlabelled ones.
 """
 
 from configs import cifar10

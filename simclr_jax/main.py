@@ -1,6 +1,6 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
-from simclr_jax.process import stopping  # jax comes after it: signals are taken before what takes seconds
+from simclr_jax.process import stopping  # before jax, which takes seconds: no signal is missed
 
 if __name__ == "__main__":
     stopping.take_signals()
@@ -25,16 +25,16 @@ def main(_) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
-    except stopping.Stopped:  # all of them, after the same step
+    except stopping.Stopped:  # raised in all processes after the same step
         group.announce_end()
         raise
     group.announce_end()
-    if "health" in summary:  # of pretraining
+    if "health" in summary:  # only pretraining measures it
         report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
 
 
 def _next(workdir, task):
-    """What to do after pretraining, as commands."""
+    """Returns the commands that a user may run after pretraining."""
     run = shlex.quote(escape(workdir))
     words = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
     dataset = {key: value for key, value in command_line.given().items() if key.startswith("dataset.")}
@@ -45,7 +45,7 @@ def _next(workdir, task):
 
 
 def run() -> None:
-    """The entry point of this command."""
+    """Runs this command; the entry point."""
     command_line.run(main)
 
 
