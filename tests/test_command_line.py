@@ -8,8 +8,9 @@ import pytest
 from absl.testing import flagsaver
 from test_structure import CONFIGS, tasks_of
 
+from configs import base
 from simclr_jax import main
-from simclr_jax.config import command_line, manual, ranges, settings, shipped, validation
+from simclr_jax.config import command_line, manual, settings, shipped, validation
 from simclr_jax.process.errors import UserError
 
 DIGITS = "--config=configs/digits.py"
@@ -210,7 +211,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
         for key in validation.flatten(config):
             section, name = validation.section_of(config, key)
             kind = section.get_type(name)
-            known = ranges.RANGES.keys() | ranges.CHOICES.keys() | free
+            known = base.RANGES.keys() | base.CHOICES.keys() | set(base.POSITIVE) | free
             assert kind in (bool, tuple) or key in known, (task, key)
 
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
@@ -19,8 +20,7 @@ PLACES = ("pretrained", "dataset.path", "dataset.data_dir", "dataset.labels")
 _SPLITS = ("train_split", "eval_split", "probe_split", "validation_split")
 _OF_FOLDERS = ("path", "classes", "labels", "split_seed", "max_pixels", "value_range")
 _UNREAD = {"digits": (*_OF_FOLDERS, "num_classes", *_SPLITS), "folder": _SPLITS}
-_UNREAD["arrays"] = tuple(key for key in _UNREAD["digits"] if key != "path")  # their path holds a digest
-_UNREAD_OF_TFDS = _OF_FOLDERS
+_UNREAD["arrays"] = _UNREAD["digits"][1:]  # their path holds a digest
 _WITHOUT_EFFECT = ("data_dir", "in_memory", "shuffle_buffer")  # unread by those of _UNREAD, too, but harmless
 
 # Name of the values of a kind, or of a key that differs from its kind, and an example of one.
@@ -158,9 +158,9 @@ def _check_value(key, value, default, kind):
         raise UserError(f"{key}={value!r}: expected {name}, as in {example}")
     if key in PLACES:
         check_place(f"config.{key}", value)
-    elif isinstance(value, str) and not value.strip() and key not in ranges.CHOICES:
+    elif isinstance(value, str) and not value.strip() and key not in shipped.base().CHOICES:
         raise UserError(f"{key} is empty: expected {name}, as in {example}")
-    ranges.check(key, value, kind, example if default or kind is not str else "")
+    ranges.check(key, value, example if default or kind is not str else "")
 
 
 def _check_profile(steps):
@@ -205,7 +205,7 @@ def _check_frozen_groups(values):
 def _check_unread(values, defaults, given):
     """Checks keys that the dataset does not read; returns notes on those that are harmless."""
     name = values["dataset.name"]
-    for key in (f"dataset.{unread}" for unread in _UNREAD.get(name, _UNREAD_OF_TFDS)):
+    for key in (f"dataset.{unread}" for unread in _UNREAD.get(name, _unread_elsewhere(name))):
         # A file that sets a key whose default is None is wrong as well; the other keys need some value.
         if values.get(key) is not None and (key in given or defaults[key] is None):
             remedy = "leave it away" if key in given else f"set --config.{key}=None"
@@ -213,6 +213,15 @@ def _check_unread(values, defaults, given):
             raise UserError(f"{key}={values[key]!r} is not read where dataset.name={name}: {remedy}")
     harmless = [f"dataset.{unread}" for unread in (_WITHOUT_EFFECT if name in _UNREAD else ())]
     return [f"--config.{key} has no effect where dataset.name={name}" for key in harmless if key in given]
+
+
+def _unread_elsewhere(name):
+    """Returns the keys that another dataset does not read: none of a source that the user has added.
+
+    The module that added it has imported `datasets`; a check of other configs does without TensorFlow.
+    """
+    datasets = sys.modules.get("simclr_jax.data.datasets")
+    return () if datasets and name in datasets.SOURCES else _OF_FOLDERS
 
 
 def _check_splits(values):
