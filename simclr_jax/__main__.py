@@ -6,10 +6,10 @@ from simclr_jax.process import stopping
 
 
 def main() -> None:
-    stopping.take_signals()  # before what takes seconds to import
+    stopping.take_signals()  # the next import takes seconds
     from simclr_jax import main
 
-    sys.modules["__main__"].__doc__ = main.__doc__  # which --help shows
+    sys.modules["__main__"].__doc__ = main.__doc__  # --help shows it
     main.run()
 
 

@@ -182,7 +182,7 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys,
 def test_what_comes_next_is_a_command_that_is_accepted(parse, tmp_path):
     folder = tmp_path / "my photos"
     parse("--config=configs/folder.py", f"--config.dataset.path={folder}", "--config.dataset.classes=False")
-    *_, board, line = main._next(tmp_path / "a run", "embed").splitlines()
+    *_, board, line = main._next_commands(tmp_path / "a run", "embed").splitlines()
     assert shlex.split(board) == ["tensorboard", "--logdir", str(tmp_path / "a run")]
     parse(*shlex.split(line)[3:])
     config = command_line.read_config()

@@ -78,8 +78,7 @@ def load(file: str) -> ConfigDict:
     path, colon, task = file.partition(":")
     path = _locate(path)
     try:
-        with open(path, "rb") as source:
-            text = source.read()
+        text = Path(path).read_bytes()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
