@@ -1,13 +1,15 @@
 """The keys that all datasets share, with their defaults: the paper's where it gives one.
 
 Every key can be set on the command line, as in `--config.batch_size=512`. Nothing else is read, and an
-unknown key is an error. `--help` prints the comment beside a key as its meaning.
+unknown key is an error. `--help` prints the comment beside a key as its meaning. A number needs an entry in
+`POSITIVE` or `RANGES`.
 
 Every function here whose one parameter is `config` makes the config of the task of its name from that of
 pretraining; functions with other parameters are helpers.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -17,6 +19,64 @@ from ml_collections.config_dict import placeholder
 _MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model", "keep_compiled")
 _TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
 _TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps", "tracker")
+
+# The numbers above 0. None is allowed, here and below, where it is the default of a key.
+POSITIVE = (
+    "batch_size",
+    "num_epochs",
+    "num_steps",
+    "image_size",
+    "temperature",
+    "microbatches",
+    "labels_per_class",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "dataset.max_pixels",
+    "dataset.num_examples",
+    "dataset.num_classes",
+    "dataset.shuffle_buffer",
+    "augment.min_area",
+    "model.depth",
+    "model.projection_dim",
+    "optimizer.learning_rate",
+    "evaluate.every_epochs",
+    "evaluate.max_examples",
+    "evaluate.scratch_learning_rate",
+    "draws",
+    "k",
+    "examples_per_part",
+)
+
+# The smallest and the largest value of other numbers, and of those above 0 that have a largest value.
+RANGES = {
+    "seed": (0, 2_000_000_000),  # draws of labels count on from a seed, within 32 bits
+    "warmup_epochs": (0, math.inf),
+    "dataset.split_seed": (0, 2_000_000_000),
+    "augment.min_area": (0, 1),
+    "augment.color_jitter_strength": (0, 1.25),
+    "model.width": (1 / 32, 64),  # 2 to 4,096 filters in the first block group
+    "model.sk_ratio": (0, 1),
+    "model.se_ratio": (0, 1),
+    "model.bottleneck_width": (1 / 32, 64),
+    "model.projection_layers": (0, 100),
+    "model.supervised_layer": (0, 100),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.momentum": (0, 0.9999),
+    "fine_tune_after_block": (-1, 4),
+    "label_weight": (0, 1),
+}
+
+# The words that a key may be.
+CHOICES = {
+    "augment.crop_dtype": ("float16", "float32"),
+    "model.stem": ("auto", "cifar", "imagenet"),
+    "model.max_pool": ("tensorflow", "torch"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "optimizer.scaling": ("linear", "sqrt"),
+    "tracker": ("", "wandb", "mlflow"),
+    "metric": ("top1", "mean_per_class"),
+}
 
 
 def pretrain() -> ConfigDict:

@@ -6,7 +6,7 @@ from simclr_jax.process import stopping
 
 
 def main() -> None:
-    stopping.take_signals()  # before the imports, which take seconds
+    stopping.take_signals()  # the next import takes seconds
     from simclr_jax import main
 
     sys.modules["__main__"].__doc__ = main.__doc__  # --help shows it

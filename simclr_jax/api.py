@@ -16,13 +16,13 @@ from simclr_jax.workdir import report
 def get_config(name: str, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
     stem, colon, task = os.fspath(name).partition(":")
-    known = shipped.files()
-    if stem in known:
+    names = shipped.files()
+    if stem in names:
         stem = os.path.join("configs", f"{stem}.py")
     elif not stem.endswith(".py"):
-        near = validation.nearest(stem, known)
+        near = validation.nearest(stem, names)
         hint = f"did you mean {near!r}?" if near else "or a path, as in 'own.py'"
-        raise UserError(f"get_config({name!r}): expected one of {', '.join(known)}; {hint}")
+        raise UserError(f"get_config({name!r}): expected one of {', '.join(names)}; {hint}")
     config, given, notes = settings.make(stem + colon + task, overrides.items(), as_text=False)
     for note in notes:
         say_once(f"note: {note}")
@@ -44,31 +44,30 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
         from simclr_jax.data.sources import arrays
 
         with arrays.given(train, held_out) as digest:
-            config.dataset = _arrays_section(config.task, digest, config.dataset.num_examples)
+            dataset = shipped.defaults_of(config.task).dataset
+            dataset.update(name="arrays", path=digest, num_examples=config.dataset.num_examples)
+            config.dataset = dataset
             return run(config, workdir, on_report, view=view)
     if held_out is not None:
         raise UserError("run() got held_out without train: give both, or neither")
     if view is not None:
         _check_view(view, config)
-    keys = validation.flatten(config)
+    given = {key: value for key, value in validation.flatten(config).items() if value is not None}
     for note in validation.check(config, file="the config"):
         say_once(f"note: {note}")
     listening = report.listening(_mark_errors(on_report)) if on_report else nullcontext()
     try:
         with errors.storage_errors_as_run_errors(), stopping.handled(ends_process=False), listening:
-            pretrained.inherit_settings(
-                config, {key: value for key, value in keys.items() if value is not None}
-            )
-            reference = shipped.defaults_of(config.task)  # None of a task of one's own
-            defaults = reference.to_dict() if reference else None
+            pretrained.inherit_settings(config, given)
+            defaults = shipped.defaults_of(config.task).to_dict()
             options = {} if view is None else {"view": view}
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
     except _CallbackError as error:
-        raise error.raised from None
+        raise error.__cause__ from None
     except stopping.Stopped:
         return None
     except KeyboardInterrupt:
-        if jax.process_count() > 1:  # the others would wait
+        if jax.process_count() > 1:  # the other processes would wait for this one
             raise
         return None
 
@@ -85,18 +84,8 @@ def _check_view(view, config):
         )
 
 
-def _arrays_section(task, digest, num_examples):
-    """Returns `config.dataset` of examples in memory; the digest tells them from others."""
-    section = shipped.defaults_of(task).dataset
-    section.update(name="arrays", path=digest, num_examples=num_examples)
-    return section
-
-
 class _CallbackError(Exception):
-    """Holds an exception that `on_report` raised, to tell it from those of the run."""
-
-    def __init__(self, raised: Exception):
-        self.raised = raised
+    """`on_report` has raised the cause of this exception, not the run."""
 
 
 def _mark_errors(on_report):
@@ -104,6 +93,6 @@ def _mark_errors(on_report):
         try:
             on_report(step, metrics)
         except Exception as error:
-            raise _CallbackError(error) from error
+            raise _CallbackError from error
 
     return call

@@ -6,13 +6,14 @@ number of classes, from which the model can be rebuilt. One that is damaged is m
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from simclr_jax import parallel
 from simclr_jax.process import RunError, UserError, escape, files, reason_of
@@ -27,16 +28,13 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
       keep: number of newest checkpoints to keep.
       best: name of the metric whose highest value marks one more checkpoint to keep.
     """
-    policies = [checkpoint_managers.LatestN(keep)]
+    score = itemgetter(best) if best else None
+    policies = [LatestN(keep)]
     if best:
-        policies.append(
-            checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
-            )
-        )
+        policies.append(BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        best_fn=(lambda metrics: metrics[best]) if best else None,
+        preservation_policy=AnyPreservationPolicy(policies),
+        best_fn=score,
         cleanup_tmp_directories=True,
     )
     folder = _folder(path)
@@ -226,10 +224,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
         with files.storage(run):
             (run / "damaged").mkdir(exist_ok=True)
             for step, reason in sorted(damaged.items()):
-                aside = run / "damaged" / str(step)
-                number = 1
-                while files.exists(aside):
-                    aside, number = run / "damaged" / f"{step}-{number}", number + 1
+                aside = files.free_path(run / "damaged" / str(step))
                 (folder / str(step)).rename(aside)
                 place = escape(files.user_path(aside))
                 print(f"checkpoint {step} is damaged ({escape(reason)}): moved to {place}", flush=True)

@@ -1,6 +1,6 @@
 """Runs one task: `python -m simclr_jax.main --config=configs/digits.py --workdir=DIR`."""
 
-from simclr_jax.process import stopping  # before jax, which takes seconds: no signal is missed
+from simclr_jax.process import stopping  # before jax, whose import takes seconds
 
 if __name__ == "__main__":
     stopping.take_signals()
@@ -25,22 +25,22 @@ def main(_) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
-    except stopping.Stopped:  # raised in all processes after the same step
+    except stopping.Stopped:  # all processes stop after the same step
         group.announce_end()
         raise
     group.announce_end()
-    if "health" in summary:  # only pretraining measures it
-        report.say(_next(workdir, "linear_eval" if "trained" in summary else "embed"))
+    if "health" in summary:  # the task was pretraining
+        report.say(_next_commands(workdir, "linear_eval" if "trained" in summary else "embed"))
 
 
-def _next(workdir, task):
-    """Returns the commands that a user may run after pretraining."""
+def _next_commands(workdir, task):
+    """Lists the commands that may follow pretraining."""
     run = shlex.quote(escape(workdir))
-    words = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
+    flags = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
     dataset = {key: value for key, value in command_line.given().items() if key.startswith("dataset.")}
-    words += [f"--config.{key}={value}" for key, value in dataset.items()]
+    flags += [f"--config.{key}={value}" for key, value in dataset.items()]
     plots = [f"python -m simclr_jax.plots {run}"] if files.is_local(workdir) else []
-    commands = [*plots, f"tensorboard --logdir {run}", f"python -m simclr_jax.main {shlex.join(words)}"]
+    commands = [*plots, f"tensorboard --logdir {run}", f"python -m simclr_jax.main {shlex.join(flags)}"]
     return "\n  next:  " + "\n         ".join(commands)
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -88,10 +87,10 @@ def _model_keys(config, saved, current, given):
     # Any projection head fits a checkpoint that has none.
     architecture = [*_ENCODER, *(_HEAD if saved["model.projection_layers"] else ())]
     architecture = [f"model.{key}" for key in architecture]
-    wrong = [key for key in architecture if key in given and current[key] != saved[key]]
-    if wrong:
-        settings = ", ".join(f"{key}={current[key]}" for key in wrong)
-        remedy = " ".join(f"--config.{key}={saved[key]}" for key in wrong)
+    differing = [key for key in architecture if key in given and current[key] != saved[key]]
+    if differing:
+        settings = ", ".join(f"{key}={current[key]}" for key in differing)
+        remedy = " ".join(f"--config.{key}={saved[key]}" for key in differing)
         raise UserError(
             f"{settings} does not fit {escape(config.pretrained)}: leave it out, or set {remedy} as there"
         )
@@ -148,18 +147,12 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
       'calibration_temperature', which the logits of its classifier are divided by; None where there is none.
     """
     variables, meta = read(path)
-    meta = {"calibration_temperature": _calibration_temperature(path)} | meta
-    whole = meta["config"]["task"] == "pretrain"
+    file = checkpoint.split(path)[0] / "summary.json"
+    summary = {} if others_format(path) or not files.exists(file) else read_summary(file)
+    meta = {"calibration_temperature": summary.get("calibration_temperature")} | meta
+    whole_projection = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"] | changes)
-    return make_model(model_config, meta["num_classes"], whole_projection=whole), variables, meta
-
-
-def _calibration_temperature(path):
-    """Reads it from the summary of a run; None where there is no summary, or it has none."""
-    if others_format(path):
-        return None
-    file = epath.Path(checkpoint.split(path)[0]) / "summary.json"
-    return read_summary(file).get("calibration_temperature") if files.exists(file) else None
+    return make_model(model_config, meta["num_classes"], whole_projection=whole_projection), variables, meta
 
 
 def read_summary(file) -> dict:
@@ -194,7 +187,7 @@ def _read_meta(path):
 
 
 def _remedy(config, saved):
-    """Tells the settings that make the model that of the checkpoint."""
+    """Returns the settings that give the config the model of the checkpoint, for a message."""
     settings = [
         f"--config.model.{key}={saved['model'][key]}"
         for key in (*_ENCODER, *_HEAD)

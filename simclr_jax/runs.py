@@ -13,7 +13,7 @@ from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import stored
-from simclr_jax.process import UserError, escape, files, group
+from simclr_jax.process import escape, files, group
 from simclr_jax.workdir import lock, records, report, trackers
 
 
@@ -64,8 +64,6 @@ def load_features(workdir) -> stored.StoredFeatures:
     """
     workdir = epath.Path(workdir)
     files.check_reachable(workdir)
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{escape(workdir)} holds no config.json: give the workdir of a run")
     config = ConfigDict(complete(records.read_config(workdir)))
     if not (workdir / stored.FILE).exists():
         config = shipped.base().embed(config.copy_and_resolve_references())

@@ -134,7 +134,7 @@ def mapped_step(task: Task, devices=None):
     return _mapped_step(*parts, devices and tuple(devices))
 
 
-@functools.lru_cache(maxsize=2)  # so that runs which differ in their data only compile once
+@functools.lru_cache(maxsize=2)  # runs that differ in their data only compile once
 def _mapped_step(loss, optimizer, schedule, trained, after_update, devices):
     step = make_train_step(loss, optimizer, schedule, trained, after_update)
     return parallel.pmap(step, donate_state=True, devices=devices)
@@ -155,8 +155,7 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
     """Applies `function(batch_stats, batch) -> (batch_stats, outputs)` to `count` parts of a batch in turn.
 
     It returns the outputs, arrays [rows, ...], of the whole batch. Backpropagation goes through the parts
-    once
-    more, one at a time, so that memory holds the activations of one part only: as in GradCache (arXiv
+    once more, one at a time, so that memory holds the activations of one part only: as in GradCache (arXiv
     2101.06983), but for any loss of the outputs, with its exact gradient. The statistics of batch norm are
     those of a part.
     """
@@ -189,7 +188,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         )
     sizes = {"batch_size": config.batch_size, "num_examples": num_examples, "epochs": config.num_epochs}
     num_steps = config.num_steps or optim.total_steps(**sizes)
-    if num_steps >= 2**31:  # as the state counts them
+    if num_steps >= 2**31:  # the state counts them in 32 bits
         raise UserError(
             f"num_epochs={config.num_epochs} are {num_steps:,} steps: lower it, as in --config.num_epochs=100"
         )
@@ -249,11 +248,11 @@ def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> No
     """Raises a UserError unless the global batch spreads evenly over all devices and their microbatches."""
     parts = devices * microbatches
     if batch_size < 1 or batch_size % parts:
-        nearest = max(parts, round(batch_size / parts) * parts)
-        each = f" of {microbatches} microbatches each" if microbatches > 1 else ""
+        multiple = max(parts, round(batch_size / parts) * parts)
+        parts_of_each = f" of {microbatches} microbatches each" if microbatches > 1 else ""
         raise UserError(
-            f"batch_size={batch_size} does not divide over {devices} devices{each}: "
-            f"set --config.batch_size to a multiple of {parts}, such as {nearest}"
+            f"batch_size={batch_size} does not divide over {devices} devices{parts_of_each}: "
+            f"set --config.batch_size to a multiple of {parts}, such as {multiple}"
         )
 
 

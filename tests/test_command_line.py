@@ -8,8 +8,9 @@ import pytest
 from absl.testing import flagsaver
 from test_structure import CONFIGS, tasks_of
 
+from configs import base
 from simclr_jax import main
-from simclr_jax.config import command_line, manual, ranges, settings, shipped, validation
+from simclr_jax.config import command_line, manual, settings, shipped, validation
 from simclr_jax.process.errors import UserError
 
 DIGITS = "--config=configs/digits.py"
@@ -181,7 +182,7 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys,
 def test_what_comes_next_is_a_command_that_is_accepted(parse, tmp_path):
     folder = tmp_path / "my photos"
     parse("--config=configs/folder.py", f"--config.dataset.path={folder}", "--config.dataset.classes=False")
-    *_, board, line = main._next(tmp_path / "a run", "embed").splitlines()
+    *_, board, line = main._next_commands(tmp_path / "a run", "embed").splitlines()
     assert shlex.split(board) == ["tensorboard", "--logdir", str(tmp_path / "a run")]
     parse(*shlex.split(line)[3:])
     config = command_line.read_config()
@@ -210,7 +211,7 @@ def test_every_number_has_a_range_and_every_word_its_choices():
         for key in validation.flatten(config):
             section, name = validation.section_of(config, key)
             kind = section.get_type(name)
-            known = ranges.RANGES.keys() | ranges.CHOICES.keys() | free
+            known = base.RANGES.keys() | base.CHOICES.keys() | set(base.POSITIVE) | free
             assert kind in (bool, tuple) or key in known, (task, key)
 
 

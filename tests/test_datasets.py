@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
+import simclr_jax
 from simclr_jax.data import datasets, decode, pipeline
 from simclr_jax.data.sources import folder
 from simclr_jax.process import console
@@ -148,6 +149,13 @@ class TestSources:
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 2], few.records[:, 0, 0, 0])
         with pytest.raises(UserError, match="numbers has no such split"):
             datasets.load(config("numbers", validation_split="v"), "validation", seed=0)
+
+    def test_another_one_may_read_the_path(self, monkeypatch):
+        keys = {"dataset.name": "numbers", "dataset.path": "there", "dataset.value_range": (0, 12)}
+        with pytest.raises(UserError, match="dataset.path='there' is not read where dataset.name=numbers"):
+            simclr_jax.get_config("folder", keys)
+        monkeypatch.setitem(datasets.SOURCES, "numbers", None)
+        assert simclr_jax.get_config("folder", keys).dataset.path == "there"
 
     def test_random_access_and_streams_are_of_one_type(self, shards):
         memory, stream = (

@@ -29,16 +29,16 @@ MISTAKES = [
     ),
     ("pretrain", "--config.temperature=1e-50", "that 32 bits hold"),
     ("pretrain", "--config.optimizer.weight_decay=nan", "optimizer.weight_decay=nan"),
-    ("pretrain", "--config.model.sk_ratio=nan", "a number from 0 to 1"),
+    ("pretrain", "--config.model.sk_ratio=nan", "a number of at least 0 and at most 1"),
     ("pretrain", "--config.num_epochs=inf", "num_epochs=inf"),
     ("pretrain", "--config.batch_size=99999999999", "batch_size=99999999999"),
     ("pretrain", "--config.batch_size=0", "batch_size=0: set --config.batch_size to a number above 0"),
     ("pretrain", "--config.batch_size=1", "set --config.batch_size to at least 2"),
-    ("pretrain", "--config.seed -1", "seed=-1: set --config.seed to a number from 0 to 2000000000"),
+    ("pretrain", "--config.seed -1", "seed=-1: set --config.seed to a number of at least 0 and at most 2"),
     (
         "pretrain",
         "--config.augment.min_area=0",
-        "a number above 0 and up to 1, as in --config.augment.min_area=0.08",
+        "a number above 0 and at most 1, as in --config.augment.min_area=0.08",
     ),
     (
         "pretrain",
@@ -192,7 +192,7 @@ FILES = [
         "batch_size=True: expected a whole number",
     ),
     (f"{DIGITS}    config.dataset.name = ' '\n    return config\n", "dataset.name is empty: expected a text"),
-    (f"{DIGITS}    config.seed = -1\n    return config\n", "seed=-1: set --config.seed to a number from 0"),
+    (f"{DIGITS}    config.seed = -1\n    return config\n", "seed=-1: set --config.seed to a number of at"),
     (
         BARE.replace("{}", "{'task': 'knn'}"),
         "FILE lacks batch_size, dataset.",

@@ -198,7 +198,7 @@ def test_the_spread_over_draws_stands_beside_the_scores(tmp_path, capsys):
 def test_a_run_that_takes_long_without_an_accelerator_is_told_early(tmp_path, monkeypatch, capsys):
     run(make_meter(tmp_path, num_steps=1000), range(1, 6))
     assert "hours" not in capsys.readouterr().out
-    monkeypatch.setattr(report, "_LONG", 0.0)
+    monkeypatch.setattr(report, "_LONG_RUN", 0.0)
     (tmp_path / "long").mkdir()
     for start in (0, 7):
         run(make_meter(tmp_path / "long", start_step=start, num_steps=1000), range(start + 1, start + 6))

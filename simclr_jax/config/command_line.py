@@ -82,7 +82,7 @@ def run(command) -> None:
     """
     with errors.one_line_errors(group.leave), stopping.handled():
         try:
-            app.run(command, flags_parser=_parse_quietly)
+            app.run(command, flags_parser=parse)
         except errors.UserError:
             raise
         except SystemExit as end:
@@ -94,29 +94,22 @@ def run(command) -> None:
             raise
 
 
-def _parse_quietly(argv):
-    arguments = parse(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # errors that libraries log become a line here
-    return arguments
-
-
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line and checks the config; for `absl.app.run`.
 
     Raises:
       UserError: something is wrong with either.
     """
-    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that --help of every command shows it
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # --help of every command shows them
         flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     flags_of_command = flags.FLAGS.get_key_flags_for_module(argv[0])
     wants_help = not {"--help", "-help", "-h"}.isdisjoint(argv[1:])
     argv = [argv[0]] + [word for word in argv[1:] if word not in ("--help", "-help", "-h")]
     try:
         words = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=True)
-        overrides, rest = _split(words)
-        pairs = _pairs(rest)
-        left = flags.FLAGS([argv[0], *rest])
+        overrides, words = _split(words)
+        pairs = _pairs(words)
+        arguments = flags.FLAGS([argv[0], *words])
     except UserError:
         raise
     except flags.UnrecognizedFlagError as error:
@@ -125,8 +118,7 @@ def parse(argv: list[str]) -> list[str]:
         raise UserError(settings.unknown(error.flagname, names + keys)) from None
     except flags.IllegalFlagValueError as error:
         name = re.match(r"flag --(\w+)", str(error)).group(1)
-        kinds = {"int": int, "float": float, "bool": bool}
-        kind = kinds.get(flags.FLAGS[name].flag_type())
+        kind = {"int": int, "float": float, "bool": bool}.get(flags.FLAGS[name].flag_type())
         if kind is None:  # absl's own kinds, as that of --stderrthreshold
             raise UserError(f"{settings.one_line(error)}: see --helpfull") from None
         expected, example = validation.KINDS[kind]
@@ -138,8 +130,8 @@ def parse(argv: list[str]) -> list[str]:
     if wants_help:
         print(manual.text(flags_of_command, _CONFIG.value))
         sys.exit(0)
-    if len(left) > 1:
-        raise UserError(f"'{left[1]}' is not a flag: write --config.KEY=VALUE")
+    if len(arguments) > 1:
+        raise UserError(f"'{arguments[1]}' is not a flag: write --config.KEY=VALUE")
     if not _CONFIG.value:
         raise UserError("--config is missing: give a file of configs/, as in --config=configs/digits.py")
     if _WORKDIR.value is not None:
@@ -149,7 +141,9 @@ def parse(argv: list[str]) -> list[str]:
     config, given, notes = settings.make(_CONFIG.value, overrides, as_text=True)
     repeated = _note_repeated([(f"config.{key}", text) for key, text in overrides] + pairs)
     _parsed.update(config=config, given=given, notes=repeated + notes)
-    return left
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)  # errors that libraries log become a line here
+    return arguments
 
 
 def _split(words):
@@ -159,12 +153,12 @@ def _split(words):
       (KEY, VALUE) of every --config.KEY=VALUE or --config.KEY VALUE, with None for a missing value; the other
       words.
     """
-    overrides, rest, words = [], [], list(words)
+    overrides, others, words = [], [], list(words)
     while words:
         word = words.pop(0)
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
-            rest.append(word)
+            others.append(word)
             continue
         negated, key, text = match.groups()
         if negated and text is None:
@@ -172,7 +166,7 @@ def _split(words):
         elif text is None and words and not re.match(r"--?[a-zA-Z]", words[0]):
             text = words.pop(0)
         overrides.append((key, text))
-    return overrides, rest
+    return overrides, others
 
 
 def _pairs(words):

@@ -90,8 +90,8 @@ def _comment(lines, number):
     above = []
     while lines[number - 2 - len(above)].strip().startswith("#"):
         above.insert(0, lines[number - 2 - len(above)].strip("# "))
-    _, hash, beside = lines[number - 1].partition("  # ")
-    return " ".join([*above, beside] if hash else above)
+    _, mark, beside = lines[number - 1].partition("  # ")
+    return " ".join([*above, beside] if mark else above)
 
 
 def _summary(path):

@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FrozenConfigDict
 
-from simclr_jax.config import ranges, shipped, validation
+from simclr_jax.config import shipped, validation
 from simclr_jax.process import UserError
 
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -78,8 +78,7 @@ def load(file: str) -> ConfigDict:
     path, colon, task = file.partition(":")
     path = _locate(path)
     try:
-        with open(path, "rb") as source:
-            text = source.read()
+        text = Path(path).read_bytes()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
@@ -154,7 +153,7 @@ def _parse(config, reference, key, text):
     current = validation.flatten(config, strict=False)[key]
     example = f"--config.{key}={example if current is None else current}"
     text = "True" if text is None and kind is bool else text
-    if text is None or (text == "" and "" not in ranges.CHOICES.get(key, ())):
+    if text is None or (text == "" and "" not in shipped.base().CHOICES.get(key, ())):
         raise UserError(f"--config.{key} has no value: expected {description}, as in {example}")
     try:
         return None if text == "None" and default is None else _PARSERS[kind](text)

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import sys
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
@@ -10,18 +11,17 @@ from ml_collections.config_dict import RequiredValueError
 from simclr_jax import losses, models, optim
 from simclr_jax.config import ranges, shipped
 from simclr_jax.models import resnet
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, first_few
 
 # Keys whose value is a path, local or in gs://.
 PLACES = ("pretrained", "dataset.path", "dataset.data_dir", "dataset.labels")
 
 # Keys of `config.dataset` that a dataset does not read: to set one is an error.
-_SPLITS = ("train_split", "eval_split", "probe_split", "validation_split")
-_OF_FOLDERS = ("path", "classes", "labels", "split_seed", "max_pixels", "value_range")
-_UNREAD = {"digits": (*_OF_FOLDERS, "num_classes", *_SPLITS), "folder": _SPLITS}
-_UNREAD["arrays"] = tuple(key for key in _UNREAD["digits"] if key != "path")  # their path holds a digest
-_UNREAD_OF_TFDS = _OF_FOLDERS
-_WITHOUT_EFFECT = ("data_dir", "in_memory", "shuffle_buffer")  # unread by those of _UNREAD, too, but harmless
+_SPLIT_KEYS = ("train_split", "eval_split", "probe_split", "validation_split")
+_FOLDER_KEYS = ("path", "classes", "labels", "split_seed", "max_pixels", "value_range")
+_UNREAD_KEYS = {"digits": (*_FOLDER_KEYS, "num_classes", *_SPLIT_KEYS), "folder": _SPLIT_KEYS}
+_UNREAD_KEYS["arrays"] = _UNREAD_KEYS["digits"][1:]  # their path holds a digest
+_HARMLESS_KEYS = ("data_dir", "in_memory", "shuffle_buffer")  # unread as well, where it does no harm
 
 # Name of the values of a kind, or of a key that differs from its kind, and an example of one.
 KINDS = {
@@ -44,9 +44,9 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
     """Checks a config before anything is done with it.
 
     Args:
-      config: of a task.
-      file: 'FILE' or 'FILE:TASK' that it is from, for messages.
-      given: the dotted keys that the user set on top of that.
+      config: the config of a task.
+      file: 'FILE' or 'FILE:TASK' that the config is from, for messages.
+      given: the dotted keys that the user has set beside the file.
 
     Returns:
       Notes on settings that are odd but may be meant, a sentence each.
@@ -79,20 +79,20 @@ def check_keys(config: ConfigDict, *, file: str, given=()) -> None:
     path, task = file.partition(":")[0], values["task"]
     if task not in shipped.tasks():
         raise UserError(f"task '{task}' is unknown: set --config.task to one of {', '.join(shipped.tasks())}")
-    wanted = flatten(shipped.defaults_of(task), strict=False)
-    missing = [key for key in wanted if key not in values]
-    unknown = [key for key in values if key not in wanted]
+    expected_keys = flatten(shipped.defaults_of(task), strict=False)
+    missing = [key for key in expected_keys if key not in values]
+    unknown = [key for key in values if key not in expected_keys]
     if (missing or unknown) and "task" in given:
         raise UserError(
             f"--config.task={task}: {file} is of another task, with other keys; use --config={path}:{task}"
         )
     if missing:
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more keys" if len(missing) > 3 else "")
         raise UserError(
-            f"{file} lacks {names} of task {task}: start from configs/base.py, as configs/digits.py does"
+            f"{file} lacks {first_few(missing)} of task {task}: start from configs/base.py, as "
+            "configs/digits.py does"
         )
     if unknown:
-        near = nearest(unknown[0], wanted)
+        near = nearest(unknown[0], expected_keys)
         hint = f"did you mean {near}?" if near else "remove it; configs/base.py lists the keys"
         raise UserError(f"{file} sets {unknown[0]}, which task {task} does not read: {hint}")
 
@@ -151,16 +151,16 @@ def _check_value(key, value, default, kind):
         return
     name, example = expected(key, kind)
     example = f"--config.{key}={example if default is None else default}"
-    of_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if kind is tuple and of_kind:
-        of_kind = all(isinstance(part, int | float) and math.isfinite(part) for part in value)
-    if not of_kind or (isinstance(value, bool) and kind is not bool):
+    is_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if kind is tuple and is_kind:
+        is_kind = all(isinstance(part, int | float) and math.isfinite(part) for part in value)
+    if not is_kind or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {name}, as in {example}")
     if key in PLACES:
         check_place(f"config.{key}", value)
-    elif isinstance(value, str) and not value.strip() and key not in ranges.CHOICES:
+    elif isinstance(value, str) and not value.strip() and key not in shipped.base().CHOICES:
         raise UserError(f"{key} is empty: expected {name}, as in {example}")
-    ranges.check(key, value, kind, example if default or kind is not str else "")
+    ranges.check(key, value, example if default or kind is not str else "")
 
 
 def _check_profile(steps):
@@ -205,14 +205,23 @@ def _check_frozen_groups(values):
 def _check_unread(values, defaults, given):
     """Checks keys that the dataset does not read; returns notes on those that are harmless."""
     name = values["dataset.name"]
-    for key in (f"dataset.{unread}" for unread in _UNREAD.get(name, _UNREAD_OF_TFDS)):
+    for key in (f"dataset.{unread}" for unread in _UNREAD_KEYS.get(name, _unread_elsewhere(name))):
         # A file that sets a key whose default is None is wrong as well; the other keys need some value.
         if values.get(key) is not None and (key in given or defaults[key] is None):
             remedy = "leave it away" if key in given else f"set --config.{key}=None"
             remedy += ", or use --config=configs/folder.py" if key == "dataset.path" else ""
             raise UserError(f"{key}={values[key]!r} is not read where dataset.name={name}: {remedy}")
-    harmless = [f"dataset.{unread}" for unread in (_WITHOUT_EFFECT if name in _UNREAD else ())]
+    harmless = [f"dataset.{unread}" for unread in (_HARMLESS_KEYS if name in _UNREAD_KEYS else ())]
     return [f"--config.{key} has no effect where dataset.name={name}" for key in harmless if key in given]
+
+
+def _unread_elsewhere(name):
+    """Returns the keys that another dataset does not read: none of a source that the user has added.
+
+    The module that added it has imported `datasets`; a check of other configs does without TensorFlow.
+    """
+    datasets = sys.modules.get("simclr_jax.data.datasets")
+    return () if datasets and name in datasets.SOURCES else _FOLDER_KEYS
 
 
 def _check_splits(values):

@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import sys
+from contextlib import suppress
 
 _silent = False
 
@@ -20,9 +21,8 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-say_once = functools.cache(
-    say
-)  # for notes that several draws of labels, or a config made and then run, repeat
+# For notes that several draws of labels repeat, or a config that is made and then run.
+say_once = functools.cache(say)
 
 
 def escape(name) -> str:
@@ -39,19 +39,25 @@ def protect() -> None:
     lost; a console that is not UTF-8 shows the characters that it lacks escaped.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's errors raise exceptions as well
-    for number in (0, 1, 2):  # the next file to be opened would take a closed descriptor
+    for number in (0, 1, 2):  # the next file that is opened would get a closed descriptor
         try:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            stream = open(os.devnull, "w")  # noqa: SIM115
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         if not isinstance(stream, _Console):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _Console(stream))
+
+
+def end_process(code: int) -> None:
+    """Ends this process at once, without waiting for its threads; lines that it has printed appear."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 class _Console:

@@ -1,18 +1,17 @@
 """Errors as users see them: one line of text and an exit code."""
 
-import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from simclr_jax.process.console import escape, protect
+from simclr_jax.process.console import end_process, escape, protect
 
 
 class UserError(ValueError):
     """Something in the user's config, data or folders is wrong.
 
-    The message is one line: the value found, what was expected, and the remedy. Command lines print it
+    The message is one line: the value, the expectation and the remedy. Command lines print it
     without a traceback and exit with `exit_code`.
     """
 
@@ -79,8 +78,7 @@ def one_line_errors(leave=None) -> Iterator[None]:
         if leave:
             leave(line, error.exit_code)
         if isinstance(error, RunError):  # threads that wait for storage or processes would never end
-            sys.stdout.flush()
-            os._exit(error.exit_code)
+            end_process(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

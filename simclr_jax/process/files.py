@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from etils import epath
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
 
-REACHED_WITHIN = 25  # Seconds in which storage has to answer before a run.
+STORAGE_TIMEOUT = 25  # Seconds in which storage has to answer before a run begins.
 _PORTABLE = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)
 
 
@@ -91,11 +92,13 @@ def set_aside(path) -> epath.Path:
     """Renames a damaged file, so that it is neither read nor lost; returns the new path."""
     path = epath.Path(path)
     with storage(path):
-        for number in range(1, 1000):
-            aside = path.parent / f"{path.name}.damaged{number if number > 1 else ''}"
-            if not exists(aside):
-                return path.rename(aside)
-    raise StorageError(f"{escape(path)} is damaged, and so many others were: remove some")
+        return path.rename(free_path(path.with_name(f"{path.name}.damaged"), separator=""))
+
+
+def free_path(path: epath.Path, separator: str = "-") -> epath.Path:
+    """Returns `path`, or where that exists the first of PATH-2, PATH-3 and so on that does not."""
+    others = (path.with_name(f"{path.name}{separator}{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], others) if not exists(candidate))
 
 
 def check_new(folder) -> None:
@@ -155,21 +158,20 @@ def _link_folder():
 
 
 def check_reachable(path) -> None:
-    """Raises a UserError unless remote storage answers within `REACHED_WITHIN` seconds."""
+    """Raises a UserError unless remote storage answers within `STORAGE_TIMEOUT` seconds."""
     if is_local(path):
         return
-    answers = []
+    reasons = [f"no answer in {STORAGE_TIMEOUT} s"]
 
     def ask():
         try:
             epath.Path(path).exists()
-            answers.append(None)
+            reasons.append("")
         except Exception as error:
-            answers.append(error)
+            reasons.append(reason_of(error))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(REACHED_WITHIN)
-    if not answers or answers[0]:
-        reason = reason_of(answers[0]) if answers else f"no answer in {REACHED_WITHIN} s"
+    thread.join(STORAGE_TIMEOUT)
+    if reason := reasons[-1]:
         raise UserError(f"{escape(path)}: {reason}; check the path, the network and your credentials")

@@ -7,7 +7,6 @@ hands to the others, and heartbeats.
 import atexit
 import itertools
 import json
-import os
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,16 +53,11 @@ def join(
       UserError: some do not join in time.
     """
     joined = threading.Event()
-    options = {}
-    if coordinator_address:
-        options["coordinator_address"] = coordinator_address
+    address = coordinator_address
+    if address:
         if process_id:
             console.be_silent()
-            options["coordinator_address"] = relay.start(
-                coordinator_address,
-                timeout,
-                lambda error: _end_without_coordinator(coordinator_address, error),
-            )
+            address = relay.start(address, timeout, partial(_end_without_coordinator, address))
 
         def give_up():
             if not joined.wait(timeout + 2):
@@ -76,9 +71,9 @@ def join(
         threading.Thread(target=give_up, daemon=True).start()
     try:
         jax.distributed.initialize(
-            **options,
-            num_processes=num_processes,
-            process_id=process_id,
+            address,
+            num_processes,
+            process_id,
             initialization_timeout=timeout + 60 if coordinator_address else timeout,
         )
     except ValueError as error:
@@ -192,7 +187,7 @@ def leave(line: str, code: int) -> None:
     _ending.set()
     _beat({"left": line, "code": code})
     time.sleep(BEAT + 1)  # the others read the heartbeats once in BEAT seconds
-    _exit(code)
+    console.end_process(code)
 
 
 def wait_for_verdict() -> None:
@@ -252,13 +247,7 @@ def _end(line, code=1):
     """Ends this process at once, with a line."""
     _ending.set()
     print(line, file=sys.stderr, flush=True)
-    _exit(code)
-
-
-def _exit(code):
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)  # an ordinary exit would wait for threads and for other processes
+    console.end_process(code)
 
 
 def _distributed():

@@ -8,7 +8,6 @@ In a program that uses the package as a library, a signal ends the run and not t
 nothing to save, Ctrl-C, or a notebook's stop button, raises KeyboardInterrupt, another signal `Stopped`.
 """
 
-import os
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from simclr_jax.process.console import say
+from simclr_jax.process.console import end_process, say
 
 PATIENCE = 3.0  # Seconds after which a signal that had no effect yet is explained, or ends the process.
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -145,7 +144,7 @@ def _receive(number, _frame):
     if not (_State.saving or _State.interruptible):
         _State.announced.wait(0.5)
     if _State.starting:
-        _end(exit_code(number))
+        end_process(exit_code(number))
     if _State.interruptible:
         _State.interruptible = False
         raise Interrupted
@@ -172,12 +171,12 @@ def _watch(pipe):
                         _announce(numbers)
                         _State.announced.set()
                 if len(numbers) > 2 and _State.ends_process:
-                    _end(130 if numbers[0] == signal.SIGINT else 128 + numbers[0])
+                    end_process(130 if numbers[0] == signal.SIGINT else 128 + numbers[0])
             if numbers and deadline is None:
                 deadline = time.monotonic() + PATIENCE
             if numbers and time.monotonic() >= deadline:
                 if not _State.saving and not _State.saved and _State.ends_process:
-                    _end(exit_code(numbers[0]))  # the main thread may be in the middle of a compilation
+                    end_process(exit_code(numbers[0]))  # the main thread may be compiling
                 if _State.saving and not explained:
                     say("the stop waits for the step, and then for the save: a step takes long here")
                 explained, deadline = True, time.monotonic() + PATIENCE
@@ -185,13 +184,10 @@ def _watch(pipe):
 
 def _announce(numbers):
     """Prints the effect of the newest signal."""
-    name = signal.Signals(numbers[0]).name
-    if not _State.saving:
-        if len(numbers) == 1:
-            say(f"\n{name} received: stopping; what was saved is kept")
-    elif len(numbers) == 1:
-        say(f"\n{name} received: finishing this step and saving")
-    elif len(numbers) == 2:
+    if len(numbers) == 1:
+        effect = "finishing this step and saving" if _State.saving else "stopping; what was saved is kept"
+        say(f"\n{signal.Signals(numbers[0]).name} received: {effect}")
+    elif len(numbers) == 2 and _State.saving:
         say("still saving: a third signal ends this at once, and loses the steps since the last save")
 
 
@@ -201,11 +197,4 @@ def leave(code) -> None:
     The interpreter's own exit would crash while compilations or input pipelines are still at work.
     """
     if _State.received and _State.ends_process:
-        _end(code or 0)
-
-
-def _end(code):
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    os._exit(code)
+        end_process(code or 0)

@@ -45,7 +45,7 @@ class Profile:
             yield
 
     def end_after(self, step: int, results) -> None:
-        """Ends the trace after its last step, once the `results` of that are there."""
+        """Ends the trace after its last step, once its `results` are there."""
         if self._pending is not None:
             self._pending = results
             if step >= self._last:
@@ -65,24 +65,24 @@ class Profile:
         except Exception as error:
             say(f"note: profile_steps: no trace was written: {reason_of(error)}")
         finally:
-            self._written_to.cleanup()
+            self._local_folder.cleanup()
 
     def _start(self):
-        self._written_to = tempfile.TemporaryDirectory(prefix="simclr-profile-")
+        self._local_folder = tempfile.TemporaryDirectory(prefix="simclr-profile-")
         try:
             with self._paused():
-                jax.profiler.start_trace(self._written_to.name, create_perfetto_trace=True)
+                jax.profiler.start_trace(self._local_folder.name, create_perfetto_trace=True)
             self._pending = ()
         except Exception as error:  # a notebook may be tracing already
-            self._written_to.cleanup()
+            self._local_folder.cleanup()
             self._last = 0
             say(f"note: profile_steps: no trace was taken: {reason_of(error)}")
 
     def _copy(self):
         """Copies the trace from the local folder, where the profiler has to write, to the workdir."""
-        for path in Path(self._written_to.name).rglob("*"):
+        for path in Path(self._local_folder.name).rglob("*"):
             if path.is_file():
-                target = self._folder / path.relative_to(self._written_to.name)
+                target = self._folder / path.relative_to(self._local_folder.name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("rb") as source, files.writing(target) as file:
                     shutil.copyfileobj(source, file)

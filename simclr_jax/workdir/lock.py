@@ -80,7 +80,7 @@ def locked(workdir) -> Iterator[None]:
 
 
 _failures: list[str] = []  # the reason why this run has lost its lock, if it has
-_local_locks: list[epath.Path] = []  # the lock of this run, if it is local, where a look at it costs nothing
+_local_locks: list[epath.Path] = []  # the lock of this run, if it is local
 
 
 def check() -> None:
@@ -102,7 +102,7 @@ def _take(path, claim) -> bool:
     """Writes the lock where there is none; returns whether this run has it."""
     if files.is_local(path):
         unfinished = Path(f"{path}.{claim['id']}.tmp")
-        try:  # a link to a complete file: nobody reads half a lock, and only one of two runs can make it
+        try:  # a link is there at once with all of the file, and only one of two runs can make it
             unfinished.write_text(json.dumps(claim))
             os.link(unfinished, path)
             return True
@@ -153,25 +153,20 @@ def _owner(path) -> dict:
 
 def _is_alive(owner) -> bool | None:
     """Returns whether the owner of a lock lives; None where only its heartbeats can tell."""
-    here = _this_process()
-    if any(owner.get(key) != here[key] for key in ("host", "boot", "namespace")) or not here["boot"]:
+    this = _this_process()
+    if any(owner.get(key) != this[key] for key in ("host", "boot", "namespace")) or not this["boot"]:
         return None
     return _started(owner.get("pid")) == owner.get("started")
 
 
 def _this_process() -> dict[str, Any]:
     """Describes this process, so that another one on the same machine can tell whether it still lives."""
-    pid, boot, namespace = os.getpid(), "", ""
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    process |= {"boot": "", "namespace": ""}
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "started": _started(pid),
-        "boot": boot,
-        "namespace": namespace,
-    }
+        process["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        process["namespace"] = os.readlink("/proc/self/ns/pid")
+    return process
 
 
 def _started(pid) -> str:

@@ -36,11 +36,11 @@ def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | Non
     def flat(tree):
         return flatten_dict(json.loads(json.dumps(tree)), sep=".")  # as it is saved: tuples become lists
 
-    ours, saved = flat(config), flat(defaults or {}) | flat(read_config(workdir))
+    current, saved = flat(config), flat(defaults or {}) | flat(read_config(workdir))
     differing = [
-        f"{key} is {saved.get(key)!r} there and {ours[key]!r} here"
-        for key in sorted(ours)
-        if saved.get(key) != ours[key] and key not in _FREE_KEYS
+        f"{key} is {saved.get(key)!r} there and {current[key]!r} here"
+        for key in sorted(current)
+        if saved.get(key) != current[key] and key not in _FREE_KEYS
     ]
     if differing:
         raise UserError(
@@ -56,10 +56,10 @@ def read_config(workdir) -> dict[str, Any]:
       UserError: there is none, it is damaged, or of a later version.
     """
     path = epath.Path(workdir) / "config.json"
+    if not files.exists(path):
+        raise UserError(f"{escape(workdir)} holds no config.json: give the workdir of a run")
     try:
         config = files.read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{escape(workdir)} holds no config.json: give the workdir of a run") from None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{escape(path)} is damaged ({reason_of(error)}): the checkpoints beside it hold the config too; "

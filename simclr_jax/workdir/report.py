@@ -35,29 +35,27 @@ def print_summary(summary: dict, workdir) -> None:
         _print_scores(title, {name: row for name, row in rows.items() if len(row) <= 12})
     for note in summary.get("notes", ()):
         say(f"\n  note: {note}")
-    rest = [
+    values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in summary.items()
         if not isinstance(value, dict | list)
     ]
-    say(f"\n  {', '.join(rest)}, written to {escape(workdir)}/summary.json")
+    say(f"\n  {', '.join(values)}, written to {escape(workdir)}/summary.json")
 
 
-def _print_scores(title, rows):
-    if not rows:
+def _print_scores(title, scores):
+    """Prints {row: {column: score}} as a table; a row may lack columns."""
+    if not scores:
         return
-    names = [name.replace("_", " ") for name in rows]
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    left = max(map(len, [*names, title]))
-    widths = [max(len(column) + 2, 10) for column in columns]
-    head = "".join(f"{column.replace('_', ' '):>{width}}" for column, width in zip(columns, widths))
-    say(f"\n  {title:<{left}}{head}")
-    for name, row in zip(names, rows.values()):
-        cells = (
-            f"{row[column]:>{width}.3f}" if column in row else " " * width
-            for column, width in zip(columns, widths)
-        )
-        say(f"  {name:<{left}}{''.join(cells)}")
+    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
+    rows = {title: columns}
+    for name, row in scores.items():
+        rows[name] = [f"{row[column]:.3f}" if column in row else "" for column in columns]
+    width = max(map(len, rows))
+    say("")
+    for name, cells in rows.items():
+        cells = [f"{cell:>{max(len(column) + 2, 10)}}" for cell, column in zip(cells, columns)]
+        say(f"  {name:<{width}}{''.join(cells)}".replace("_", " "))
 
 
 # The console shows some metrics under short names and leaves others out; files hold all under full names.
@@ -70,7 +68,7 @@ _SHORT_NAMES = {
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
-_LONG = 0.5  # Hours from which on a note says early how long a run takes.
+_LONG_RUN = 0.5  # Hours; a longer run on a CPU gets a note that says how long it takes.
 
 _listeners: list[Callable[..., None]] = []
 
@@ -185,7 +183,7 @@ class Meter:
         """Says after three steps how long a run takes, where that is long and there is no accelerator."""
         seconds, self._flushed = time.monotonic() - self._flushed, time.monotonic()
         hours = seconds * (self._num_steps - step) / 3600
-        slow = hours >= _LONG and jax.default_backend() == "cpu"
+        slow = hours >= _LONG_RUN and jax.default_backend() == "cpu"
         if self._writes and slow and step == self._start_step + 3:
             say(
                 f"note: about {hours:.2g} hours for {self._num_steps - step:,} more steps of {seconds:.1f} s "
@@ -212,22 +210,19 @@ class Meter:
         self._reset()
 
     def _write(self, step, metrics):
-        if self._writes:
-            if step > self._written:
-                with files.storage(self._path):
-                    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-                    self._file.flush()
-                    self._to_tensorboard(step, metrics)
-                for on_report in _listeners:
-                    on_report(self._path.parent, step, dict(metrics))
-            self._print(step, metrics)
+        if not self._writes:
+            return
+        if step > self._written:
+            from simclr_jax.data import tf
 
-    def _to_tensorboard(self, step, metrics):
-        from simclr_jax.data import tf
-
-        with self._tensorboard.as_default(step):
-            for name, value in metrics.items():
-                tf.summary.scalar(name, value)
+            with files.storage(self._path), self._tensorboard.as_default(step):
+                self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+                self._file.flush()
+                for name, value in metrics.items():
+                    tf.summary.scalar(name, value)
+            for on_report in _listeners:
+                on_report(self._path.parent, step, dict(metrics))
+        self._print(step, metrics)
 
     def _print(self, step, metrics):
         head = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"
@@ -236,18 +231,18 @@ class Meter:
             for name, value in metrics.items()
             if name not in _UNSHOWN and not name.startswith("projection_")
         ]
-        left = []
+        remaining = []
         if step > self._start_step:
             words += [f"{metrics['images_per_second']:.0f} images/s", f"data wait {metrics['data_wait']:.0%}"]
             per_step = (time.monotonic() - self._begun) / (step - self._start_step)
             seconds = int(per_step * (self._num_steps - step))
-            left = [f"{seconds // 60}:{seconds % 60:02d} left"]
+            remaining = [f"{seconds // 60}:{seconds % 60:02d} left"]
         if sys.stdout.isatty():  # one line, cut to the width of the terminal: the remaining time comes first
             done = 10 * step // self._num_steps
-            line = "  ".join([f"[{'#' * done:<10}] {head}", *left, *words])
+            line = "  ".join([f"[{'#' * done:<10}] {head}", *remaining, *words])
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
         else:
-            print("  ".join([head, *words, *left]), flush=True)
+            print("  ".join([head, *words, *remaining]), flush=True)
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
@@ -270,22 +265,22 @@ def _ready_time(results) -> float:
 
 def read(path) -> list[dict[str, float]]:
     """Returns the lines of a metrics file, without those that cannot be parsed."""
-    return [json.loads(line) for line in _readable(epath.Path(path).read_bytes())[0]]
+    return [json.loads(line) for line in _readable_lines(epath.Path(path).read_bytes())[0]]
 
 
-def _readable(contents: bytes) -> tuple[list[bytes], list[int]]:
+def _readable_lines(contents: bytes) -> tuple[list[bytes], list[int]]:
     """Returns the lines that hold the metrics of a step, and the numbers of the damaged ones, from 1."""
-    good, wrong = [], []
+    readable, damaged = [], []
     for number, line in enumerate(contents.split(b"\n"), 1):
         try:
             whole = type(json.loads(line.decode())["step"]) is int
         except (ValueError, TypeError, KeyError):
             whole = False
         if whole:
-            good.append(line)
+            readable.append(line)
         elif line:
-            wrong.append(number)
-    return good, wrong
+            damaged.append(number)
+    return readable, damaged
 
 
 def _last_step(path: epath.Path) -> int:
@@ -297,21 +292,21 @@ def _last_step(path: epath.Path) -> int:
     if not files.exists(path):
         return -1
     contents = b"" if path.is_dir() else path.read_bytes()
-    good, wrong = _readable(contents)
-    if path.is_dir() or wrong or contents[-1:] not in (b"", b"\n"):
-        if path.is_dir() or wrong not in ([], [contents.count(b"\n") + 1]):
+    readable, damaged = _readable_lines(contents)
+    if path.is_dir() or damaged or contents[-1:] not in (b"", b"\n"):
+        if path.is_dir() or damaged not in ([], [contents.count(b"\n") + 1]):
             aside = files.set_aside(path)
-            lines = f", lines {wrong[0]} to {wrong[-1]} among them" if wrong else ""
-            say(f"note: {escape(path)} is damaged{lines}: now {escape(aside.name)}, {len(good)} are kept")
-        files.write_text(path, b"".join(line + b"\n" for line in good).decode())
-    return json.loads(good[-1])["step"] if good else -1
+            lines = f", lines {damaged[0]} to {damaged[-1]} among them" if damaged else ""
+            say(f"note: {escape(path)} is damaged{lines}: now {escape(aside.name)}, {len(readable)} are kept")
+        files.write_text(path, b"".join(line + b"\n" for line in readable).decode())
+    return json.loads(readable[-1])["step"] if readable else -1
 
 
 def _check_finite(step, metrics):
-    wrong = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
-    if wrong:
+    infinite = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
+    if infinite:
         raise UserError(
-            f"{wrong[0]} is {metrics[wrong[0]]} at step {step}: the usual causes are too high a "
+            f"{infinite[0]} is {metrics[infinite[0]]} at step {step}: the usual causes are too high a "
             f"learning rate (here {metrics['learning_rate']:.3g}: lower --config.optimizer.learning_rate), "
             "too short a warmup, too low a temperature, or damaged images; earlier checkpoints are kept"
         )
