@@ -19,14 +19,13 @@ from operator import getitem
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from simclr_jax.config.saved import complete_model
-from simclr_jax.models import make_model, resnet
+from simclr_jax.models import make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 from simclr_jax.process import UserError, files, first_few
@@ -71,8 +70,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
             f"such as base_model/conv2d/kernel (TF1), model/resnet_model/... (TF2), found {first_few(shapes)}"
         )
     config, num_classes = _infer(model_shapes, prefix, pooled)
-    model = make_model(config, num_classes)
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    expected = jax.eval_shape(make_init(make_model(config, num_classes), 64), jax.random.key(0))
     names = our_names(expected) if _are_our_names(model_shapes) else tf1_names(expected)
     expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
     unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
