@@ -508,7 +508,7 @@ def test_conversion(small, tmp_path, capsys):
             UserError, match=f"{folder} exists already: choose another --output, or remove it"
         ):
             official_main.main([prefix, f"--output={folder}"])
-    with pytest.raises(UserError, match="model.supervised_layer=3"):
+    with pytest.raises(UserError, match="model.supervised_layer=3, but there are 2"):
         official_main.main([prefix, f"--output={tmp_path}/other", "--supervised_layer=3"])
     assert not (tmp_path / "other").exists()
     official_main.main([prefix, f"--output={tmp_path}/average", "--ema"])

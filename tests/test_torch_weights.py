@@ -205,7 +205,7 @@ FOREIGN = {
     "ConvNeXt": (ones(stem_0_weight=1, stages_0_blocks_0_gamma=1), "a ConvNeXt"),
     "Hugging Face": (ones(resnet_embedder_embedder_convolution_weight=1), "take timm's file"),
     "VGG": (ones(features_0_weight=1, classifier_0_weight=1), "a VGG"),
-    "anything": (ones(a=1), r"no ResNet of torchvision \(a, ...\)"),
+    "anything": (ones(a=1), r"no ResNet of torchvision \(a\): give a ResNet-18 to 152"),
 }
 
 

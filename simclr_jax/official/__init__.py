@@ -19,13 +19,13 @@ from operator import getitem
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax.models import make_model, resnet
+from simclr_jax.config.saved import complete_model
+from simclr_jax.models import make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
 from simclr_jax.process import UserError, files, first_few
@@ -70,8 +70,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
             f"such as base_model/conv2d/kernel (TF1), model/resnet_model/... (TF2), found {first_few(shapes)}"
         )
     config, num_classes = _infer(model_shapes, prefix, pooled)
-    model = make_model(config, num_classes)
-    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    expected = jax.eval_shape(make_init(make_model(config, num_classes), 64), jax.random.key(0))
     names = our_names(expected) if _are_our_names(model_shapes) else tf1_names(expected)
     expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
     unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
@@ -152,15 +151,11 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
     threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
     blocks = threes if bottleneck else threes // 2
     # A selective kernel has twice as many filters as inputs; the squeezing convolution comes next.
-    squeezes = [
-        after
-        for kernel, after in pairwise(kernels)
-        if bottleneck and kernel[0] == 3 and kernel[3] == 2 * kernel[2]
-    ]
+    squeezes = [after for kernel, after in pairwise(kernels) if kernel[0] == 3 and kernel[3] == 2 * kernel[2]]
     # Squeeze and excitation: the widths of its convolutions are reduced, whole, reduced, whole, ...
     gates = [layer["bias"][0] for layer in convs if len(layer.get("bias", ())) == 1]
     sk_ratio = 0.0625 if resnet_d or pooled else 0.0
-    if squeezes:
+    if bottleneck and squeezes:
         sk_ratio = _ratio(squeezes[-1][3], squeezes[-1][2], 32)
     config = {
         "depth": min(candidates, key=lambda depth: abs(candidates[depth] - blocks)),
@@ -171,11 +166,8 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
         "projection_layers": len(denses),
         "projection_dim": denses[-1][1] if denses else 128,
         "supervised_layer": 0 if classifier is None or classifier[0] == features else len(denses),
-        "zero_init_logits": False,
-        "sync_batch_norm": True,
-        "dtype": "auto",
     }
-    return ConfigDict(config), classifier[1] if classifier else 0
+    return complete_model(ConfigDict(config)), classifier[1] if classifier else 0
 
 
 def _are_our_names(names) -> bool:

@@ -1,7 +1,5 @@
 """Converts checkpoints of google-research/simclr: `python -m simclr_jax.official PATH --output DIR`"""
 
-import argparse
-
 import jax
 import numpy as np
 from etils import epath
@@ -15,18 +13,12 @@ from simclr_jax.workdir import records, report
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=official.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = errors.command_parser(official.__doc__)
     parser.add_argument("path", help="folder, prefix or file of a TF1 or TF2 checkpoint, or a SavedModel")
     parser.add_argument("--output", required=True, help="workdir to make")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights")
-    parser.add_argument(
-        "--supervised_layer",
-        type=int,
-        default=0,
-        help="projection layer that the classifier reads: 1 for v2's networks fine-tuned from there",
-    )
+    help_of_layer = "projection layer that the classifier reads: 1 for v2's networks fine-tuned from there"
+    parser.add_argument("--supervised_layer", type=int, default=0, help=help_of_layer)
     args = parser.parse_args(argv)
     output = epath.Path(args.output)
     files.check_new(output)

@@ -1,7 +1,10 @@
 """The variables of google-research/simclr: in TF1 by name, in TF2 by place in an object graph."""
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from importlib.resources import files
 
 from flax.traverse_util import flatten_dict
 
@@ -9,13 +12,10 @@ from flax.traverse_util import flatten_dict
 _BLOCK = ("conv_shortcut", "bn_shortcut", "conv1", "bn1", "sk", "conv2", "bn2", "conv3", "bn3", "se")
 _NESTED = ("sk", "se")
 
-# (our name, TF1's name) in the order in which TF1 creates the variables.
-_PARAMS = {
-    "conv": (("kernel", "kernel"), ("bias", "bias")),
-    "dense": (("kernel", "kernel"), ("bias", "bias")),
-    "bn": (("scale", "gamma"), ("bias", "beta")),
-}
-_STATISTICS = {"bn": (("mean", "moving_mean"), ("var", "moving_variance"))}
+# (collection, our name, TF1's name) of a layer's variables, in the order in which TF1 creates them.
+_WEIGHTS = (("params", "kernel", "kernel"), ("params", "bias", "bias"))
+_BATCH_NORM = (("params", "scale", "gamma"), ("params", "bias", "beta"))
+_BATCH_NORM += (("batch_stats", "mean", "moving_mean"), ("batch_stats", "var", "moving_variance"))
 
 _TF1_SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")
 
@@ -27,52 +27,11 @@ _OTHERS += rf"|(global_step|save_counter|optimizer/.*){_VALUE}"
 
 Path = tuple[str, ...]  # One of our variables: ('params', 'encoder', 'conv1', 'kernel')
 
-# TF2's attributes, relative to the stem or to a block, and our layers.
-_TF2_STEM = {"0/conv2d": "conv1", "1/bn": "bn1", "2/bn": "bn1", "2/conv2d": "conv2", "3/bn": "bn2"}
-_TF2_STEM |= {"4/conv2d": "conv3", "6/bn": "bn3"}
-_TF2_BLOCK = {
-    "shortcut/conv2d": "conv_shortcut",
-    "shortcut/bn": "bn_shortcut",
-    "conv2d_bn_layers/0/conv2d": "conv1",
-    "conv2d_bn_layers/1/bn": "bn1",
-    "conv2d_bn_layers/2/conv2d": "conv2",
-    "conv2d_bn_layers/3/bn": "bn2",
-    "se_layer/se_reduce": "se/conv1",
-    "se_layer/se_expand": "se/conv2",
-    "conv_relu_dropblock_layers/0/conv2d": "conv1",
-    "conv_relu_dropblock_layers/1/bn": "bn1",
-    "conv_relu_dropblock_layers/3/conv2d": "conv2",
-    "conv_relu_dropblock_layers/4/bn": "bn2",
-    "conv_relu_dropblock_layers/6/conv2d": "conv3",
-    "conv_relu_dropblock_layers/7/bn": "bn3",
-    "conv_relu_dropblock_layers/9/se_reduce": "se/conv1",
-    "conv_relu_dropblock_layers/9/se_expand": "se/conv2",
-    # Selective kernels are one entry of the list; a convolution and its batch norm are two.
-    "conv_relu_dropblock_layers/3/conv2d_fixed_padding/conv2d": "sk/conv1",
-    "conv_relu_dropblock_layers/3/batch_norm_relu/bn": "sk/bn1",
-    "conv_relu_dropblock_layers/3/conv2d_0": "sk/conv2",
-    "conv_relu_dropblock_layers/3/batch_norm_relu_1/bn": "sk/bn2",
-    "conv_relu_dropblock_layers/3/conv2d_1": "sk/conv3",
-    "conv_relu_dropblock_layers/5/conv2d": "conv3",
-    "conv_relu_dropblock_layers/6/bn": "bn3",
-    "conv_relu_dropblock_layers/8/se_reduce": "se/conv1",
-    "conv_relu_dropblock_layers/8/se_expand": "se/conv2",
-}
-_TF2_LEAVES = {"kernel": "kernel", "gamma": "scale", "beta": "bias", "bias": "bias"}
-_TF2_STATISTICS = {"moving_mean": "mean", "moving_variance": "var"}
-# All attributes on the way to a variable of the model.
-_TF2_ATTRIBUTES = {
-    "model",
-    "resnet_model",
-    "initial_conv_relu_max_pool",
-    "block_groups",
-    "layers",
-    "bn",
-    "dense",
-}
-_TF2_ATTRIBUTES |= {"shortcut_layers", "projection_layers", "_projection_head", "linear_layers", "bn_relu"}
-_TF2_ATTRIBUTES |= {"supervised_head", "linear_layer", *_TF2_LEAVES, *_TF2_STATISTICS}
-_TF2_ATTRIBUTES |= {attribute for layer in _TF2_BLOCK for attribute in layer.split("/")}
+# The attributes of TF2's objects: "stem" and "block" map those below a stem or a block to our layers,
+# "variables" maps the last one to our variable, "others" lists the rest of those that lead to variables.
+# Selective kernels are one entry of a block's list; a convolution and its batch norm are two.
+_TF2 = json.loads(files("simclr_jax.official").joinpath("tf2_attributes.json").read_text())
+_TF2_ATTRIBUTES = {*_TF2["others"], *_TF2["variables"], *"/".join(_TF2["block"]).split("/")}
 
 # TF2's variables also have names, whose layers Keras numbers as TF1 does.
 _TF2_NAMES = (
@@ -99,37 +58,30 @@ def tf1_names(variables) -> dict[Path, str]:
       ('params', 'encoder', 'block_group1_0', 'conv1', 'kernel') -> 'base_model/conv2d_2/kernel'
       in TF1's creation order. The encoder's layers are numbered by kind in that order.
     """
-    params = variables["params"]
-    counts = {"conv2d": 0, "batch_normalization": 0}
-    names = {}
-    for path in encoder_layers(params["encoder"]):
-        kind = _kind(path[-1])
-        base = "conv2d" if kind == "conv" else "batch_normalization"
-        suffix = f"_{counts[base]}" if counts[base] else ""
-        counts[base] += 1
-        names |= _layer_names(variables, ("encoder", *path), kind, f"base_model/{base}{suffix}")
-
-    num_layers = sum(name.startswith("dense") for name in params.get("projection_head", {}))
+    scopes, counts = {}, Counter()  # TF1's scope of each layer; how many layers of a kind there are so far
+    for path in encoder_layers(variables["params"]["encoder"]):
+        kind = "conv2d" if path[-1].startswith("conv") else "batch_normalization"
+        number = f"_{counts[kind]}" if counts[kind] else ""
+        scopes["encoder", *path] = f"base_model/{kind}{number}"
+        counts[kind] += 1
+    num_layers = sum(name.startswith("dense") for name in variables["params"].get("projection_head", {}))
     for layer in range(num_layers):
         scope = f"head_contrastive/{'l_0' if num_layers == 1 else f'nl_{layer}'}"
-        path = ("projection_head", f"dense{layer}")
-        names |= _layer_names(variables, path, "dense", f"{scope}/dense")
-        path = ("projection_head", f"bn{layer}")
-        names |= _layer_names(variables, path, "bn", f"{scope}/batch_normalization")
+        scopes["projection_head", f"dense{layer}"] = f"{scope}/dense"
+        scopes["projection_head", f"bn{layer}"] = f"{scope}/batch_normalization"
+    scopes[("supervised_head",)] = "head_supervised/linear_layer/dense"
 
-    if "supervised_head" in params:
-        scope = "head_supervised/linear_layer/dense"
-        names |= _layer_names(variables, ("supervised_head",), "dense", scope)
+    paths, names = flatten_dict(variables), {}
+    for layer, scope in scopes.items():
+        for collection, leaf, tf1_leaf in _BATCH_NORM if "batch_normalization" in scope else _WEIGHTS:
+            if (collection, *layer, leaf) in paths:
+                names[collection, *layer, leaf] = f"{scope}/{tf1_leaf}"
     return names
 
 
 def our_names(variables) -> dict[Path, str]:
     """Maps every variable, as ('params', 'encoder', 'conv1', 'kernel'), to its joined path."""
     return {path: "/".join(path) for path in flatten_dict(variables)}
-
-
-def _kind(layer: str) -> str:
-    return re.match("conv|bn", layer).group()
 
 
 def encoder_layers(encoder) -> Iterator[Path]:
@@ -149,18 +101,6 @@ def _block_layers(block) -> Iterator[Path]:
             yield (name,)
 
 
-def _layer_names(variables, path: Path, kind: str, scope: str) -> dict[Path, str]:
-    names = {}
-    for collection, leaves in (("params", _PARAMS), ("batch_stats", _STATISTICS)):
-        layer = variables.get(collection, {})
-        for key in path if kind in leaves else ():
-            layer = layer.get(key, {})
-        for our_leaf, tf1_leaf in leaves.get(kind, ()):
-            if our_leaf in layer:
-                names[collection, *path, our_leaf] = f"{scope}/{tf1_leaf}"
-    return names
-
-
 def from_tf2_object(key: str) -> str | None:
     """Returns our variable at a place in TF2's object graph; None if the model has none there.
 
@@ -170,18 +110,15 @@ def from_tf2_object(key: str) -> str | None:
     scope, _, leaf = key.rpartition("/")
     layer = None
     if match := re.fullmatch(r"model/resnet_model/initial_conv_relu_max_pool/(.+)", scope):
-        layer = f"encoder/{_TF2_STEM[match[1]]}" if match[1] in _TF2_STEM else None
+        layer = _TF2["stem"].get(match[1])
     elif match := re.fullmatch(r"model/resnet_model/block_groups/(\d+)/layers/(\d+)/(.+)", scope):
-        inner = re.sub(r"^(shortcut|projection)_layers/\d+", "shortcut", match[3])
-        block = f"block_group{int(match[1]) + 1}_{match[2]}"
-        layer = f"encoder/{block}/{_TF2_BLOCK[inner]}" if inner in _TF2_BLOCK else None
+        inner = _TF2["block"].get(re.sub(r"^(shortcut|projection)_layers/\d+", "shortcut", match[3]))
+        layer = inner and f"encoder/block_group{int(match[1]) + 1}_{match[2]}/{inner}"
     elif match := re.fullmatch(r"model/_projection_head/linear_layers/(\d+)/(?:(dense)|bn_relu/bn)", scope):
         layer = f"projection_head/{match[2] or 'bn'}{match[1]}"
     elif scope == "model/supervised_head/linear_layer/dense":
         layer = "supervised_head"
-    if layer and leaf in _TF2_LEAVES:
-        return f"params/{layer}/{_TF2_LEAVES[leaf]}"
-    return f"batch_stats/{layer}/{_TF2_STATISTICS[leaf]}" if layer and leaf in _TF2_STATISTICS else None
+    return _TF2["variables"][leaf].format(layer) if layer and leaf in _TF2["variables"] else None
 
 
 def from_tf2_name(name: str) -> str | None:
@@ -201,7 +138,7 @@ def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
 
     Args:
       reader: from `tf.train.load_checkpoint`.
-      shapes: key -> shape of everything in the checkpoint.
+      shapes: key -> shape of all tensors in the checkpoint.
       ema: take the moving average of the variables; the classifier has none.
 
     Returns:
@@ -219,9 +156,8 @@ def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
         return named, False
     if ema:
         return {}, False
-    if _GRAPH not in shapes:
-        places, nodes = [(key.removesuffix(_VALUE), key) for key in shapes], ()
-    else:
+    nodes, places = (), [(key.removesuffix(_VALUE), key) for key in shapes]
+    if _GRAPH in shapes:
         from tensorflow.core.protobuf import trackable_object_graph_pb2
 
         nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH)).nodes
@@ -240,7 +176,7 @@ def _places(nodes) -> Iterator[tuple[str, str]]:
     while waiting:
         place, node = waiting.pop()
         yield from (("/".join(place), value.checkpoint_key) for value in nodes[node].attributes)
-        for child in nodes[node].children if len(place) < 12 else ():  # stops at rings: no place is longer
+        for child in nodes[node].children if len(place) < 12 else ():  # ends at cycles: no place is longer
             if child.local_name.isdigit() or child.local_name in _TF2_ATTRIBUTES:
                 waiting.append(((*place, child.local_name), child.node_id))
 
@@ -251,5 +187,5 @@ def _slots(keys) -> set[str]:
 
 
 def other_keys(keys) -> set[str]:
-    """Returns the keys that are not the model's: of the optimiser, the moving average, the memory, ..."""
+    """Returns the keys of the optimiser, the moving average, the memory and the like, not of the model."""
     return _slots(keys) | {key for key in keys if re.fullmatch(_OTHERS, key)}

@@ -1,5 +1,6 @@
 """Errors as users see them: one line of text and an exit code."""
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,11 @@ def one_line_errors(leave=None) -> Iterator[None]:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def command_parser(text: str) -> argparse.ArgumentParser:
+    """Builds the parser of a command without a config, whose help begins with `text` as it is."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def run(main) -> None:

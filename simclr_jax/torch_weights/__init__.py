@@ -6,10 +6,10 @@ pixels from `sources`; `--config.model.input_mean`, `input_std` and `max_pool` o
 Nothing in a file is ever executed.
 """
 
+import argparse
 import hashlib
 import io
 import json
-import pickle
 import re
 from typing import Any
 
@@ -20,10 +20,10 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simclr_jax.models import describe, make_model, resnet
+from simclr_jax.models import describe, make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.process import UserError, escape, first_few, reason_of, say_once
-from simclr_jax.torch_weights.names import from_torch, name_of
+from simclr_jax.torch_weights.names import from_torch, name_of, torch_shape
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
 
 METADATA = "simclr_jax"  # The entry that exports write into the metadata of a safetensors file.
@@ -76,10 +76,9 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         config[key] = tuple(stated[key]) if isinstance(stated[key], list) else stated[key]
     size = stated.get("image_size", 32 if config["stem"] == "cifar" else _IMAGE_SIZE)
     network = ConfigDict(config)
-    model = make_model(network, num_classes)
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    variables = jax.eval_shape(make_init(make_model(network, num_classes), 64), jax.random.key(0))
     variables = flatten_dict(variables, sep="/")
-    expected = {name_of(place): _torch_shape(leaf.shape) for place, leaf in variables.items()}
+    expected = {name_of(place): torch_shape(leaf.shape) for place, leaf in variables.items()}
     left = _check(path, network, tensors, expected) | _parts_outside(all_tensors, prefix)
     source = {
         "file": path.name,
@@ -100,14 +99,8 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _parts_outside(names, prefix: str) -> set[str]:
     """Returns the first part in which each name differs from a network's prefix: what lies beside it."""
-    outside = set()
-    for name in names:
-        parts = name.split(".")
-        for place, part in enumerate(prefix.split(".")[:-1]):
-            if part != parts[place]:
-                outside.add(parts[place])
-                break
-    return outside
+    pairs = (zip(name.split("."), prefix.split(".")[:-1]) for name in names)
+    return {next((part for part, inside in parts if part != inside), "") for parts in pairs} - {""}
 
 
 def _read_timm_config(path) -> dict[str, Any]:
@@ -153,20 +146,16 @@ def _read_torch(path, data):
             "d = d.get('state_dict', d.get('model', d)); "
             f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{target}')\""
         ) from None
-    import argparse
-
     try:
         # DINO's checkpoints hold their arguments as a Namespace, which is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:
         if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"{escape(path)} holds {forbidden[1]}, which is no data and could execute anything: save the "
                 "state_dict alone, as safetensors, where you trust the file"
             ) from None
-        raise _damaged(path, error) from None
-    except Exception as error:
         raise _damaged(path, error) from None
     leaves = flatten_dict(loaded) if isinstance(loaded, dict) else {("",): loaded}
     tensors = {
@@ -197,13 +186,9 @@ def _choose(path, tensors):
                 networks[prefix] = first == "0.weight"
     kind = other_network(tensors)
     if not networks or kind:
-        names = ", ".join(sorted(tensors)[:3])
-        raise UserError(
-            f"{escape(path)} holds {kind or f'no ResNet of torchvision ({names}, ...)'}: give a ResNet-18 to "
-            "152 under torchvision's names"
-        )
-    ranks = {prefix: _rank(prefix) for prefix in networks}
-    best = [prefix for prefix in networks if ranks[prefix] == min(ranks.values())]
+        kind = kind or f"no ResNet of torchvision ({first_few(tensors)})"
+        raise UserError(f"{escape(path)} holds {kind}: give a ResNet-18 to 152 under torchvision's names")
+    best = [prefix for prefix in networks if _rank(prefix) == min(map(_rank, networks))]
     if len(best) > 1:
         raise UserError(
             f"{escape(path)} holds several networks, {', '.join(map(repr, best))}: save one of them to a "
@@ -227,7 +212,7 @@ def _rank(prefix: str) -> int:
 
 
 def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
-    """Infers `config.model` without `INPUT_KEYS`, and the number of classes."""
+    """Infers `config.model` without `INPUT_KEYS` and defaults, and the number of classes."""
 
     def shape(name):
         return tuple(tensors[name].shape) if name in tensors else ()
@@ -259,20 +244,12 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
     fc = shape("fc.weight")
     num_classes = fc[0] if classifier and len(fc) == 2 and "fc.bias" in tensors else 0
     return {
-        "encoder": "resnet",
         "depth": depth,
         "width": stem[0] / 64,
         "bottleneck_width": inner[0] / stem[0] if bottleneck and len(inner) == 4 else 1.0,
         "project_first": bottleneck or "layer1.0.downsample.0.weight" in tensors,
-        "sk_ratio": 0.0,
-        "se_ratio": 0.0,
         "stem": "cifar" if stem[2] == 3 else "imagenet",
         "projection_layers": 0,
-        "projection_dim": 128,
-        "supervised_layer": 0,
-        "zero_init_logits": False,
-        "sync_batch_norm": True,
-        "dtype": "auto",
     }, num_classes
 
 
@@ -287,7 +264,3 @@ def _check(path, config, tensors, expected) -> set[str]:
             f"{escape(path)} has numbers that are not finite, in {first_few(bad, 10)}: download it again"
         )
     return {name.split(".")[0] for name in names - network}
-
-
-def _torch_shape(shape):
-    return tuple(shape[axis] for axis in {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), range(len(shape))))

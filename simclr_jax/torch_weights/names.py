@@ -12,6 +12,7 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # Our axes in the order of PyTorch's, by their number.
 
 
 def name_of(path: str, supervised_layer: int = 0) -> str | None:
@@ -31,6 +32,11 @@ def name_of(path: str, supervised_layer: int = 0) -> str | None:
     return f"{name}.{_LEAVES[leaf]}"
 
 
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape that PyTorch's tensor of a variable has."""
+    return tuple(shape[axis] for axis in _AXES[len(shape)])
+
+
 def to_torch(variables, supervised_layer: int = 0) -> dict[str, np.ndarray]:
     """Converts the encoder, and the classifier if it reads the features, to torchvision's names and layouts.
 
@@ -41,9 +47,7 @@ def to_torch(variables, supervised_layer: int = 0) -> dict[str, np.ndarray]:
         name = name_of(path, supervised_layer)
         if name is None:
             continue
-        value = np.asarray(value, np.float32)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
-        tensors[name] = np.ascontiguousarray(value.transpose(axes) if axes else value)
+        tensors[name] = np.ascontiguousarray(np.transpose(value, _AXES[value.ndim]), np.float32)
         if path.endswith("/mean"):
             tensors[f"{name.removesuffix('.running_mean')}.num_batches_tracked"] = np.zeros((), np.int64)
     return tensors
@@ -53,7 +57,7 @@ def from_torch(tensors: dict[str, np.ndarray], paths) -> dict:
     """Converts tensors under torchvision's names back to the tree of the variables at `paths`."""
     variables = {}
     for path in paths:
-        value = np.asarray(tensors[name_of(path)]).astype(np.float32)
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim)
-        variables[path] = np.ascontiguousarray(value.transpose(axes) if axes else value)
+        value = tensors[name_of(path)]
+        axes = np.argsort(_AXES[value.ndim])
+        variables[path] = np.array(value.transpose(axes), np.float32, order="C")
     return unflatten_dict(variables, sep="/")
