@@ -79,9 +79,8 @@ class Encoder:
     def _outputs(self, images, name, batch_size):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: expected at least 1, as in batch_size=256")
-        rows = max(
-            1, min(batch_size, 1 << (len(images) - 1).bit_length())
-        )  # Powers of two: few are compiled.
+        # Powers of two, of which few are compiled.
+        rows = max(1, min(batch_size, 1 << (len(images) - 1).bit_length()))
         outputs = []
         for start in range(0, max(1, len(images)), rows):
             batch = self._views(images[start : start + rows], start)

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from operator import itemgetter
 
 import jax
 import numpy as np
@@ -9,20 +10,19 @@ import numpy as np
 from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.process import UserError, files, group, say_once
+from simclr_jax.evaluation.held_out import labelled_by_csv
+from simclr_jax.process import UserError, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # Largest number of held-out images that a calibration uses.
-# With fewer labels by CSV in the smallest class, no image is held out: a tenth of 20 labels is 2 images.
-FEW = 20
 
 
-def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
-    """Builds the training of `model` on the labels of `source` for the train loop.
+def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task:
+    """Builds the training of `model` on the single images of `source` for the train loop.
 
     Args:
-      config: of a task that trains on single images.
+      config: of a task that trains.
       model: from `make_model`.
       source: from `datasets.load`.
       init, loss, evaluate: of `train.Task`.
@@ -42,10 +42,10 @@ def make_task(config, model, source, *, init, loss, evaluate) -> train.Task:
 
 
 def meta_of(config, model, source) -> dict:
-    """Returns the metadata that checkpoints of a classifier keep beside the train state."""
+    """Returns the metadata that checkpoints keep beside the train state."""
     return {
         "config": config.to_dict(),
-        "num_classes": model.supervised_head.features,
+        "num_classes": model.supervised_head.features if model.supervised_head else 0,
         "class_names": list(source.class_names),
         "value_range": source.value_range,
         "order": source.order,
@@ -130,7 +130,6 @@ def make_evaluate(config, model, source):
     mapped = features.make_map(hits)
 
     def evaluate(variables) -> dict[str, float]:
-        variables = {name: variables[name] for name in ("params", "batch_stats")}
         rows = mapped(variables, features.batches_of(config, source))
         return {name: float(rows[name].mean()) for name in ("top1", "top5")}
 
@@ -159,29 +158,6 @@ def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
             workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "labels.json", labels)
     return chosen, rows
-
-
-def labelled_by_csv(load):
-    """Loads the labelled images of a folder with `dataset.labels`.
-
-    Args:
-      load: split -> source.
-
-    Returns:
-      All labelled images, and the held-out ones among them. The latter are None where labels are too few to
-      hold some out: then a classifier learns from all of them, and a cross-validation scores it.
-    """
-    from simclr_jax.data import datasets
-
-    labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
-    smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
-    if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
-        return labelled, held_out
-    say_once(
-        f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
-        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"
-    )
-    return labelled, None
 
 
 def train_and_score(task: train.Task, config, model, source, held_out, workdir, *, calibrate: bool) -> dict:
@@ -225,7 +201,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
         logits = make_logits(config, model, datasets.subset(source, tested))
         results.append(logits(train.fit(fold, config, folder)))
-    joined = Features(*map(np.concatenate, zip(*results)))
+    joined = features.concatenate(results)
     spread = np.std([top_k(result, 1) for result in results])
     summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}
     summary |= {"top1_spread": float(spread), "folds": len(results), "labels": source.num_examples}
@@ -248,16 +224,8 @@ def make_logits(config, model, source):
     from simclr_jax.data import datasets
 
     source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
-    mapped = features.make_map(
-        lambda variables, batch: {"logits": model.apply(variables, batch["image"])["logits"]}
-    )
-
-    def logits(variables) -> Features:
-        variables = {name: variables[name] for name in ("params", "batch_stats")}
-        rows = mapped(variables, features.batches_of(config, source))
-        return Features(rows["logits"], rows["label"])
-
-    return logits
+    extract = features.make_extract(model, itemgetter("logits"))
+    return lambda variables: extract(variables, features.batches_of(config, source))
 
 
 def load_labelled(config, workdir, splits=("train", "eval")):
@@ -279,7 +247,6 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     sources = [load(split) for split in splits]
     for split, source in zip(splits, sources):
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
-    for source in sources:
         if not source.num_classes:
             raise UserError(
                 f"{source.name} has no labels, which {config.task} needs: choose a labelled dataset or "

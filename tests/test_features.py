@@ -44,7 +44,8 @@ def test_layer_of_the_projection_head_is_taken():
     model = make_model(config.model, num_classes=0)
     variables = make_init(model, 16)(jax.random.key(0))
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
-    found = features.make_extract(model, layer=1)(variables, batches(images, np.zeros(16, int), 16))
+    extract = features.make_extract(model, lambda outputs: outputs["projection_hiddens"][1])
+    found = extract(variables, batches(images, np.zeros(16, int), 16))
     expected = jax.jit(model.apply)(variables, images)["projection_hiddens"][1]
     np.testing.assert_allclose(found.features, expected, rtol=1e-4, atol=1e-6)
 
@@ -53,9 +54,11 @@ def test_map_hands_over_every_image_and_returns_every_row_in_order():
     images = np.arange(19 * 12, dtype=np.uint8).reshape(19, 2, 2, 3)
 
     def sums(variables, batch):
-        return {"sum": batch["image"].astype(np.float32).sum(axis=(1, 2, 3)) * variables["scale"]}
+        assert variables.keys() == {"params", "batch_stats"}
+        return {"sum": batch["image"].astype(np.float32).sum(axis=(1, 2, 3)) * variables["params"]}
 
-    rows = features.make_map(sums)({"scale": 2.0}, batches(images, np.arange(19), 8))
+    state = {"params": 2.0, "batch_stats": 0.0, "opt_state": "is left out"}
+    rows = features.make_map(sums)(state, batches(images, np.arange(19), 8))
     np.testing.assert_allclose(rows["sum"], 2.0 * images.sum(axis=(1, 2, 3)))
     np.testing.assert_array_equal(rows["label"], np.arange(19))
     assert set(rows) == {"sum", "label"}

@@ -11,6 +11,7 @@ from conftest import tiny_config
 from simclr_jax import losses, parallel, supervised, train
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.evaluation.features import Features
+from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
 
@@ -117,10 +118,10 @@ def test_few_labels_are_not_held_out_and_the_note_tells_how_many_folds(capsys):
     source = datasets.load(tiny_config("linear_eval").dataset, "train", seed=0)
     rows = np.concatenate([np.flatnonzero(source.labels == digit)[:3] for digit in range(10)])
     few = datasets.subset(source, rows)
-    everything, held_out = supervised.labelled_by_csv(lambda split: few)
-    assert held_out is None and len(everything.labels) == 30
+    labelled, held_out = labelled_by_csv(lambda split: few)
+    assert held_out is None and len(labelled.labels) == 30
     assert "30 labels, 3 of the smallest class" in (said := capsys.readouterr().out) and "(3 folds)" in said
-    assert supervised.labelled_by_csv(lambda split: source)[1] is not None
+    assert labelled_by_csv(lambda split: source)[1] is not None
 
 
 def test_folds_are_judged_on_what_they_have_not_learnt(monkeypatch, tmp_path):

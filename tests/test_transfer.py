@@ -17,7 +17,7 @@ def test_agrees_with_scikit_learn_at_the_chosen_weight(tmp_path, monkeypatch):
     weights = np.logspace(-2, 3, 6)
     monkeypatch.setattr(transfer, "L2_WEIGHTS", weights)
     monkeypatch.setattr(transfer, "_save", lambda *_: None)  # there is no network
-    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, transform: pixels)
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: pixels)
     summary = run_task("transfer", tmp_path)
     config = tiny_config("transfer")
     train, held_out = map(pixels, supervised.load_labelled(config, tmp_path))
@@ -66,5 +66,5 @@ def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(transfer, "L2_WEIGHTS", np.array([1.0]))
     monkeypatch.setattr(transfer, "_save", lambda *_: None)
-    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, transform: half)
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: half)
     assert run_task("transfer", tmp_path)["top1"] > 0.9

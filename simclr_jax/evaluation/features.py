@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -21,30 +22,44 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
-def batches_of(config, source, **options):
-    """Returns the `pipeline.eval_batches` of a task; `options` are their `transform` and `seed`.
+def concatenate(parts: Iterable[Features]) -> Features:
+    """Joins the rows of parts."""
+    return Features(*map(np.concatenate, zip(*parts)))
+
+
+def batches_of(config, source, *, proportion: float | None = None, **options):
+    """Returns the `pipeline.eval_batches` of a task.
 
     A task with microbatches evaluates batches of that size: the whole batch might not fit into memory.
+
+    Args:
+      config: of the task.
+      source: from `datasets.load`.
+      proportion: of `augment.eval_view`.
+      options: another `transform` than that view, and its `seed`.
     """
-    from simclr_jax.data import pipeline
+    from simclr_jax.data import augment, pipeline
+
+    def view(image, _):
+        return {"image": augment.eval_view(image, config.image_size, proportion=proportion)}
 
     rows = config.batch_size // config.get("microbatches", 1)
-    sizes = {"image_size": config.image_size, "batch_size": rows}
-    return pipeline.eval_batches(source, **sizes, **parallel.this_process(), **options)
+    options = {"image_size": config.image_size, "batch_size": rows, "transform": view} | options
+    return pipeline.eval_batches(source, **parallel.this_process(), **options)
 
 
-def make_extract(model, *, layer: int = 0):
+def make_extract(model, output: Callable = itemgetter("features")):
     """Builds `extract(variables, batches) -> Features` of batches with an `image`, see `make_map`.
 
     Args:
       model: from `make_model`, applied in eval mode.
-      layer: index in the model's `projection_hiddens`: 0 the features, 1 the first projection layer, ...
+      output: outputs of the model -> rows [b, w] to return as features.
     """
-    mapped = make_map(
-        lambda variables, batch: {
-            "features": model.apply(variables, batch["image"])["projection_hiddens"][layer]
-        }
-    )
+    return _make_extract(lambda variables, batch: output(model.apply(variables, batch["image"])))
+
+
+def _make_extract(function):
+    mapped = make_map(lambda variables, batch: {"features": function(variables, batch)})
 
     def extract(variables, batches) -> Features:
         rows = mapped(variables, batches)
@@ -53,17 +68,19 @@ def make_extract(model, *, layer: int = 0):
     return extract
 
 
-def make_pretrained_extract(config, transform=None):
+def make_pretrained_extract(config, proportion: float | None = None):
     """Builds `extract(source) -> Features` with the encoder of `config.pretrained`.
 
     Args:
-      config: of a task; its `model.supervised_layer` is the layer of `make_extract`.
-      transform: that of `pipeline.eval_batches`.
+      config: of a task; its `model.supervised_layer` is an index in the model's `projection_hiddens`: 0 the
+        features, 1 the first projection layer, and so on.
+      proportion: of `augment.eval_view`.
     """
     model = make_model(config.model, 0, whole_projection=False)
     variables = parallel.replicate(pretrained.load(config, model))
-    extract = make_extract(model, layer=config.model.supervised_layer)
-    return lambda source: extract(variables, batches_of(config, source, transform=transform))
+    layer = config.model.supervised_layer
+    extract = make_extract(model, lambda outputs: outputs["projection_hiddens"][layer])
+    return lambda source: extract(variables, batches_of(config, source, proportion=proportion))
 
 
 def unit_rows(rows: np.ndarray, basis: np.ndarray | None = None) -> np.ndarray:
@@ -80,19 +97,18 @@ def raw_pixels(batches: Iterable) -> Features:
 
     Images that are larger than `PIXELS` are reduced to means over equal areas.
     """
-    rows = _map_pixels()(np.float32(1 / 255), batches)
-    return Features(rows["features"], rows["label"])
+    return _make_extract_pixels()({"params": np.float32(1 / 255), "batch_stats": {}}, batches)
 
 
 @functools.cache  # It is compiled once for training and held-out images.
-def _map_pixels():
-    def flatten(scale, batch):
-        images = batch["image"] * scale
+def _make_extract_pixels():
+    def flatten(variables, batch):
+        images = batch["image"] * variables["params"]
         down, across = map(_area_means, images.shape[1:3])
         images = jnp.einsum("ih,bhwc,jw->bijc", down, images, across, precision=jax.lax.Precision.HIGHEST)
-        return {"features": images.reshape(len(images), -1)}
+        return images.reshape(len(images), -1)
 
-    return make_map(flatten)
+    return _make_extract(flatten)
 
 
 def _area_means(size):
@@ -106,7 +122,8 @@ def make_map(function: Callable):
     """Builds `mapped(variables, batches) -> {name: rows}`, with every unmasked row, on every process.
 
     The batches are those of `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
-    The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`.
+    The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`. Of a train
+    state, the `variables` are `params` and `batch_stats`.
 
     Args:
       function: (variables, batch) -> {name: [b, ...]}, for the images and labels of one device.
@@ -114,6 +131,7 @@ def make_map(function: Callable):
     forward = parallel.pmap_rows(function)
 
     def mapped(variables, batches) -> dict[str, np.ndarray]:
+        variables = {name: variables[name] for name in ("params", "batch_stats")}
         parts, pending = [], None
         for batch in batches:
             inputs = {name: rows for name, rows in batch.items() if rows.ndim == 4 or name == "label"}

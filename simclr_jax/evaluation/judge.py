@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax import supervised
 from simclr_jax.evaluation import features, health, probes
+from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
 SPACES = ("features", "projection")
-HEALTH_EXAMPLES = 2048  # images, with two views of each; their effective rank is at most twice that
+HEALTH_EXAMPLES = 2048  # Images, with two views of each; their effective rank is at most twice that.
 _BASELINES = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
 
 
@@ -69,7 +69,7 @@ class Judge:
         batches = features.batches_of(
             self._config, self._health_source, transform=self._views, seed=self._config.seed
         )
-        rows = self._encode_views(_weights(variables), batches)
+        rows = self._encode_views(variables, batches)
         return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
 
     def knn_accuracy(self, variables) -> float:
@@ -103,7 +103,12 @@ class Judge:
         if untrained is not None:
             baseline = self.health(untrained)
             summary["health"] |= {f"untrained_{space}": measures for space, measures in baseline.items()}
-        self._note_few_images(summary["health"]["features"]["dimensions"])
+        dimensions = summary["health"]["features"]["dimensions"]
+        if (images := self._health_source.num_examples) < dimensions:
+            report.say(
+                f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} "
+                "dimensions: their effective rank is limited by the images, too"
+            )
         if not self.labelled:
             return summary
         if untrained is None:
@@ -113,29 +118,25 @@ class Judge:
             "untrained": self._all_scores(self._features(untrained)),
             "raw_pixels": self._all_scores(self._pixels),
         }
-        deviation = {name: score.few_label_deviation for name, score in scores.items()}
-        for name, score in scores.items():
-            summary[name] = score._asdict()
-            del summary[name]["few_label_deviation"]
-        summary["few_label_deviation"] = deviation
+        summary |= {name: score._asdict() for name, score in scores.items()}
+        summary["few_label_deviation"] = {name: summary[name].pop("few_label_deviation") for name in scores}
         return summary | ({"notes": sentences} if (sentences := notes(summary)) else {})
 
     def _features(self, variables):
-        return lambda source: self._extract(_weights(variables), features.batches_of(self._config, source))
+        return lambda source: self._extract(variables, features.batches_of(self._config, source))
 
     def _pixels(self, source):
         return features.raw_pixels(features.batches_of(self._config, source))
 
     def _all_scores(self, represent) -> Scores:
         def measure(train, held_out):
-            accuracies = probes.few_label_accuracies(
-                train, held_out, labels_per_class=self._config.labels_per_class
-            )
+            labels_per_class = self._config.labels_per_class
+            accuracies = probes.few_label_accuracies(train, held_out, labels_per_class=labels_per_class)
             return Scores(
                 probes.knn_accuracy(train, held_out),
                 probes.linear_accuracy(train, held_out),
-                float(np.mean(accuracies)),
-                float(np.std(accuracies)),
+                np.mean(accuracies),
+                np.std(accuracies),
             )
 
         return Scores(*map(float, self._score(measure, represent)))
@@ -144,13 +145,6 @@ class Judge:
         """Applies `score(train, held_out)` to the features that `represent(source)` makes."""
         train, held_out = (source and _represent_labelled(represent, source) for source in self.labelled)
         return score(train, held_out) if held_out else probes.cross_validated(score, train)
-
-    def _note_few_images(self, dimensions):
-        if (images := self._health_source.num_examples) < dimensions:
-            report.say(
-                f"note: health is that of {images:,} images, fewer than the features' {dimensions:,} "
-                "dimensions: their effective rank is limited by the images, too"
-            )
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
@@ -175,10 +169,6 @@ def _encode_views(model, variables, batch):
     return {f"{view}_{space}": outputs[view][space] for view in outputs for space in SPACES}
 
 
-def _weights(variables):
-    return {name: variables[name] for name in ("params", "batch_stats")}
-
-
 def _find_labelled(config, source, load) -> Labelled | None:
     """Returns the labelled examples of a dataset; says what their scores leave out."""
     from simclr_jax.data import datasets
@@ -188,7 +178,7 @@ def _find_labelled(config, source, load) -> Labelled | None:
     if not source.num_classes:
         return None
     if config.dataset.labels:
-        all_labelled, held_out = supervised.labelled_by_csv(load)
+        all_labelled, held_out = labelled_by_csv(load)
         source = source if held_out else all_labelled
     else:
         held_out = load("eval")
@@ -208,20 +198,19 @@ def _labelled_only(source):
     from simclr_jax.data import datasets
 
     labelled = datasets.labelled(source)
-    if not labelled.num_examples:
-        raise _no_labels(source)
+    _check_labelled(source, labelled.num_examples)
     return labelled
 
 
 def _represent_labelled(represent, source):
     rows = probes.labelled(represent(source))
-    if not len(rows.labels):
-        raise _no_labels(source)
+    _check_labelled(source, len(rows.labels))  # The labels of a stream are not known before.
     return rows
 
 
-def _no_labels(source) -> UserError:
-    return UserError(
-        f"{source.name} has classes, but none of its images has a label: set --config.dataset.probe_split "
-        "and --config.dataset.eval_split to labelled splits"
-    )
+def _check_labelled(source, count):
+    if not count:
+        raise UserError(
+            f"{source.name} has classes, but none of its images has a label: set "
+            "--config.dataset.probe_split and --config.dataset.eval_split to labelled splits"
+        )

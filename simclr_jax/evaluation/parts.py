@@ -50,10 +50,9 @@ def make_plan(config, workdir, result: str) -> Plan:
     """Opens the splits of a run whose rows go to the file `result` in `workdir`."""
     from simclr_jax.data import datasets
 
-    sources = {
-        split: datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
-        for split in splits(config)
-    }
+    sources = {}
+    for split in splits(config):
+        sources[split] = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
     for split, source in sources.items():
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
     spans = [
@@ -76,40 +75,43 @@ def describe(plan: Plan) -> dict[str, str]:
     }
 
 
-def compute(plan: Plan, config, workdir, rows_of: Callable[[Any], dict[str, np.ndarray]]) -> None:
-    """Writes the missing parts: `split`, `index` there, `name` of the file, and the columns of `rows_of`.
+def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: Callable) -> None:
+    """Writes the missing parts, and joins all of them into the result.
+
+    A part has the columns `split`, `index` there, `name` of the file, `label` (-1: none), and `column`.
 
     Args:
       plan: from `make_plan`.
       config, workdir: of the run.
-      rows_of: examples -> columns, [n] or [n, w], without the examples that cannot be read.
+      column: name of the features in the parts.
+      extract: source -> `Features` of the examples that can be read.
+      join: () -> None, writes `plan.result` from the parts, on process 0.
     """
     from simclr_jax.data import datasets
 
-    if jax.process_index() == 0 and not plan.result.exists():
+    is_unfinished = jax.process_index() == 0 and not plan.result.exists()
+    if is_unfinished:
         records.save_config(workdir, config.to_dict())
         with files.storage(workdir):
             (workdir / "parts").mkdir(exist_ok=True)
     for path, (split, start, stop) in list(zip(plan.paths, plan.spans))[plan.done :]:
         source = datasets.span(plan.sources[split], start, stop)
-        rows = rows_of(source)
-        lost = parallel.gather(datasets.lost_rows(source)[None]).any(
-            axis=0
-        )  # Any process may have lost some.
+        rows = extract(source)
+        # Any process may have lost some.
+        lost = parallel.gather(datasets.lost_rows(source)[None]).any(axis=0)
         if jax.process_index() == 0:
-            _write(path, split, start, source.names, rows, np.flatnonzero(~lost))
+            _write(path, split, start, source.names, rows, column, np.flatnonzero(~lost))
         report.say(f"{split}: {stop:,} of {plan.sources[split].num_examples:,} images")
+    if is_unfinished:
+        join()
+        (workdir / "parts").rmtree()
 
 
 def read(plan: Plan) -> Iterator[pyarrow.Table]:
     """Yields the parts, in order."""
-    return map(read_table, plan.paths)
-
-
-def read_table(path) -> pyarrow.Table:
-    """Reads a Parquet file from any storage."""
-    with path.open("rb") as file:
-        return parquet.read_table(file)
+    for path in plan.paths:
+        with path.open("rb") as file:
+            yield parquet.read_table(file)
 
 
 def names_in(table: pyarrow.Table) -> list[str]:
@@ -119,26 +121,22 @@ def names_in(table: pyarrow.Table) -> list[str]:
 
 
 def to_numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
-    """Returns a column of numbers, [n], or of lists of them, [n, w], as an array."""
+    """Returns a column of numbers or texts, [n], or of lists of numbers, [n, w], as an array."""
     array = column.combine_chunks()
     if pyarrow.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy().reshape(len(array), array.type.list_size)
-    return array.to_numpy()
+    return array.to_numpy(zero_copy_only=False)
 
 
-def _write(path, split, start, names, rows, kept):
+def _write(path, split, start, names, rows, column, kept):
     count = len(kept)
     names = [""] * count if names is None else names[kept]
-    columns = {
+    table = {
         "split": pyarrow.array([split] * count, pyarrow.string()),
-        "index": pyarrow.array(start + kept),
+        "index": start + kept,
         "name": pyarrow.array([name.encode("utf-8", "backslashreplace") for name in names], pyarrow.string()),
+        "label": rows.labels,
+        column: pyarrow.FixedSizeListArray.from_arrays(rows.features.ravel(), rows.features.shape[1]),
     }
-    for name, values in rows.items():
-        columns[name] = (
-            pyarrow.array(values)
-            if values.ndim == 1
-            else pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
-        )
     with files.writing(path) as file:
-        parquet.write_table(pyarrow.table(columns), file)
+        parquet.write_table(pyarrow.table(table), file)

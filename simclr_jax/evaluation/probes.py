@@ -60,10 +60,11 @@ def linear_accuracy(train: Features, held_out: Features) -> float:
     Features are scaled by their deviation in `train`. Where there are more images than `PRODUCTS` allow, it
     learns from random ones. A class that `train` lacks is never predicted.
     """
-    scale = _scale(train.features)
     count = max(1, PRODUCTS // (train.features.shape[1] * _num_classes(train)))
-    rows = np.random.default_rng(0).permutation(len(train.labels))[:count]
-    [accuracy] = _accuracies(train, [rows] if count < len(train.labels) else [slice(None)], held_out, scale)
+    rows = slice(None)
+    if count < len(train.labels):
+        rows = np.random.default_rng(0).permutation(len(train.labels))[:count]
+    [accuracy] = _accuracies(train, [rows], held_out)
     return accuracy
 
 
@@ -83,7 +84,16 @@ def few_label_accuracies(
         np.concatenate([rng.permutation(members)[:labels_per_class] for members in by_class])
         for _ in range(draws)
     )
-    return _accuracies(train, drawn, held_out, _scale(train.features))
+    return _accuracies(train, drawn, held_out)
+
+
+def assign_folds(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Returns the fold of each example, int [n] below `count`; each fold has its share of every class."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), int)
+    fold[order] = np.arange(len(labels)) % count
+    return fold
 
 
 def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -95,11 +105,8 @@ def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     Args:
       labels: int [n].
     """
-    order = np.random.default_rng(0).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
     count = min(FOLDS, int(np.bincount(labels).max()))
-    fold = np.empty(len(labels), int)
-    fold[order] = np.arange(len(labels)) % count
+    fold = assign_folds(labels, count)
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(count)]
 
 
@@ -182,19 +189,18 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
     """
     from sklearn.linear_model import LogisticRegression
 
-    features = train.features.astype(np.float64)  # In 32 bits the last iterations are lost in rounding.
-    present = np.unique(train.labels)
-    weights = np.zeros((features.shape[1] + 1, classes))
-    weights[-1] = np.where(np.isin(np.arange(classes), present), 0, _ABSENT)
+    # In 32 bits the last iterations are lost in rounding.
+    train = Features(train.features.astype(np.float64), train.labels)
     model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
+    # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
+    penalty = 2 if len(np.unique(train.labels)) == 2 else 1
     for l2 in l2_weights:
-        if len(present) > 1:
-            # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
-            with _fitting():
-                model.set_params(C=(2 if len(present) == 2 else 1) / l2).fit(features, train.labels)
-            fitted = np.vstack([model.coef_.T, model.intercept_])
-            weights[:, present] = fitted if len(present) > 2 else fitted * [-0.5, 0.5]
-        yield weights.copy()
+        with _fitting():
+            present, fitted = _fit(model.set_params(C=penalty / l2), train)
+        weights = np.zeros((len(fitted), classes))
+        weights[-1] = _ABSENT
+        weights[:, present] = fitted
+        yield weights
 
 
 def predict(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -203,11 +209,12 @@ def predict(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
     return features @ weights[:-1] + weights[-1]
 
 
-def _accuracies(train, selections, held_out, scale):
-    """The accuracies of logistic regressions on each selection of rows of `train`.
+def _accuracies(train, selections, held_out):
+    """The accuracies of logistic regressions on each selection of rows of `train`, whose scale all share.
 
     `held_out` is standardised once, in chunks.
     """
+    scale = _scale(train.features)
     with _fitting():
         fitted = []
         for rows in selections:
@@ -238,21 +245,25 @@ def _fitting():
 
 
 def _logistic_regression(train):
-    """The classes of `train`, [c], and the weights of a regression for them, [w + 1, c]; see `predict`."""
+    """The classes of `train`, and the weights of a regression of `ITERATIONS` at most; see `_fit`."""
     from sklearn.linear_model import LogisticRegression
 
-    features, labels = train
-    classes = np.unique(labels)
-    if len(classes) == 1:
-        return classes, np.zeros((features.shape[1] + 1, 1))
-    basis = None
-    if 2 * len(labels) <= features.shape[1]:  # Weights lie in the span of the examples: fit them there.
-        basis, triangle = np.linalg.qr(features.T)
-        features = np.ascontiguousarray(triangle.T)
-    model = LogisticRegression(C=1.0, max_iter=ITERATIONS).fit(features, labels)
-    kernel = model.coef_.T if basis is None else basis @ model.coef_.T
-    weights = np.concatenate([kernel, model.intercept_[None]])
-    return classes, weights if len(classes) > 2 else np.concatenate([-weights, weights], axis=1)
+    model = LogisticRegression(C=1.0, max_iter=ITERATIONS)
+    if 2 * len(train.labels) > train.features.shape[1]:
+        return _fit(model, train)
+    basis, triangle = np.linalg.qr(train.features.T)  # Weights lie in the span of the examples.
+    classes, weights = _fit(model, Features(np.ascontiguousarray(triangle.T), train.labels))
+    return classes, np.vstack([basis @ weights[:-1], weights[-1]])
+
+
+def _fit(model, train):
+    """Fits a `LogisticRegression`; returns the classes, [c], and their weights, [w + 1, c]: see `predict`."""
+    classes = np.unique(train.labels)
+    if len(classes) < 2:
+        return classes, np.zeros((train.features.shape[1] + 1, len(classes)))
+    model.fit(*train)
+    weights = np.vstack([model.coef_.T, model.intercept_])
+    return classes, weights if len(classes) > 2 else np.hstack([-weights, weights]) / 2
 
 
 def _shard_bank(train):

@@ -10,19 +10,27 @@ CLASSES += ["#92dadd"]
 UNLABELLED = "#d0d0d0"
 MOST_NAMED = 20  # Largest number of classes that a legend names.
 
-ACCURACIES = {
-    "contrastive_accuracy": ("positive found in the batch", GREY),
-    "probe_accuracy": ("online linear probe (training views)", ORANGE),
-    "knn_accuracy": ("nearest neighbours (held out)", GREEN),
-    "accuracy": ("training views", ORANGE),
-    "agreement": ("agreement with the teacher (training views)", ORANGE),
-    "top1": ("top-1 (held out)", GREEN),
+# {title: {metric: (label, colour, marker)}} of the curves of a run.
+CURVES = {
+    "Loss": {"loss": ("loss", BLUE, None)},
+    "Accuracy": {
+        "contrastive_accuracy": ("positive found in the batch", GREY, None),
+        "probe_accuracy": ("online linear probe (training views)", ORANGE, None),
+        "knn_accuracy": ("nearest neighbours (held out)", GREEN, "o"),
+        "accuracy": ("training views", ORANGE, None),
+        "agreement": ("agreement with the teacher (training views)", ORANGE, None),
+        "top1": ("top-1 (held out)", GREEN, "o"),
+    },
 }
-HEALTH = {
+_HEALTH = {
     "effective_rank": "effective rank\n(higher: more dimensions in use)",
     "uniformity": "uniformity\n(lower: images spread out)",
     "alignment": "alignment\n(lower: views stay near)",
     "collapsed": "collapsed dimensions\n(share)",
+}
+HEALTH = {
+    title: {f"features_{name}": ("features", BLUE, "o"), f"projection_{name}": ("projection", ORANGE, "s")}
+    for name, title in _HEALTH.items()
 }
 
 
@@ -30,6 +38,17 @@ def _subplots(rows=1, columns=1, *, figsize, **options):
     """A figure outside of pyplot, which would show it in windows and notebooks, and its axes."""
     figure = Figure(figsize=figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
+
+
+def points(log: list[dict[str, float]], metric: str) -> list[tuple[float, float]]:
+    """Returns the step and the value of every line of a log that has the metric."""
+    return [(line["step"], line[metric]) for line in log if metric in line]
+
+
+def _draw_curves(axes, log, curves):
+    for metric, (label, color, marker) in curves.items():
+        if curve := points(log, metric):
+            axes.plot(*zip(*curve), color=color, label=label, marker=marker, markersize=4)
 
 
 def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> Figure:
@@ -40,14 +59,9 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
       loss_name: label of the loss.
     """
     figure, (left, right) = _subplots(1, 2, figsize=(9, 3.2))
-    steps = [line for line in log if "loss" in line]  # Before the first step there is none.
-    left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=BLUE)
+    _draw_curves(left, log, CURVES["Loss"])
     left.set(xlabel="step", ylabel=loss_name, title="Loss")
-    for name, (label, color) in ACCURACIES.items():
-        points = [(line["step"], line[name]) for line in log if name in line]
-        if points:
-            marker = "o" if "held out" in label else None
-            right.plot(*zip(*points), color=color, label=label, marker=marker, markersize=4)
+    _draw_curves(right, log, CURVES["Accuracy"])
     right.set(xlabel="step", ylabel="accuracy", title="Accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
     return figure
@@ -60,12 +74,10 @@ def health(log: list[dict[str, float]]) -> Figure:
       log: the lines of `metrics.jsonl` with these figures.
     """
     figure, axes = _subplots(1, len(HEALTH), figsize=(11, 3))
-    for cell, (name, label) in zip(axes, HEALTH.items()):
-        for space, color, marker in (("features", BLUE, "o"), ("projection", ORANGE, "s")):
-            points = [(line["step"], line[f"{space}_{name}"]) for line in log]
-            cell.plot(*zip(*points), color=color, marker=marker, markersize=4, label=space)
-        cell.set(xlabel="step", title=label)
-        cell.title.set_fontsize(9)
+    for cell, (title, curves) in zip(axes, HEALTH.items()):
+        _draw_curves(cell, log, curves)
+        cell.set_xlabel("step")
+        cell.set_title(title, fontsize=9)
     axes[-1].set_ylim(-0.02, 1.02)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -83,8 +95,11 @@ def scores(summary: dict, labels_per_class: int) -> Figure:
         "knn_accuracy": "nearest neighbours",
         "linear_accuracy": "linear, all labels",
     }
-    rows = {"untrained": ("untrained encoder", GREY), "raw_pixels": ("raw pixels", ORANGE)}
-    rows["trained"] = ("SimCLR", BLUE)
+    rows = {
+        "untrained": ("untrained encoder", GREY),
+        "raw_pixels": ("raw pixels", ORANGE),
+        "trained": ("SimCLR", BLUE),
+    }
     deviations = summary.get("few_label_deviation", {})
     figure, axes = _subplots(figsize=(6.5, 3.2))
     for offset, (row, (label, color)) in enumerate(rows.items()):
@@ -113,19 +128,18 @@ def few_labels(summaries: list[dict]) -> Figure:
     """
     figure, axes = _subplots(figsize=(6, 3.6))
     summaries = sorted(summaries, key=lambda summary: summary["labels_per_class"])
-    curves = {"top1": ("pretrained, then fine-tuned", BLUE, "o")}
-    curves["from_scratch_top1"] = ("from scratch", ORANGE, "s")
+    curves = {
+        "top1": ("pretrained, then fine-tuned", BLUE, "o"),
+        "from_scratch_top1": ("from scratch", ORANGE, "s"),
+    }
     for name, (label, color, marker) in curves.items():
-        points = [
+        rows = [
             (summary["labels_per_class"], np.mean(draws), np.std(draws))
             for summary in summaries
             if (draws := [draw[name] for draw in summary["draws"] if name in draw])
         ]
-        if points:
-            labels, means, deviations = zip(*points)
-            axes.errorbar(
-                labels, means, deviations, color=color, marker=marker, label=label, capsize=3, markersize=5
-            )
+        if rows:
+            axes.errorbar(*zip(*rows), color=color, marker=marker, label=label, capsize=3, markersize=5)
     axes.set_xscale("log")
     ticks = [summary["labels_per_class"] for summary in summaries]
     axes.set_xticks(ticks, map(str, ticks))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from simclr_jax.evaluation import selection
 from simclr_jax.evaluation.similarity import nearest
@@ -101,20 +101,25 @@ def _read_images(stored, rows, large_rows):
     for row in sorted(positions.keys() | large_rows):
         rows_of_splits[stored.split[row]][int(stored.index[row])] = row
     for split, row_of in rows_of_splits.items():
-        for index, image in images(stored.config, stored.folder, split, list(row_of)):
+        for index, image in images(load(stored.config, stored.folder, split), list(row_of)):
             row = row_of[index]
             if row in positions:
-                thumbnails[positions[row]] = np.asarray(_thumbnail(image, size))
+                thumbnail = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+                thumbnails[positions[row]] = np.asarray(thumbnail)
             if row in large_rows:
                 large[row] = fit(image, _LARGE)
     return thumbnails, large
 
 
-def images(config, workdir, split: str, indices: list[int]) -> Iterator[tuple[int, Image.Image]]:
-    """Yields the index and the image of examples of a split, without those that can no longer be read."""
+def load(config, workdir, split: str):
+    """Loads the examples of a split of a run."""
     from simclr_jax.data import datasets
 
-    source = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
+    return datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
+
+
+def images(source, indices: list[int]) -> Iterator[tuple[int, Image.Image]]:
+    """Yields the index and the image of examples, without those that can no longer be read."""
 
     def decode(pair):
         index, record = pair
@@ -134,17 +139,10 @@ def images(config, workdir, split: str, indices: list[int]) -> Iterator[tuple[in
             yield from ((index, image) for index, image in pool.map(decode, batch) if image is not None)
 
 
-def _thumbnail(image, size):
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-
-
 def fit(image: Image.Image, size: int) -> Image.Image:
     """Scales an image so that its longer side fits into `size`; small ones grow by whole factors."""
     if max(image.size) * 2 <= size:
-        factor = size // max(image.size)
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return ImageOps.scale(image, size // max(image.size), Image.Resampling.NEAREST)
     image = image.copy()
     image.thumbnail((size, size))
     return image

@@ -58,7 +58,7 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
         no_curves="" if plots else "hidden",
         curves="".join(f"<div>{plot}</div>" for plot in plots.values()),
         no_views="" if views else "hidden",
-        views=f'<img alt="views" src="{_png(views)}">' if views else "",
+        views=f'<img alt="views" src="{_data_url("png", views.savefig, dpi=110)}">' if views else "",
         map=map_plot,
         colours="".join(f"<option value='{name}'>{name}</option>" for name in data["columns"]),
         suggested=len(data["suggested"]),
@@ -81,7 +81,7 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
 
 def _data(run, images, predictions):
     """The data of the page's script, and the smallest similarity of near-duplicates."""
-    stored, names = images.stored, images.names
+    stored = images.stored
     groups, _, threshold = similarity.duplicates(stored.features[images.rows], similarity.SHARE)
     suggested = [
         {
@@ -98,7 +98,7 @@ def _data(run, images, predictions):
     data = {
         "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "images": {
-            "names": names,
+            "names": images.names,
             "nearest": images.nearest.tolist(),
             "similarities": images.similarities.round(3).tolist(),
         },
@@ -156,16 +156,12 @@ def _sprite(thumbnails):
 
 
 def _jpeg(image):
-    return _data_url("jpeg", lambda file: image.save(file, "JPEG", quality=80))
+    return _data_url("jpeg", image.save, quality=80)
 
 
-def _png(figure):
-    return _data_url("png", lambda file: figure.savefig(file, format="png", dpi=110))
-
-
-def _data_url(kind, save):
+def _data_url(kind, save, **options):
     file = io.BytesIO()
-    save(file)
+    save(file, format=kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -191,9 +187,10 @@ def _doubts(predictions):
         captions[predictions.names[row]] = ", ".join(words)
     config, urls = ConfigDict(complete(records.read_config(predictions.run))), {}
     for split in parts.splits(config):
-        names = _names(config, predictions.run, split)
+        source = gallery.load(config, predictions.run, split)
+        names = _names(source, split)
         rows = [row for row, name in enumerate(names) if name in captions]
-        for row, image in gallery.images(config, predictions.run, split, rows):
+        for row, image in gallery.images(source, rows):
             urls[names[row]] = _jpeg(gallery.fit(image, _SMALL))
     return [
         {"name": name, "caption": caption, "url": urls[name]}
@@ -202,11 +199,8 @@ def _doubts(predictions):
     ]
 
 
-def _names(config, workdir, split):
+def _names(source, split):
     """The names that predictions have for the examples of a split."""
-    from simclr_jax.data import datasets
-
-    source = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
     if source.names is None:
         return [f"{split}/{index}" for index in range(source.num_examples)]
     return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
@@ -217,18 +211,13 @@ def _curves(log):
     from bokeh.models import HoverTool
     from bokeh.plotting import figure
 
-    spaces = {"features": figures.BLUE, "projection": figures.ORANGE}
-    lines = {"Loss": {"loss": ("loss", figures.BLUE)}, "Accuracy": figures.ACCURACIES}
-    for name, label in figures.HEALTH.items():
-        title = label.partition("\n")[0].capitalize()
-        lines[title] = {f"{space}_{name}": (space, colour) for space, colour in spaces.items()}
     plots = {}
-    for title, curves in lines.items():
+    for title, curves in (figures.CURVES | figures.HEALTH).items():
+        title = title.partition("\n")[0].capitalize()
         plot = figure(title=title, height=230, sizing_mode="stretch_width", tools="pan,wheel_zoom,reset")
         plot.add_tools(HoverTool(tooltips=[("step", "@x"), ("", "@y{0.0000}")]))
-        for name, (label, colour) in curves.items():
-            points = [(line["step"], line[name]) for line in log if name in line]
-            if points:
+        for metric, (label, colour, _) in curves.items():
+            if points := figures.points(log, metric):
                 steps, values = zip(*points)
                 plot.line(steps, values, color=colour, legend_label=label, line_width=2)
                 if len(points) < 50:

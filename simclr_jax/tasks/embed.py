@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from functools import partial
 
 import jax
 import numpy as np
@@ -26,34 +27,23 @@ def run(config, workdir) -> dict:
     table = {"task": "embed", "pretrained": config.pretrained, **parts.describe(plan)}
     report.print_table(table | {"workdir": str(workdir)})
     extract = features.make_pretrained_extract(config)
-
-    def rows_of(source):
-        rows = extract(source)
-        return {"label": rows.labels, "features": rows.features}
-
-    parts.compute(plan, config, workdir, rows_of)
-    summary = {"examples": plan.images}
-    if jax.process_index() == 0:
-        if not plan.result.exists():
-            _join(plan, workdir)
-        with (workdir / stored.FILE).open("rb") as file:
-            summary["dimensions"] = parquet.read_schema(file).field("features").type.list_size
-            summary["examples"] = parquet.read_metadata(
-                file
-            ).num_rows  # Files that could not be read are missing.
-    return summary
+    parts.compute(plan, config, workdir, "features", extract, partial(_join, plan, workdir))
+    if jax.process_index() > 0:
+        return {"examples": plan.images}
+    with (workdir / stored.FILE).open("rb") as file:
+        table = parquet.ParquetFile(file)
+        # Files that could not be read are missing.
+        examples, schema = table.metadata.num_rows, table.schema_arrow
+    return {"examples": examples, "dimensions": schema.field("features").type.list_size}
 
 
 def _join(plan, workdir):
-    """Streams the parts, in order, into one Parquet file and one .npz of the same columns; removes them."""
-    schema, count = parts.read_table(plan.paths[0]).schema, 0
+    """Streams the parts, in order, into one Parquet file and one .npz of the same columns."""
+    schema, count = next(parts.read(plan)).schema, 0
     class_names = next((source.class_names for source in plan.sources.values() if source.class_names), ())
     schema = schema.with_metadata({"class_names": json.dumps(class_names)} if class_names else None)
     longest = dict.fromkeys((field.name for field in schema if field.type == pyarrow.string()), 1)
-    with (
-        files.writing(workdir / stored.FILE) as file,
-        parquet.ParquetWriter(file, schema) as writer,
-    ):
+    with files.writing(workdir / stored.FILE) as file, parquet.ParquetWriter(file, schema) as writer:
         for table in parts.read(plan):
             writer.write_table(table.cast(schema))
             count += len(table)
@@ -63,7 +53,9 @@ def _join(plan, workdir):
         for field in schema:
             with archive.open(f"{field.name}.npy", "w", force_zip64=True) as member:
                 for number, table in enumerate(parts.read(plan)):
-                    rows = _to_numpy(table[field.name], longest.get(field.name))
+                    rows = parts.to_numpy(table[field.name])
+                    if field.name in longest:
+                        rows = rows.astype(f"<U{longest[field.name]}")
                     if number == 0:
                         shape, descr = (count, *rows.shape[1:]), np.lib.format.dtype_to_descr(rows.dtype)
                         header = {"descr": descr, "fortran_order": False, "shape": shape}
@@ -72,8 +64,3 @@ def _join(plan, workdir):
         if class_names:
             with archive.open("class_names.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(class_names))
-    (workdir / "parts").rmtree()
-
-
-def _to_numpy(column, length):
-    return np.array(column.to_pylist(), f"<U{length}") if length else parts.to_numpy(column)

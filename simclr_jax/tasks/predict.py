@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -49,18 +50,21 @@ def run(config, workdir) -> dict:
     }
     report.print_table(table)
     numbers = {split: _class_numbers(classes, source) for split, source in plan.sources.items()}
-    parts.compute(plan, config, workdir, _make_rows_of(config, model, variables, meta))
+    extract = _make_extract(config, model, variables, meta)
+    join = partial(_join, plan, workdir, classes, numbers)
+    parts.compute(plan, config, workdir, "probabilities", extract, join)
     summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
-        if not plan.result.exists():
-            _join(plan, workdir, classes, numbers)
         with (workdir / FILE).open("rb") as file:
             metadata = parquet.read_metadata(file)
         summary["examples"] = metadata.num_rows  # Files that could not be read are missing.
         confusion = np.array(json.loads(metadata.metadata[b"confusion"]))
         if confusion.any():
+            from simclr_jax.plots import figures  # Importing matplotlib takes a second.
+
             summary |= _scores(confusion, classes)
-            _draw(confusion, classes, workdir)
+            with files.writing(workdir / "confusion.png") as file:
+                figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)
     return summary
 
 
@@ -85,29 +89,16 @@ def _class_numbers(classes, source):
     return np.array([numbers.get(name, -1) for name in class_names] + [-1] * (unnamed + 1))
 
 
-def _make_rows_of(config, model, variables, meta):
-    """Builds the columns of `parts.compute`: `label` and `probabilities`."""
-    from simclr_jax.data import augment
-
-    temperature = meta["calibration_temperature"] or 1.0
-
-    def probabilities(variables, batch):
-        logits = model.apply(variables, batch["image"])["logits"]
-        return {"probabilities": jax.nn.softmax(logits / temperature)}
-
-    def view(image, _):
-        return {"image": augment.eval_view(image, config.image_size, proportion=meta.get("proportion"))}
-
-    mapped, variables = features.make_map(probabilities), parallel.replicate(variables)
-
-    def rows_of(source):
-        return mapped(variables, features.batches_of(config, source, transform=view))
-
-    return rows_of
+def _make_extract(config, model, variables, meta):
+    """Builds `extract(source) -> Features` with probabilities of the classes as features."""
+    temperature, variables = meta["calibration_temperature"] or 1.0, parallel.replicate(variables)
+    extract = features.make_extract(model, lambda outputs: jax.nn.softmax(outputs["logits"] / temperature))
+    batches_of = partial(features.batches_of, config, proportion=meta.get("proportion"))
+    return lambda source: extract(variables, batches_of(source))
 
 
 def _join(plan, workdir, classes, numbers):
-    """Streams the parts, in order, into the two files, and removes them."""
+    """Streams the parts, in order, into the two files."""
     confusion = np.zeros((len(classes), len(classes)), int)
     for _, truth, probabilities in _read(plan, numbers):
         labelled = truth >= 0
@@ -132,7 +123,6 @@ def _join(plan, workdir, classes, numbers):
             for name, label, values in zip(names, labels, probabilities):
                 rows.writerow([name, label, *(f"{value:.6g}" for value in (values.max(), *values))])
         text.detach()
-    (workdir / "parts").rmtree()
 
 
 def _read(plan, numbers):
@@ -154,10 +144,3 @@ def _scores(confusion, classes):
         "per_class": {name: float(correct[i] / counts[i]) for i, name in enumerate(classes) if counts[i]},
         "confusion": confusion.tolist(),
     }
-
-
-def _draw(confusion, classes, workdir):
-    from simclr_jax.plots import figures  # Importing matplotlib takes a second.
-
-    with files.writing(workdir / "confusion.png") as file:
-        figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)

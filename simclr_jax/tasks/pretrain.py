@@ -28,12 +28,11 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
 
     Returns:
       The summary: `steps`; `view`, the name of a program's own; `health` of the `features` and the
-        `projection`
-      of training images; where there are labels `trained`, `untrained` and `raw_pixels`, each with
-      `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on held-out images, and `few_label_deviation`
-      over the draws of labels; `notes`. See `evaluation.judge`.
+      `projection` of training images; where there are labels `trained`, `untrained` and `raw_pixels`, each
+      with `linear_accuracy`, `knn_accuracy` and `few_label_accuracy` on held-out images, and
+      `few_label_deviation` over the draws of labels; `notes`. See `evaluation.judge`.
     """
-    from simclr_jax.data import datasets  # TensorFlow, which steps and benchmarks do without
+    from simclr_jax.data import datasets  # TensorFlow, which steps and benchmarks do without.
 
     train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     if view:
@@ -45,7 +44,6 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     judge = Judge(config, model, source, load, partial(batches.views, config, view))
     task = make_task(config, model, source, view)._replace(
         evaluate=judge.log,
-        evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
         evaluate_first=True,
         best="knn_accuracy" if judge.labelled else None,
     )
@@ -77,25 +75,13 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
       UserError: an image would be twice in a batch.
     """
     check_batch(config, source.num_examples)
-    schedule, num_steps = train.make_schedule(config, source.num_examples)
-    fresh_init = make_init(model, config.image_size)
     loss = losses.LOSSES[config.loss]
-    task = train.Task(
-        init=pretrained.make_init(config, model) if config.pretrained else fresh_init,
-        loss=make_loss(model, config),
-        optimizer=train.make_optimizer(config, schedule),
-        schedule=schedule,
+    fresh_init = make_init(model, config.image_size)
+    init = pretrained.make_init(config, model) if config.pretrained else fresh_init
+    task = supervised.make_task(config, model, source, init=init, loss=make_loss(model, config))
+    task = task._replace(
         batches=partial(batches.train_batches, config, source, view),
-        num_steps=num_steps,
-        meta={
-            "config": config.to_dict(),
-            "num_classes": model.supervised_head.features if model.supervised_head else 0,
-            "class_names": list(source.class_names),
-            "value_range": source.value_range,
-            "order": source.order,
-            "source": pretrained.source_of(config),
-            "view": view and getattr(view, "__qualname__", repr(view)),
-        },
+        meta=task.meta | {"view": view and getattr(view, "__qualname__", repr(view))},
     )
     if isinstance(loss, losses.StatefulLoss):
         task = task._replace(extra=partial(_init_loss, loss, config), after_update=_next_loss_state)
@@ -135,8 +121,8 @@ def make_loss(model, config):
     With `config.augment.on_device` the batch holds crops, of which the step makes the views.
 
     Where there are classes, the supervised head learns beside the encoder from `label`, int32 [b], on
-    features
-    that its gradient does not reach: a linear probe of the pretraining so far, as in the official code.
+    features that its gradient does not reach: a linear probe of the pretraining so far, as in the official
+    code.
 
     With `config.microbatches` the loss is still that of the whole batch. Batch norm takes its statistics over
     a microbatch of every device.
@@ -164,7 +150,7 @@ def make_loss(model, config):
         value, metrics = contrast(
             *pairs["projection"], *loss_state, temperature=config.temperature, axis_name=bound_axis()
         )
-        metrics["loss"] = value  # the reported loss leaves the probe's out
+        metrics["loss"] = value  # The reported loss leaves the probe's out.
         if "logits" in pairs:
             logits, labels = jnp.concatenate(pairs["logits"]), jnp.tile(batch["label"], 2)
             probe_loss = losses.softmax_cross_entropy(logits, labels)

@@ -11,7 +11,8 @@ from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
 from simclr_jax.workdir import report
 
-PROPORTION = 1.0  # Share of an image's shorter side in the view.
+# Share of an image's shorter side in the view of the protocol: the largest square, where others take 0.875.
+PROPORTION = 1.0
 L2_WEIGHTS = np.logspace(-6, 5, 45)
 
 
@@ -28,16 +29,19 @@ def run(config, workdir) -> dict:
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
     report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
-    extract = features.make_pretrained_extract(config, partial(_whole_view, size=config.image_size))
+    extract = features.make_pretrained_extract(config, PROPORTION)
     examples = [source and probes.labelled(extract(source)) for source in sources]
     train, held_out, validation = (*examples, None)[:3]
     fit = partial(_fit, config, sources[0].num_classes)
     weights, choice = fit(train, validation)
     if held_out:
-        logits = Features(probes.predict(weights, held_out.features), held_out.labels)
+        logits = _predict(weights, held_out)
     else:
-        parts = probes.folds(train.labels)
-        logits = _cross_validate(fit, train, parts)
+        parts = [
+            _predict(fit(probes.rows_of(train, rows))[0], probes.rows_of(train, tested))
+            for rows, tested in probes.folds(train.labels)
+        ]
+        logits = features.concatenate(parts)
         choice |= {"folds": len(parts), "labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
     return score(logits) | choice | supervised.calibrated(logits)
@@ -48,45 +52,30 @@ def _fit(config, classes, train, validation=None):
     train, validation = (train, validation) if validation else hold_out(train, seed=config.seed)
     strong_to_weak = L2_WEIGHTS[::-1]
     scores = [
-        score(Features(probes.predict(weights, validation.features), validation.labels))[config.metric]
+        score(_predict(weights, validation))[config.metric]
         for weights in probes.logistic_regressions(train, classes, strong_to_weak)
     ]
     best = int(np.argmax(scores))
     l2 = float(strong_to_weak[best])
-    both = Features(*map(np.concatenate, zip(train, validation)))
-    [weights] = probes.logistic_regressions(both, classes, [l2])
+    [weights] = probes.logistic_regressions(features.concatenate([train, validation]), classes, [l2])
     return weights, {"l2": l2, "validation": scores[best]}
 
 
-def _cross_validate(fit, examples, folds):
-    """The logits of every example from a fit to the other folds."""
-    logits = []
-    for rows, tested in folds:
-        weights, _ = fit(probes.rows_of(examples, rows))
-        logits.append(probes.predict(weights, examples.features[tested]))
-    tested = np.concatenate([tested for _, tested in folds])
-    return Features(np.concatenate(logits), examples.labels[tested])
+def _predict(weights, examples):
+    return Features(probes.predict(weights, examples.features), examples.labels)
 
 
 def _save(config, workdir, source, weights):
     """Saves the network with this classifier as a checkpoint, for the task predict."""
     model = make_model(config.model, source.num_classes, whole_projection=False)
     variables = pretrained.make_init(config, model)(jax.random.key(0))
-    weights = parallel.gather(weights[None])[0].astype(
-        np.float32
-    )  # Of process 0: others may round otherwise.
+    # Process 0 has the last word, since others may round otherwise.
+    weights = parallel.gather(weights[None])[0].astype(np.float32)
     params = {**variables["params"], "supervised_head": {"kernel": weights[:-1], "bias": weights[-1]}}
     state = parallel.replicate({"step": np.int32(1), **variables, "params": params})
     meta = supervised.meta_of(config, model, source) | {"proportion": PROPORTION}
     with checkpoint.opened(workdir, keep=1) as manager:
         checkpoint.save(manager, 1, state, meta)
-
-
-def _whole_view(image, _seed, size):
-    """The view of the protocol: the largest square of the image, where others take 0.875 of it."""
-    from simclr_jax.data import augment
-
-    return {"image": augment.eval_view(image, size, proportion=PROPORTION)}
 
 
 def score(logits: Features) -> dict[str, float]:
@@ -99,8 +88,5 @@ def score(logits: Features) -> dict[str, float]:
 
 def hold_out(train: Features, *, seed: int) -> tuple[Features, Features]:
     """Splits examples: a fifth of every class for validation, the rest for training."""
-    order = np.random.default_rng(seed).permutation(len(train.labels))
-    order = order[np.argsort(train.labels[order], kind="stable")]
-    validation = np.zeros(len(order), bool)
-    validation[order[::5]] = True
+    validation = probes.assign_folds(train.labels, 5, seed) == 0
     return probes.rows_of(train, ~validation), probes.rows_of(train, validation)

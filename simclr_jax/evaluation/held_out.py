@@ -1,0 +1,32 @@
+"""Whether labels by CSV are enough to hold some of them out."""
+
+import numpy as np
+
+from simclr_jax.evaluation import probes
+from simclr_jax.process import say_once
+
+# With fewer labels in the smallest class, no image is held out: a tenth of 20 labels is 2 images.
+FEW = 20
+
+
+def labelled_by_csv(load):
+    """Loads the labelled images of a folder with `dataset.labels`.
+
+    Args:
+      load: split -> source.
+
+    Returns:
+      All labelled images, and the held-out ones among them. The latter are None where labels are too few to
+      hold some out: then a classifier learns from all of them, and a cross-validation scores it.
+    """
+    from simclr_jax.data import datasets
+
+    labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
+    smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
+    if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
+        return labelled, held_out
+    say_once(
+        f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
+        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"
+    )
+    return labelled, None
