@@ -104,9 +104,9 @@ def random_resized_crop(
     """Cuts out a random box of aspect ratio 3/4 to 4/3 and resizes it (bicubic).
 
     `size` is a side or (height, width), `min_area` the box's smallest share of the image. The official code
-    asks for 0.08, but its `min_object_covered` of 0.1, kept here, wins: smaller values change nothing. Bicubic
-    overshoots: the result is not clipped to [0, 1], since the official code feeds the overshoot to the colour
-    operations.
+    asks for 0.08, but its `min_object_covered` of 0.1, kept here, wins: smaller values change nothing.
+    Bicubic overshoots: the result is not clipped to [0, 1], since the official code feeds the overshoot to
+    the colour operations.
     """
     return _random_crop(image, seed, size, min_area) * _unit(image)
 

@@ -102,8 +102,8 @@ def catalogue(
 
     `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits.
     Without the latter, the images whose hash of (seed, relative path) is in the lowest tenth are held out: an
-    image keeps its split when others come or go. Two or more sub-folders of the (training) folder, and no image
-    beside them, are the classes. Symbolic links and special files are ignored.
+    image keeps its split when others come or go. Two or more sub-folders of the (training) folder, and no
+    image beside them, are the classes. Symbolic links and special files are ignored.
 
     Args:
       path: the folder; any file system that TensorFlow reads.
@@ -235,7 +235,7 @@ def _vanished(listed, files, listing, path):
     if are_too_many(len(vanished), len(names)):
         raise UserError(
             f"{first_few(map(escape, vanished))}: listed in {escape(listing)} but no longer in "
-            f"{escape(path)}, {len(vanished)} of {len(names)} images; restore them, or start with a new --workdir"
+            f"{escape(path)}, {len(vanished)} of {len(names)} images; restore them or use a new --workdir"
         )
     return vanished
 
