@@ -124,7 +124,9 @@ class TestDigits:
         assert len(set(few.labels)) == 10
         with pytest.raises(UserError, match=r"num_examples=2000, but digits \(train\) has 1437; lower"):
             datasets.load(config("digits", num_examples=2000), "train", seed=0)
-        with pytest.raises(UserError, match="num_examples=0: expected at least 1"):
+        with pytest.raises(
+            UserError, match="num_examples=0: set --config.dataset.num_examples to a number above 0"
+        ):
             datasets.load(config("digits", num_examples=0), "train", seed=0)
 
     def test_no_other_split(self):
