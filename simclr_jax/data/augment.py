@@ -24,17 +24,10 @@ _BLOCK = 32  # rows or columns that are blurred at a time
 
 
 def two_views(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    size: int,
-    recipe: Recipe = DEFAULT,
-    *,
-    dtype: str = "float32",
-    **settings,
+    image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT, **options
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
-    views = [simclr_view(image, part, size, recipe, dtype=dtype, **settings) for part in _split(seed)]
-    return tuple(views)
+    """Returns a positive pair: two independent views of `simclr_view`, which takes the same arguments."""
+    return tuple(simclr_view(image, part, size, recipe, **options) for part in _split(seed))
 
 
 def simclr_view(

@@ -1,7 +1,7 @@
-"""Labels by CSV, `--config.dataset.labels=FILE.csv`: a row for an image, with the columns `name` and `label`.
+"""Labels by CSV, `--config.dataset.labels=FILE.csv`: a row an image, with the columns `name` and `label`.
 
-Files may be as `simclr_jax.evaluation.suggest` writes them and as spreadsheets save them: more columns, rows
-without a label, semicolons or tabs for commas, a byte order mark.
+Files of `simclr_jax.evaluation.suggest` and of spreadsheets may have more columns, rows without a label,
+semicolons or tabs in place of commas, and a byte order mark.
 """
 
 import csv
