@@ -50,7 +50,7 @@ def load(split: str) -> Source:
     """
     if not _given:
         raise UserError(
-            "dataset.name='arrays' has no examples: give them, as in simclr_jax.run(config, workdir, "
+            "dataset.name='arrays' are examples in memory: give them, as in simclr_jax.run(config, workdir, "
             "train=(images, labels))"
         )
     images, labels = _given["train"]
