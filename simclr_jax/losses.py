@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # TPUs multiply float32 in one bfloat16 pass otherwise.
-_TILES_BEYOND = 2**24  # similarities between two sets of views that are held at once: 64 MiB
-TILE = 1024  # rows and columns of those that are held otherwise: 4 MiB
+TILE = 1024  # rows and columns of a tile of similarities: 4 MiB
+_TILED_ABOVE = 2**24  # similarities of two sets of views, 64 MiB; more are computed tile by tile
 _MASKED = -1e30  # similarity of a masked key: its exponential is 0
 
 
@@ -39,15 +39,16 @@ def nt_xent(
       hidden_norm: whether similarities are cosines (the paper) or dot products.
       axis_name: mapped axis to gather projections over; None uses this device's alone. Gradients
         flow through the gathered projections too: average gradients over the axis, do not sum them.
-      tile: computes `tile` x `tile` similarities at a time, in memory that grows with the batch, not with
-        its square; 0 computes all at once. None: the latter up to 2**24 similarities of view 1 with view 2.
+      tile: side of a tile: `tile` x `tile` similarities are computed at a time, in memory that grows with the
+        batch, not with its square. 0 computes all at once; None does so up to 2**24 similarities of the first
+        with the second views.
 
     Returns:
       loss: scalar, scaled as in the official code: the mean over pairs of the SUM of both directions,
         which is twice the paper's mean over 2N views. Published weight decays assume this scale.
-      metrics: `contrastive_accuracy`, how often the positive is the most similar of the other views
-        of the batch's images, and `contrastive_entropy`, in nats, of that prediction. Like the
-        official code, both leave out negatives of the same view.
+      metrics: `contrastive_accuracy`, the share of first views whose positive is the most similar of all
+        second views, and `contrastive_entropy`, in nats, of the softmax over these similarities. Like the
+        official code, neither counts the negatives among the first views.
     """
     view1, view2 = view1.astype(jnp.float32), view2.astype(jnp.float32)
     if hidden_norm:
@@ -58,7 +59,7 @@ def nt_xent(
         all1, all2 = (jax.lax.all_gather(v, axis_name, tiled=True) for v in (view1, view2))
         positives += jax.lax.axis_index(axis_name) * rows
     if tile is None:
-        tile = TILE if rows * all1.shape[0] > _TILES_BEYOND else 0
+        tile = TILE if rows * all1.shape[0] > _TILED_ABOVE else 0
     if tile:
         return _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile)
     mask = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)  # a view is no negative of itself
@@ -83,7 +84,7 @@ class StatefulLoss(NamedTuple):
     """A loss with a state that lasts from step to step, such as a queue of earlier projections.
 
     Attributes:
-      init: projection_dim -> the state before the first step, a tree of arrays.
+      init: projection_dim -> the state before the first step, a pytree of arrays.
       loss: (view1, view2, state, *, temperature, axis_name) -> (loss, metrics), with the state after the step
         as `kept` among the metrics. It has to be the same on every device, as gathered projections are.
     """
@@ -124,7 +125,7 @@ def distillation(student_logits: jax.Array, teacher_logits: jax.Array, *, temper
 
 
 def top_k_correct(logits: jax.Array, labels: jax.Array, *, k: int) -> jax.Array:
-    """Whether the label is among the k largest logits: [b, classes], [b] -> [b] bool."""
+    """Returns whether the label is among the k largest logits: [b, classes], [b] -> [b] bool."""
     _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))
     return (best == labels[:, None]).any(axis=1)
 
@@ -136,15 +137,15 @@ def _l2_normalize(x: jax.Array) -> jax.Array:
 def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
     """Computes `nt_xent` of normalised projections without holding the whole matrix of similarities.
 
-    The entropy leaves out the 1e-8 that the official code adds to each of n probabilities, which changes it
-    by at most n * 1e-8 nats.
+    The official code adds 1e-8 to each of n probabilities in the entropy; this function does not, which
+    changes the entropy by at most n * 1e-8 nats.
     """
-    none = jnp.full_like(positives, -1)
+    no_key = jnp.full_like(positives, -1)
 
     def direction(own, partners, own_all, partners_all):
         own = own / temperature
         positive = (own * partners_all[positives]).sum(axis=1)
-        across, mean, most_similar = _log_sum_exp(own, partners_all, none, tile)
+        across, mean, most_similar = _log_sum_exp(own, partners_all, no_key, tile)
         within, _, _ = _log_sum_exp(own, own_all, positives, tile)
         loss = (jnp.logaddexp(across, within) - positive).mean()
         return loss, {
@@ -159,12 +160,20 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _log_sum_exp(queries, keys, excluded, tile):
-    """Returns the log-sum-exp of the similarities of queries [b, d] with keys [n, d], without key `excluded`
-    [b].
+    """Computes the log-sum-exp of the similarities of queries with keys, tile by tile.
 
-    It keeps a running maximum and sum over tiles, which the backward pass computes again, as FlashAttention
-    does (arXiv 2205.14135). So memory grows with queries and keys, not with their product. Returns also the
-    mean similarity under the softmax, and the index of the most similar key; both have no gradient.
+    It keeps a running maximum and sum over tiles, and the backward pass computes the similarities again, as
+    FlashAttention does (arXiv 2205.14135). So memory grows with queries and keys, not with their product.
+
+    Args:
+      queries: [b, d].
+      keys: [n, d].
+      excluded: int [b], the key that each query leaves out; -1 for none.
+      tile: rows and columns of a tile.
+
+    Returns:
+      The log-sum-exp [b]; without a gradient, the mean similarity under the softmax [b] and the index of the
+      most similar key [b].
     """
     return _log_sum_exp_forward(queries, keys, excluded, tile)[0]
 
@@ -184,12 +193,10 @@ def _log_sum_exp_forward(queries, keys, excluded, tile):
             weighted = weighted * rescale + (weight * similarity).sum(axis=1)
             return (highest, total * rescale + weight.sum(axis=1), weighted, best), None
 
-        # The dtypes are explicit because in 64-bit mode jax would choose others than those that `add`
-        # returns.
-        zeros, none = jnp.zeros(tile, query.dtype), jnp.full(tile, -1, key_tiles[1].dtype)
-        (maximum, total, weighted, best), _ = jax.lax.scan(
-            add, (zeros + _MASKED, zeros, zeros, none), key_tiles
-        )
+        # The dtypes are explicit: in 64-bit mode the defaults would differ from those that `add` returns.
+        zeros, no_key = jnp.zeros(tile, query.dtype), jnp.full(tile, -1, key_tiles[1].dtype)
+        start = (zeros + _MASKED, zeros, zeros, no_key)
+        (maximum, total, weighted, best), _ = jax.lax.scan(add, start, key_tiles)
         return maximum + jnp.log(total), weighted / total, best
 
     tiles = jax.lax.map(forward_tile, _in_tiles(tile, queries, excluded))
@@ -215,12 +222,9 @@ def _log_sum_exp_backward(tile, saved, cotangents):
 
     query_tiles = _in_tiles(tile, queries, excluded, log_sum, cotangents[0])
     key_gradient, query_gradient = jax.lax.scan(backward_tile, jnp.zeros_like(key_tiles[0]), query_tiles)
-    width = queries.shape[1]
-    return (
-        query_gradient.reshape(-1, width)[: len(queries)],
-        key_gradient.reshape(-1, width)[: len(keys)],
-        None,
-    )
+    query_gradient = query_gradient.reshape(-1, queries.shape[1])[: len(queries)]
+    key_gradient = key_gradient.reshape(-1, keys.shape[1])[: len(keys)]
+    return query_gradient, key_gradient, None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

@@ -23,7 +23,10 @@ def total_steps(*, batch_size: int, num_examples: int, epochs: float) -> int:
 def scaled_learning_rate(base_learning_rate: float, *, scaling: str, batch_size: int) -> float:
     """Returns the peak learning rate for a global batch.
 
-    The scaling 'linear' gives base * batch / 256, 'sqrt' gives base * sqrt(batch); others are a UserError.
+    The scaling 'linear' gives base * batch / 256, 'sqrt' gives base * sqrt(batch) (appendix B.1).
+
+    Raises:
+      UserError: the scaling is another one.
     """
     ranges.check("optimizer.scaling", scaling)
     if scaling == "linear":
@@ -45,7 +48,7 @@ def warmup_cosine(
 
     Args:
       base_learning_rate: before scaling by the batch size.
-      scaling: 'linear' or 'sqrt', see `scaled_learning_rate` (appendix B.1).
+      scaling: 'linear' or 'sqrt', see `scaled_learning_rate`.
       batch_size: examples of a step, over all devices.
       num_examples: training examples of an epoch.
       epochs: length of training, in epochs.
@@ -71,19 +74,19 @@ def warmup_cosine(
 def make_optimizer(
     name: str, schedule: optax.ScalarOrSchedule, *, weight_decay: float, momentum: float = 0.9
 ) -> optax.GradientTransformation:
-    """Builds one of the optimisers of both papers, behaving as in the official code.
+    """Builds an optimiser of the papers that behaves as in the official code.
 
     Args:
       name: one of `OPTIMIZERS`: 'lars' (arXiv 1708.03888), 'sgd' (Nesterov momentum) or 'adam'.
       schedule: learning rate, or step -> learning rate.
-      weight_decay: factor of a weight in what is added to its gradient. LARS decays kernels only; batch norm,
+      weight_decay: this times the weight is added to the gradient. LARS decays kernels only; batch norm,
         biases and the supervised head are neither decayed nor adapted: they see plain momentum at the
-        full learning rate. sgd and adam decay everything but batch norm.
+        full learning rate. sgd and adam decay all parameters but those of batch norm.
       momentum: momentum of lars and sgd; the first decay rate of adam.
 
     Returns:
-      An optax transformation for a dict of parameters. It tells them apart by their paths: names that contain
-      `batch_norm` or begin with `bn`, `bias`, and `supervised` for the classifier's head.
+      An optax transformation of a dict of parameters, whose paths decide: names with `batch_norm`, or that
+      begin with `bn`, are batch norm's, `bias` is a bias and `supervised` the classifier's head.
 
     Raises:
       UserError: there is no such optimiser.
@@ -114,11 +117,7 @@ def _adam(schedule, weight_decay, momentum):
 
 # Optimisers by the names that `config.optimizer.name` may have. Each is called as
 # (schedule, weight_decay, momentum). Add an optimiser of your own before a config names it.
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "lars": _lars,
-    "sgd": _sgd,
-    "adam": _adam,
-}
+OPTIMIZERS: dict[str, Callable] = {"lars": _lars, "sgd": _sgd, "adam": _adam}
 
 
 def _decay(weight_decay):

@@ -29,9 +29,9 @@ ATOL = 1e-5
 
 
 def keys(goldens, pattern):
-    found = [key for key in goldens if re.fullmatch(pattern, key)]
-    assert found, pattern
-    return found
+    names = [key for key in goldens if re.fullmatch(pattern, key)]
+    assert names, pattern
+    return names
 
 
 def draw(function, count, seed=0, parallel=2):
@@ -187,7 +187,8 @@ def test_crop_resize_equals_official(key):
     image, box, size = re.fullmatch(r"tf2/crop_resize/(\w+)_box(\w+)_to_(\w+)", key).groups()
     y, x, height, width = map(int, box.split("_"))
     size = tuple(map(int, size.split("x")))
-    crop = augment._crop_and_resize(tf.constant(OPERATIONS[f"in/{image}"]), [y, x], [height, width], size)
+    box = tf.constant(OPERATIONS[f"in/{image}"])[y : y + height, x : x + width]
+    crop = augment._resize(box, size) * augment._unit(box)
     np.testing.assert_allclose(crop, OPERATIONS[key], atol=ATOL)
 
 
@@ -429,7 +430,9 @@ def test_views_as_uint8_are_the_nearest_levels():
 def test_crops_as_float16_are_those_of_float32():
     image = tf.constant(OPERATIONS["in/img64"])
     for seed in range(8):  # of which some are mirrored
-        whole, half = (augment.two_crops(image, [seed, 7], 32, dtype=of) for of in ("float32", "float16"))
+        whole, half = (
+            augment.two_crops(image, [seed, 7], 32, dtype=dtype) for dtype in ("float32", "float16")
+        )
         for (crop, draws), (other, others) in zip(whole, half):
             np.testing.assert_array_equal(np.float16(crop), other)
             np.testing.assert_array_equal(draws, others)

@@ -125,7 +125,9 @@ class TestDigits:
         assert len(set(few.labels)) == 10
         with pytest.raises(UserError, match=r"num_examples=2000, but digits \(train\) has 1437; lower"):
             datasets.load(config("digits", num_examples=2000), "train", seed=0)
-        with pytest.raises(UserError, match="num_examples=0: expected at least 1"):
+        with pytest.raises(
+            UserError, match="num_examples=0: set --config.dataset.num_examples to a number above 0"
+        ):
             datasets.load(config("digits", num_examples=0), "train", seed=0)
 
     def test_no_other_split(self):
@@ -196,11 +198,11 @@ class TestSpan:
         part = datasets.span(source, 40, 60)
         assert part.num_examples == 20
         ranges = [(3, 7)], [(43, 47)]
-        found, expected = (
+        records, expected = (
             [record.numpy() for record, _ in stream.read(ranges)]
             for stream, ranges in zip((part, source), ranges)
         )
-        assert found == expected and len(found) == 4
+        assert records == expected and len(records) == 4
 
 
 class TestProbeSplit:
@@ -472,8 +474,8 @@ class TestFolder:
             (root / name).write_bytes((root / name).read_bytes()[:-60])
         (root / "text.jpg").write_text("this is text")
         (root / "zero.jpg").write_bytes(b"")
-        found = [name for split in ("train", "eval") for name in names(root, load_folder(root, split))]
-        assert sorted(found) == [f"{i}.jpg" for i in range(5)]
+        listed = [name for split in ("train", "eval") for name in names(root, load_folder(root, split))]
+        assert sorted(listed) == [f"{i}.jpg" for i in range(5)]
         line = capsys.readouterr().out.splitlines()[0]
         assert "skipped 5 corrupt: cut.jpg (jpeg::Uncompress failed" in line
         assert "cut.png (Invalid PNG data" in line and line.endswith("and 2 more")

@@ -58,9 +58,9 @@ def pixels(contents, **options):
     return image
 
 
-def assert_alike(found, expected, limit=4):
-    assert found.shape == expected.shape and found.dtype == np.uint8
-    assert np.abs(found.astype(int) - expected).mean() < limit
+def assert_alike(image, expected, limit=4):
+    assert image.shape == expected.shape and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - expected).mean() < limit
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -232,19 +232,19 @@ def decode_mutants(count):
     from pathlib import Path
 
     decode_one = tf.function(decode.decode_bytes, input_signature=[tf.TensorSpec([], tf.string)])
-    told, longest = {"decoded": 0, "refused": 0}, 0.0
+    counts, longest = {"decoded": 0, "refused": 0}, 0.0
     for contents in mutants(count):
         begun = time.monotonic()
         try:
             image = decode_one(contents)
             assert image.shape[-1] == 3
-            told["decoded"] += 1
+            counts["decoded"] += 1
         except tf.errors.OpError:
-            told["refused"] += 1
+            counts["refused"] += 1
         longest = max(longest, time.monotonic() - begun)
     # getrusage would tell the peak of the process that started this one, if that was larger.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)
-    print(json.dumps(told | {"seconds": longest, "bytes": int(peak) * 1024}))
+    print(json.dumps(counts | {"seconds": longest, "bytes": int(peak) * 1024}))
 
 
 @pytest.mark.timeout(120)
@@ -257,9 +257,9 @@ def test_no_damage_crashes_hangs_or_takes_memory():
         env={**os.environ, "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])},
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["decoded"] > 200 and told["refused"] > 200
-    assert told["seconds"] < 5 and told["bytes"] < 2 * 2**30
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    assert outcome["decoded"] > 200 and outcome["refused"] > 200
+    assert outcome["seconds"] < 5 and outcome["bytes"] < 2 * 2**30
 
 
 def test_the_catalogue_keeps_the_chatter_of_codecs_from_the_console(tmp_path, capfd):
@@ -272,8 +272,8 @@ def test_the_catalogue_keeps_the_chatter_of_codecs_from_the_console(tmp_path, ca
         decode.decode(str(tmp_path / "cut.jpg"))
     assert "JPEG" in capfd.readouterr().err  # what there would be to hear
     folder.catalogue(tmp_path, seed=0)
-    told = capfd.readouterr()
-    assert told.err == "" and "skipped 1 corrupt: cut.jpg" in told.out
+    printed = capfd.readouterr()
+    assert printed.err == "" and "skipped 1 corrupt: cut.jpg" in printed.out
 
 
 class Toy(ImageFile.ImageFile):

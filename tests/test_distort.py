@@ -76,15 +76,15 @@ def test_pixels_are_those_of_the_host(source, dtype, share, strength, blur, size
     host = next(batches.train_batches(tiny_config("pretrain", **settings), source, None, 3))
     config = tiny_config("pretrain", **settings, **{"augment.on_device": True})
     crops = next(batches.train_batches(config, source, None, 3))
-    expected = {name: (of.shape, of.dtype) for name, of in batches.batch_shapes(config, 64).items()}
-    assert {name: (of.shape, of.dtype) for name, of in crops.items() if name != "index"} == expected
+    expected = {name: (value.shape, value.dtype) for name, value in batches.batch_shapes(config, 64).items()}
+    assert {name: (value.shape, value.dtype) for name, value in crops.items() if name != "index"} == expected
     for name in ("label", "index"):
         np.testing.assert_array_equal(crops[name], host[name])
     followed = recipe.make_recipe(config.augment)
     for view in "12":
-        found = distort.distort(crops[f"view{view}"], crops[f"draws{view}"], followed)
-        assert found.dtype == np.uint8
-        apart = np.abs(np.asarray(found, int) - host[f"view{view}"])
+        made = distort.distort(crops[f"view{view}"], crops[f"draws{view}"], followed)
+        assert made.dtype == np.uint8
+        apart = np.abs(np.asarray(made, int) - host[f"view{view}"])
         assert apart.max() <= 1 and (apart > 0).mean() < share
     assert (host["view1"] != host["view2"]).any()
 
@@ -100,6 +100,6 @@ def test_a_run_goes_on_either_way(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / "6")
         switched = {"augment.on_device": on_device, "augment.crop_dtype": "float32"}
         run_task("pretrain", tmp_path, **settings, **switched)
-        found = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
-        assert list(found) == list(straight) and len(log_of(tmp_path)) > len(straight)
-        np.testing.assert_allclose(list(found.values()), list(straight.values()), rtol=1e-4)
+        losses = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
+        assert list(losses) == list(straight) and len(log_of(tmp_path)) > len(straight)
+        np.testing.assert_allclose(list(losses.values()), list(straight.values()), rtol=1e-4)

@@ -48,8 +48,8 @@ def test_what_is_no_file_is_never_opened(tmp_path, capsys, kind):
     SPECIAL[kind](tmp_path / "x.jpg")
     listed = folder.catalogue(str(tmp_path), seed=0)
     assert len(listed["train"] + listed["eval"]) == 4
-    told = {"loop": "1 symbolic links", "folder": "ignored nothing"}.get(kind, f"1 {kind}")
-    assert told in capsys.readouterr().out
+    printed = {"loop": "1 symbolic links", "folder": "ignored nothing"}.get(kind, f"1 {kind}")
+    assert printed in capsys.readouterr().out
 
 
 def test_a_folder_of_links_says_what_helps(tmp_path):
@@ -66,8 +66,8 @@ def test_bombs_are_refused_by_name_with_the_key(tmp_path, capsys):
     write_folder(tmp_path, ["1.png", "2.png"])
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
     folder.catalogue(str(tmp_path), seed=0)
-    told = capsys.readouterr().out
-    assert "bomb.png (20000 x 10000 pixels)" in told and "raise --config.dataset.max_pixels" in told
+    printed = capsys.readouterr().out
+    assert "bomb.png (20000 x 10000 pixels)" in printed and "raise --config.dataset.max_pixels" in printed
     write_image(tmp_path / "3.png", size=(30, 30))
     listed = folder.catalogue(str(tmp_path), seed=0, max_pixels=100)
     assert sorted(name for name, _ in listed["train"] + listed["eval"]) == ["1.png", "2.png"]
@@ -119,9 +119,9 @@ def test_any_name_is_read_and_shown_escaped(tmp_path, capsys, name):
         source = load_folder(os.fsdecode(root), workdir=tmp_path / "run")
     batch = next(pipeline.eval_batches(source, image_size=4, batch_size=source.num_examples))
     assert len(set(batch["image"][:, 0, 0, 0])) == source.num_examples > 4
-    told = capsys.readouterr().out
-    assert told.isprintable() or all(line.isprintable() for line in told.split("\n"))
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().out
+    assert printed.isprintable() or all(line.isprintable() for line in printed.split("\n"))
+    assert len(printed.splitlines()) == 1
 
 
 def test_labels_beyond_num_classes_are_refused(tmp_path):
@@ -154,8 +154,8 @@ def test_what_was_taken_how_is_told(tmp_path, capsys):
     write_image(tmp_path / "clear.png", mode="RGBA")
     write_image(tmp_path / "scan.tif")
     folder.catalogue(str(tmp_path), seed=0)
-    told = capsys.readouterr().out
-    assert "1 rotated by their tag; 1 transparent, on white" in told and "ignored 1 .tif" in told
+    printed = capsys.readouterr().out
+    assert "1 rotated by their tag; 1 transparent, on white" in printed and "ignored 1 .tif" in printed
 
 
 LAYOUTS = {
@@ -176,9 +176,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_are_said(tmp_path, capsys, layout):
-    files, told = LAYOUTS[layout]
+    files, printed = LAYOUTS[layout]
     folder.catalogue(str(write_folder(tmp_path, files)), seed=0)
-    assert told in capsys.readouterr().out
+    assert printed in capsys.readouterr().out
 
 
 def test_without_classes_everything_but_the_held_out_folder_is_trained_on(tmp_path):
@@ -220,8 +220,8 @@ def test_lost_files_are_replaced_in_training_and_left_out_elsewhere(tmp_path, ca
         assert not np.isin(two["index"], [gone, broken]).any()
     evaluated = list(pipeline.eval_batches(load_folder(root)._replace(lost=None), image_size=4, batch_size=8))
     assert sum(batch["mask"].sum() for batch in evaluated) == load_folder(root).num_examples
-    told = capsys.readouterr().out
-    assert f"{source.names[gone]} (vanished)" in told and f"{source.names[broken]} (no JPEG" in told
+    printed = capsys.readouterr().out
+    assert f"{source.names[gone]} (vanished)" in printed and f"{source.names[broken]} (no JPEG" in printed
 
 
 def test_evaluation_leaves_lost_files_out(tmp_path):

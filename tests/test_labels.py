@@ -42,7 +42,7 @@ def test_files_of_spreadsheets_are_read(tmp_path, delimiter, encoding, newline):
 
 
 @pytest.mark.parametrize(
-    "contents, told",
+    "contents, message",
     [
         ("", "is empty: expected a row name,label"),
         ("\n\n", "is empty"),
@@ -59,8 +59,8 @@ def test_files_of_spreadsheets_are_read(tmp_path, delimiter, encoding, newline):
         ('name,label\n"a/1.png,cat\n', "row 2: unexpected end of data"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_line_with_its_row(tmp_path, contents, told):
-    with pytest.raises(UserError, match=f"dataset.labels=.*labels.csv.*{told}") as error:
+def test_what_is_wrong_is_one_line_with_its_row(tmp_path, contents, message):
+    with pytest.raises(UserError, match=f"dataset.labels=.*labels.csv.*{message}") as error:
         read(tmp_path, contents)
     assert "\n" not in str(error.value)
 
@@ -105,8 +105,8 @@ class TestFolder:
                 assert label == (source.class_names.index(rows[name]) if name in rows else -1)
         assert parts["train"].num_examples + parts["eval"].num_examples == parts["all"].num_examples == 40
         assert parts["all"].names.tolist() == sorted(parts["all"].names)
-        said = capsys.readouterr().out
-        assert "labels: 4 of" in said and "in 3 classes, 1 to 2 each: ant, cat, dog" in said
+        printed = capsys.readouterr().out
+        assert "labels: 4 of" in printed and "in 3 classes, 1 to 2 each: ant, cat, dog" in printed
         kept = datasets.labelled(parts["all"])
         assert dict(zip(kept.names, (kept.class_names[label] for label in kept.labels))) == rows
         plain = load(root, "train")

@@ -46,8 +46,8 @@ def assert_gradients_close(actual, expected):
 @pytest.mark.parametrize("tile", [0, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_nt_xent_matches_official(case, tile):
-    of = jax.jit(jax.value_and_grad(lambda hidden: loss_of(hidden, case, tile=tile), has_aux=True))
-    (loss, metrics), gradient = of(NTXENT[f"{case}/hidden"])
+    evaluate = jax.jit(jax.value_and_grad(lambda hidden: loss_of(hidden, case, tile=tile), has_aux=True))
+    (loss, metrics), gradient = evaluate(NTXENT[f"{case}/hidden"])
     assert_close(loss, NTXENT[f"{case}/loss"])
     assert_close(loss, NTXENT[f"{case}/np64_loss"])
     assert_gradients_close(gradient, NTXENT[f"{case}/np64_grad"])
@@ -82,9 +82,9 @@ def test_tiles_equal_the_whole_matrix(tile, hidden_norm):
     def loss_fn(views, tile):
         return losses.nt_xent(*views, temperature=0.1, hidden_norm=hidden_norm, tile=tile)
 
-    of = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=1)
-    (whole, metrics), gradient = of(views, 0)
-    (tiled, tiled_metrics), tiled_gradient = of(views, tile)
+    evaluate = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=1)
+    (whole, metrics), gradient = evaluate(views, 0)
+    (tiled, tiled_metrics), tiled_gradient = evaluate(views, tile)
     np.testing.assert_allclose(tiled, whole, rtol=1e-5)
     np.testing.assert_allclose(tiled_gradient, gradient, atol=1e-5 * np.abs(gradient).max())
     for name, value in metrics.items():

@@ -164,7 +164,7 @@ def test_initial_values_are_those_of_the_standard_initialisers():
         (resnet.conv(5, 3), nn.Conv(5, (3, 3), use_bias=False, kernel_init=he), image),
         (heads.supervised_head(7), nn.Dense(7, kernel_init=nn.initializers.normal(0.01)), row),
     ):
-        kernels = [jax.jit(of.init)(key, inputs)["params"]["kernel"] for of in (layer, plain)]
+        kernels = [jax.jit(module.init)(key, inputs)["params"]["kernel"] for module in (layer, plain)]
         np.testing.assert_array_equal(*kernels)
 
 

@@ -3,18 +3,18 @@
 import contextlib
 import os
 
-# Level 3: TensorFlow logs nothing beside the errors that it raises.
+# At level 3, TensorFlow logs nothing; errors are raised all the same.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN prints a warning, and is not used.
-# malloc would return an image's memory to the system after each image: 1,600 page faults an image.
+# malloc would return the memory of every image to the system: 1,600 page faults an image.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
 import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
-# XLA would share out each program among all cores, which other images keep busy: on two cores, views would
-# take 1.3 times as long.
-with contextlib.suppress(RuntimeError):  # The program has used TensorFlow before.
+# XLA would run each program on all cores, which other images keep busy: on two cores, views would take 1.3
+# times as long.
+with contextlib.suppress(RuntimeError):  # Raised in a program that has used TensorFlow before.
     tf.config.threading.set_intra_op_parallelism_threads(1)
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

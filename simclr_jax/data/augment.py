@@ -6,8 +6,8 @@ every random draw: the same seed gives the same pixels in any process and at any
 
 Views are made as in the official code: crop and bicubic resize, flip, colour jitter, grayscale, Gaussian
 blur; `views/recipe.py` has the numbers. One thing differs: the official code draws one blur sigma for a
-batch, the paper and this file draw one for every image. A crop is taken from the uint8 image, before it
-becomes float. Everything after the resize runs as one XLA program of fixed shape, on planes [3, h, w], since
+batch, the paper and this file draw one for every image. A crop is cut out of the uint8 image, before it
+becomes float. All that follows the resize runs as one XLA program of fixed shape, on planes [3, h, w], since
 XLA vectorises planes and does not vectorise channels-last images.
 """
 
@@ -19,20 +19,15 @@ import tensorflow as tf
 from simclr_jax.views.recipe import DEFAULT, DRAWS, LUMA, OPERATIONS, ORDERS, Recipe, blur_radius
 
 _EVAL_PROPORTION = 0.875  # of the image's side, as in the official code: 256 -> 224
-_CACHED_PIXELS = 900 * 900  # of a crop; below it, floats stay in the cache and resize faster (measured)
+_CACHED_PIXELS = 900 * 900  # of a crop; up to that, its floats stay in the cache and resize faster
+_BLOCK = 32  # rows or columns that are blurred at a time
 
 
 def two_views(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    size: int,
-    recipe: Recipe = DEFAULT,
-    *,
-    dtype: str = "float32",
-    **settings,
+    image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT, **options
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a positive pair: two independent draws of `simclr_view`, each [size, size, 3]."""
-    return _views(image, _split(seed), size, recipe._replace(**settings), dtype)
+    """Returns a positive pair: two independent views of `simclr_view`, which takes the same arguments."""
+    return tuple(simclr_view(image, part, size, recipe, **options) for part in _split(seed))
 
 
 def simclr_view(
@@ -57,14 +52,10 @@ def simclr_view(
     Returns:
       [size, size, 3], float32 in [0, 1] or uint8.
     """
-    return _views(image, [seed], size, recipe._replace(**settings), dtype)[0]
-
-
-def _views(image, seeds, size, recipe, dtype):
+    recipe = recipe._replace(**settings)
     _check_strength(recipe.color_jitter_strength)
-    crop_seeds, draws = zip(*[_draws(seed, recipe) for seed in seeds])
-    crops, unit = _random_crops(image, crop_seeds, size, recipe.min_area)
-    return tuple(_distort(crop, unit, draw, recipe, dtype) for crop, draw in zip(crops, draws))
+    crop, draws = _crop_and_draws(image, seed, size, recipe)
+    return _distort(crop, _unit(image), draws, recipe, dtype)
 
 
 def two_crops(
@@ -75,22 +66,23 @@ def two_crops(
     Each crop is [size, size, 3] of `dtype`, float16 or float32, in levels from 0 to 255 with bicubic's
     overshoot; its draws are float32 [len(DRAWS)].
     """
-    crop_seeds, draws = zip(*[_draws(view_seed, recipe) for view_seed in _split(seed)])
-    crops, unit = _random_crops(image, crop_seeds, size, recipe.min_area)
-    in_levels = unit != 1  # as crops of bytes already are
-    levels = [tf.cast(crop if in_levels else 255 * crop, dtype) for crop in crops]
-    return tuple(zip(levels, draws))
+    pairs = [_crop_and_draws(image, part, size, recipe) for part in _split(seed)]
+    levels = [crop if image.dtype == tf.uint8 else 255 * crop for crop, _ in pairs]
+    return tuple((tf.cast(crop, dtype), draws) for crop, (_, draws) in zip(levels, pairs))
 
 
 def crop_and_flip(image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT) -> tf.Tensor:
-    """Training view of fine-tuning, linear evaluation and distillation: [size, size, 3] in [0, 1]."""
+    """Returns the training view of fine-tuning, linear evaluation and distillation.
+
+    It is [size, size, 3], float32 in [0, 1].
+    """
     crop_seed, flip_seed = _split(seed)
     crop = random_resized_crop(image, crop_seed, size, min_area=recipe.min_area)
     return _clip(tf.image.stateless_random_flip_left_right(crop, flip_seed) if recipe.flip else crop)
 
 
 def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -> tf.Tensor:
-    """The deterministic view for evaluation, [size, size, 3] in [0, 1].
+    """Returns the deterministic view for evaluation, [size, size, 3], float32 in [0, 1].
 
     It shows the centre square, `proportion` of the shorter side: by default 0.875 above 32 pixels, as in the
     official code, and all of smaller images. A square image that already has the size comes back as it is.
@@ -102,56 +94,55 @@ def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -
 def random_resized_crop(
     image: tf.Tensor, seed: tf.Tensor, size: int | tuple[int, int], *, min_area: float = 0.08
 ) -> tf.Tensor:
-    """A random box of aspect ratio 3/4 to 4/3, resized (bicubic) to `size`, a side or (height, width).
+    """Cuts out a random box of aspect ratio 3/4 to 4/3 and resizes it (bicubic).
 
-    `min_area` is the box's smallest share of the image. The official code asks for 0.08, but its
-    `min_object_covered` of 0.1, kept here, wins: smaller values change nothing. Bicubic overshoots: the
-    result is not clipped to [0, 1], since the official code feeds the overshoot to the colour operations.
+    `size` is a side or (height, width), `min_area` the box's smallest share of the image. The official code
+    asks for 0.08, but its `min_object_covered` of 0.1, kept here, wins: smaller values change nothing.
+    Bicubic overshoots: the result is not clipped to [0, 1], since the official code feeds the overshoot to
+    the colour operations.
     """
-    (crop,), unit = _random_crops(image, [seed], size, min_area)
-    return crop * unit
+    return _random_crop(image, seed, size, min_area) * _unit(image)
 
 
-def _random_crops(image, seeds, size, min_area):
-    """Returns a crop for each seed, in the image's range, and the factor that scales it to [0, 1]."""
+def _random_crop(image, seed, size, min_area):
+    """Returns a random crop, resized, in the image's own range."""
     height, width = _pair(size)
-    boxes = [
-        tf.image.stateless_sample_distorted_bounding_box(
-            tf.shape(image),
-            bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
-            seed=seed,
-            min_object_covered=0.1,
-            aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
-            area_range=(min_area, 1.0),
-            max_attempts=100,
-        )[:2]
-        for seed in seeds
-    ]
-    crops = [_resized(tf.slice(image, *box), (height, width)) for box in boxes]
-    return crops, _unit(image)
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        bounding_boxes=[[[0.0, 0.0, 1.0, 1.0]]],
+        seed=seed,
+        min_object_covered=0.1,
+        aspect_ratio_range=(3 / 4 * width / height, 4 / 3 * width / height),
+        area_range=(min_area, 1.0),
+        max_attempts=100,
+    )
+    return _resize(tf.slice(image, begin, extent), (height, width))
 
 
 def center_crop(
     image: tf.Tensor, size: int | tuple[int, int], proportion: float = _EVAL_PROPORTION
 ) -> tf.Tensor:
-    """Cuts out the centre box of `size`'s aspect ratio, `proportion` of the largest, and resizes it
-    (bicubic).
+    """Cuts out the centre box of `size`'s aspect ratio and resizes it (bicubic).
 
-    `size` is a side or (height, width). Not clipped to [0, 1]; see `random_resized_crop`.
+    `size` is a side or (height, width), `proportion` the box's share of the largest such box's sides. The
+    result is not clipped to [0, 1]; see `random_resized_crop`.
     """
     height, width = _pair(size)
     image_size = tf.shape(image)[:2]
     h, w = tf.unstack(tf.cast(image_size, tf.float32))
     largest = tf.stack([tf.minimum(h, w * height / width), tf.minimum(w, h * width / height)])
     extent = tf.cast(tf.math.rint(proportion * largest), tf.int32)
-    return _crop_and_resize(image, (image_size - extent + 1) // 2, extent, (height, width))
+    begin = (image_size - extent + 1) // 2
+    crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
+    return _resize(crop, (height, width)) * _unit(image)
 
 
 def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
-    """Brightness, contrast, saturation and hue in random order, clipped to [0, 1] after each.
+    """Changes brightness, contrast, saturation and hue in random order, clipping to [0, 1] after each.
 
     The first three factors are uniform in 1 +- 0.8 strength, hue's turn in +- 0.2 strength (appendix A).
-    The strength is at most 1.25, where factors reach 0. Always jitters: `simclr_view` has the p of 0.8.
+    The strength is at most 1.25, where factors reach 0. Every image is jittered; `simclr_view` jitters with
+    a probability of 0.8.
     """
     _check_strength(strength)
     draws = tf.random.stateless_uniform([5], seed, alg="philox")
@@ -160,7 +151,7 @@ def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tenso
 
 
 def adjust_brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Multiplies by `factor`, as in SimCLR v2; v1 added to the image. Not clipped, nor are the next three."""
+    """Multiplies by `factor`, as SimCLR v2 does; v1 added it. No `adjust_` function clips its result."""
     return _to_image(_brightness(_to_planes(image), factor))
 
 
@@ -180,12 +171,12 @@ def adjust_hue(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def to_grayscale(image: tf.Tensor) -> tf.Tensor:
-    """The luma (ITU-R BT.601) of an image, in three equal channels [h, w, 3]."""
+    """Returns the luma (ITU-R BT.601) of an image in three equal channels, [h, w, 3]."""
     return _to_image(_grayscale(_to_planes(image)))
 
 
 def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Tensor:
-    """Blurs with a Gaussian of `sigma` pixels, cut to `kernel_size` (odd) and summing to 1.
+    """Blurs with a Gaussian of `sigma` pixels, truncated to `kernel_size` (odd), whose weights sum to 1.
 
     Outside the image is black, as in the official code: borders darken.
     """
@@ -210,8 +201,8 @@ def _distort(crop, unit, draws, recipe, dtype):
 
 
 def _jitter(planes, draw, recipe):
-    # XLA takes an index in brackets for a constant and would compile anew for every image: `gather` is none.
-    # The loop keeps the program smaller than four switches in a row would.
+    # XLA would take an index in brackets for a constant and compile anew for every image: hence `gather`.
+    # A loop makes a smaller program than four switches in a row.
     order = tf.gather(ORDERS, tf.cast(draw["order"] * len(ORDERS), tf.int32))
     strength = recipe.color_jitter_strength
 
@@ -241,7 +232,7 @@ def _contrast(planes, factor):
 
 
 def _saturation(planes, factor):
-    # In HSV, saturation is chroma / value and at most 1, and every value - x scales with chroma.
+    # In HSV, saturation is chroma / value and at most 1, and value - x of every channel x scales with chroma.
     value, chroma = _value_and_chroma(planes)
     new_chroma = tf.minimum(factor * chroma, tf.maximum(value, 0))
     return value - new_chroma * ((value - planes) / tf.maximum(chroma, 1e-12))
@@ -269,9 +260,9 @@ def _grayscale(planes):
     return tf.broadcast_to(luma, planes.shape)
 
 
-def _blur(planes, kernel_size, sigma, block=32):
-    # Products with band matrices, a block of rows or columns and its neighbourhood at a time: XLA has no fast
-    # convolution of one channel on CPU (measured at 224: 0.4 ms, shifted sums 1.1, a depthwise one 0.9).
+def _blur(planes, kernel_size, sigma):
+    # These are products with band matrices, a block of rows or columns and its neighbours at a time: XLA has
+    # no fast convolution of one channel on CPUs (at 224 pixels: 0.4 ms; shifted sums 1.1, depthwise 0.9).
     radius = kernel_size // 2
     height, width = planes.shape[1:]
     taps = tf.exp(-(tf.range(-radius, radius + 1, dtype=tf.float32) ** 2) / (2 * sigma**2))
@@ -282,16 +273,16 @@ def _blur(planes, kernel_size, sigma, block=32):
         return weights * (np.abs(offset) <= radius)
 
     def blocks(side):
-        starts = range(0, side, block)
-        return [(slice(i, i + block), slice(max(i - radius, 0), i + block + radius)) for i in starts]
+        starts = range(0, side, _BLOCK)
+        return [(slice(i, i + _BLOCK), slice(max(i - radius, 0), i + _BLOCK + radius)) for i in starts]
 
     rows, columns = band(height), band(width)
     planes = tf.concat([rows[out, near] @ planes[:, near] for out, near in blocks(height)], axis=1)
     return tf.concat([planes[..., near] @ columns[near, out] for out, near in blocks(width)], axis=2)
 
 
-def _draws(seed, recipe):
-    """Returns the seed of a view's crop, and its draws, [len(DRAWS)].
+def _crop_and_draws(image, seed, size, recipe):
+    """Returns a view's crop, in the image's own range, and its draws, [len(DRAWS)].
 
     They are drawn outside of the compiled program, whose generator is another one. A name of TensorFlow's own
     generator as `alg` would cost 45 operations.
@@ -299,16 +290,11 @@ def _draws(seed, recipe):
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
     flip = tf.random.stateless_uniform([1], flip_seed) if recipe.flip else tf.ones([1])
-    return crop_seed, tf.concat([flip, tf.random.stateless_uniform([len(DRAWS) - 1], color_seed)], 0)
+    draws = tf.concat([flip, tf.random.stateless_uniform([len(DRAWS) - 1], color_seed)], 0)
+    return _random_crop(image, crop_seed, size, recipe.min_area), draws
 
 
-def _crop_and_resize(image, begin, extent, size):
-    """Resizes the box at `begin` (y, x) of `extent` (height, width) and converts it to floats."""
-    crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
-    return _resized(crop, size) * _unit(image)
-
-
-def _resized(crop, size):
+def _resize(crop, size):
     """Resizes a crop (bicubic) to float32, in the crop's own range."""
     resize = functools.partial(tf.image.resize, size=size, method="bicubic")
     if crop.dtype == tf.uint8:

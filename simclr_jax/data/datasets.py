@@ -1,7 +1,8 @@
-"""Opens a split of a dataset by name; `SOURCES` has the datasets that are not of TensorFlow Datasets."""
+"""Opens a split of a dataset by name; `SOURCES` has the datasets outside TensorFlow Datasets."""
 
 from collections.abc import Callable
 
+from simclr_jax.config import ranges
 from simclr_jax.data.source import (  # noqa: F401
     Source,
     check_size,
@@ -17,7 +18,7 @@ from simclr_jax.data.sources import arrays, digits, folder, tfds
 from simclr_jax.process import UserError
 
 # Loaders by `config.dataset.name`: (config.dataset, split, *, seed, workdir) -> Source of all examples of the
-# split. Add yours before a run names it; any other name is one of TensorFlow Datasets.
+# split. Add your own before a run names it. Other names are those of TensorFlow Datasets.
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": lambda config, split, **_: digits.load(split),
     "arrays": lambda config, split, **_: arrays.load(split),
@@ -30,10 +31,10 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
 
     Args:
       config: `config.dataset`, see configs/base.py.
-      split: 'train', 'eval', 'probe', the labelled examples to judge features on, 'validation', or of a
-        folder 'all', whatever split its images are of.
-      seed: chooses the validation images of a folder that has none of its own, and the
-        `config.num_examples` examples that are trained on (of TFDS, the first ones).
+      split: 'train', 'eval', 'validation', 'probe' (the labelled examples to judge features on) or, of a
+        folder, 'all' (the images of every split and of none).
+      seed: chooses the held-out images of a folder that has none of its own, and the `config.num_examples`
+        training examples (TFDS: the first ones).
       workdir: where a folder's list of good images is kept, so that indices survive a restart.
 
     Returns:
@@ -45,15 +46,10 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
     if split not in ("train", "eval", "probe", "validation") and (split, config.name) != ("all", "folder"):
         raise UserError(f"split {split!r}: expected 'train', 'eval', 'probe' or 'validation'")
     num_examples = config.num_examples if split == "train" else None
-    if num_examples is not None and num_examples < 1:
-        raise UserError(
-            f"dataset.num_examples={num_examples}: expected at least 1; "
-            "raise or unset --config.dataset.num_examples"
-        )
+    if num_examples is not None:
+        ranges.check("dataset.num_examples", num_examples)
     if split == "validation" and config.name in SOURCES:
-        raise UserError(
-            f"dataset.validation_split={config.validation_split!r}: {config.name} has no such split; unset it"
-        )
+        raise UserError(f"dataset.validation_split: {config.name} has no such split; unset it")
     source = SOURCES.get(config.name, tfds.load)(config, split, seed=seed, workdir=workdir)
     if num_examples is None:
         return source

@@ -32,9 +32,9 @@ IMAGE_TYPES = {
     ".bmp": "BMP",
     ".gif": "GIF",
 }
-# Traits of images whose display is not a matter of course, as notes on a folder call them.
+# Traits that change how an image is displayed, in the words of the notes on a folder.
 TRAITS = ("rotated by their tag", "transparent, on white", "animations, first frame", "with 16 bits")
-MAX_PIXELS = 178_956_970  # The limit of Pillow and of TensorFlow, whose pixels then take 2**29 bytes.
+MAX_PIXELS = 178_956_970  # The limit of Pillow and TensorFlow: 2**29 bytes of pixels.
 FULL_RANGE = (0, 65535)  # Values of 16 bits.
 
 _TURNS = {
@@ -46,8 +46,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Exif's orientation tag in either byte order, with another value than 1, and the tag of XMP. A search for one
-# literal after the other is cheap; a regular expression with alternatives takes ten times as long.
+# Exif's orientation tag in either byte order, with another value than 1, and the tag of XMP. Literals are
+# searched one after the other: a regular expression with alternatives takes ten times as long.
 _EXIF_TAGS = (
     r"\x01\x12\x00[\x01\x03\x04\x09]\x00\x00\x00\x01\x00{0,3}[\x02-\x08]",
     r"\x12\x01[\x01\x03\x04\x09]\x00\x01\x00\x00\x00[\x02-\x08]",
@@ -55,7 +55,7 @@ _EXIF_TAGS = (
 _EXIF = r"Exif\x00\x00"
 _XMP_TAG = "tiff:Orientation"
 _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
-_SEARCHED = 2**17  # Bytes at the begin of a JPEG file, or half as many at both ends of a PNG file.
+_SEARCHED = 2**17  # Bytes searched at the begin of a JPEG file; half as many at both ends of a PNG file.
 
 
 class TooLarge(ValueError):
@@ -75,7 +75,7 @@ def decode_bytes(
     Args:
       contents: string [].
       value_range: values that become black and white in an image of 16 bits.
-      max_pixels: of a larger image, only the header is read.
+      max_pixels: a larger image is refused by its header.
 
     Returns:
       uint8 [h, w, 3].
@@ -86,7 +86,8 @@ def decode_bytes(
     decode_any = _make_decode_any(value_range, max_pixels)
     # Nearly all files are JPEG without tags. They take one branch only, since a branch costs more than the
     # search for tags; TensorFlow itself refuses those of more than MAX_PIXELS.
-    is_simple = _is_jpeg(contents) & ~_is_tagged(contents)
+    begin = tf.strings.substr(contents, 0, _SEARCHED)
+    is_simple = _is_jpeg(contents) & ~_holds(begin, [_EXIF, _XMP_TAG])
     if max_pixels != MAX_PIXELS:
         is_simple = tf.constant(False)
     image = tf.cond(is_simple, lambda: decode_plain(contents), lambda: decode_any(contents))
@@ -97,7 +98,7 @@ def decode_bytes(
 def _make_decode_any(value_range, max_pixels):
     @tf.autograph.experimental.do_not_convert
     def with_pillow(contents):
-        contents = np.asarray(contents, object).item()  # Outside a graph, an array comes instead of bytes.
+        contents = np.asarray(contents, object).item()  # Outside a graph, it is an array.
         return decode_with_pillow(contents, value_range=value_range, max_pixels=max_pixels)
 
     one_node = {"_noinline": True}  # A node costs nothing where its branch is not taken.
@@ -119,10 +120,10 @@ def decode_plain(contents: tf.Tensor) -> tf.Tensor:
 
 
 def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
-    """Whether TensorFlow decodes a file as photo programs show it, bool [].
+    """Returns whether TensorFlow decodes a file as photo programs show it, bool [].
 
-    So it does JPEG files that no tag turns, and opaque PNG files of up to 8 bits without tags, unless they
-    have more than `max_pixels` pixels.
+    That holds for JPEG files that no tag turns, and for opaque PNG files of up to 8 bits without tags, of at
+    most `max_pixels` pixels.
     """
     limit = min(max_pixels, MAX_PIXELS)
     is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
@@ -137,11 +138,6 @@ def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
 
 def _is_jpeg(contents):
     return tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
-
-
-def _is_tagged(contents):
-    """Whether a JPEG file has tags of Exif, or XMP's orientation."""
-    return _holds(tf.strings.substr(contents, 0, _SEARCHED), [_EXIF, _XMP_TAG])
 
 
 def _is_plain_jpeg(contents, limit):
@@ -164,24 +160,24 @@ def _is_plain_png(contents, limit):
 
 
 def _holds(text, patterns):
-    """Whether one of the patterns is in a string []."""
+    """Returns whether one of the patterns is in a string []."""
     rest = text
-    for pattern in patterns:  # One after the other: all but the first work in place, without a copy.
+    for pattern in patterns:  # All but the first work in place, without a copy.
         rest = tf.strings.regex_replace(rest, pattern, "", replace_global=False)
     return tf.strings.length(rest) != tf.strings.length(text)
 
 
 @contextmanager
 def _ignore_pillow_warnings():
-    """Ignores what Pillow warns of in this thread, such as damaged tags; damage that matters is an error.
+    """Ignores the warnings of Pillow in this thread, as of damaged tags; damage that matters is an error.
 
     `warnings.catch_warnings` would change, and restore, the filters of all threads of the program.
     """
     thread = threading.get_ident()
-    is_ours = types.SimpleNamespace(
+    in_thread = types.SimpleNamespace(
         match=lambda module: module.startswith("PIL") and threading.get_ident() == thread
     )
-    filters, ignore = warnings.filters, ("ignore", None, Warning, is_ours, 0)
+    filters, ignore = warnings.filters, ("ignore", None, Warning, in_thread, 0)
     filters.insert(0, ignore)
     try:
         yield
@@ -213,13 +209,13 @@ def decode_with_pillow(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MA
         return np.asarray(image)
     except ValueError:
         raise
-    except Exception as error:  # Pillow raises anything on a damaged file, even StopIteration.
+    except Exception as error:  # Pillow raises any exception on a damaged file, even StopIteration.
         raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 @_ignore_pillow_warnings()
 def display_traits(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[tuple[bool, ...], int]:
-    """Whether each of `TRAITS` holds for a file; and the highest value of an image of 16 bits, or 0."""
+    """Returns whether each of `TRAITS` holds for a file, and its highest value, or 0 without 16 bits."""
     image = _open(contents, max_pixels)
     is_16_bits = _is_16_bits(contents)
     is_rotated = _orientation(image) in _TURNS
@@ -242,7 +238,7 @@ def _open(contents, max_pixels):
             Image.init()
         factory, accept = Image.OPEN[plugin]
         accepted = accept is None or accept(contents[:16])
-        if accepted and not isinstance(accepted, str):  # A string says what this build of Pillow lacks.
+        if accepted and not isinstance(accepted, str):  # A string names a library that Pillow lacks.
             try:
                 image = factory(io.BytesIO(contents), "")
             except (SyntaxError, IndexError, TypeError, struct.error):  # The plugin refuses the file.
@@ -274,14 +270,14 @@ def _pixels_16(contents):
 
 
 def _scale(pixels, value_range):
-    """uint16 [h, w, 4] -> uint8: equal steps of the range, so that 0 to 65535 is the upper byte."""
+    """Scales uint16 [h, w, 4] to uint8 by equal steps of the range; of 0 to 65535, that is the upper byte."""
     low, high = value_range
     colours = (pixels[..., :3].astype(np.float32) - low) * np.float32(256 / (high - low + 1))
     return np.dstack([np.clip(colours, 0, 255).astype(np.uint8), (pixels[..., 3:] >> 8).astype(np.uint8)])
 
 
 def describe_failure(error: Exception) -> str:
-    """Why a file could not be decoded, without the names of TensorFlow's nodes and Python's tracebacks."""
+    """Returns why a file could not be decoded, without TensorFlow's names of nodes and Python's traceback."""
     text = " ".join((getattr(error, "message", None) or str(error)).split())
     text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
     return escape(text.strip())[:100] or type(error).__name__

@@ -1,7 +1,7 @@
-"""Labels by CSV, `--config.dataset.labels=FILE.csv`: a row for an image, with the columns `name` and `label`.
+"""Labels by CSV, `--config.dataset.labels=FILE.csv`: a row an image, with the columns `name` and `label`.
 
-Files may be as `simclr_jax.evaluation.suggest` writes them and as spreadsheets save them: more columns, rows
-without a label, semicolons or tabs for commas, a byte order mark.
+Files of `simclr_jax.evaluation.suggest` and of spreadsheets may have more columns, rows without a label,
+semicolons or tabs in place of commas, and a byte order mark.
 """
 
 import csv
@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from simclr_jax.process import UserError, escape, first_few
+from simclr_jax.process import UserError, escape, first_few, reason_of
 
-_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # By the mark of "Unicode text" of spreadsheets.
+_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Spreadsheets mark "Unicode text" so.
 
 
 def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
@@ -21,7 +21,7 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
 
     Args:
       path: of the file, local or gs://.
-      names: of all images that there are, relative to their folder.
+      names: of all images, relative to their folder.
       where: that folder, for messages.
       classes: the smallest number of classes.
 
@@ -29,10 +29,10 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
       {name: label}, in the file's order, of the rows with a label.
 
     Raises:
-      UserError: the file cannot be read, lacks a column, names an image that is not there, gives one two
-        labels, or has too few classes; it names the row.
+      UserError: the file cannot be read, lacks a column, names an image that is not there, gives an image
+        two labels, or has too few classes; the message names the row.
     """
-    # Bytes in names that are no text are spelt escaped, as embeddings have them.
+    # Bytes that are no text are escaped, as in the names that `embed` writes.
     name_of = {_normalize(name.encode("utf-8", "backslashreplace").decode()): name for name in names}
     label_of, row_of = {}, {}
     for row, spelling, label in _rows(path):
@@ -55,20 +55,17 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
         label_of[name], row_of[name] = label, row
     labels = set(label_of.values())
     if not labels:
-        raise UserError(
-            f"dataset.labels={escape(path)}: no row has a label: write what each image shows into the column "
-            "label"
-        )
+        raise UserError(f"dataset.labels={escape(path)}: no row has a label: fill in the column label")
     if len(labels) < classes:
         raise UserError(
             f"dataset.labels={escape(path)}: {len(label_of)} labels, all {escape(labels.pop())!r}: expected "
-            f"at least {classes} classes; label images of another one, too"
+            f"at least {classes} classes; label images of another class, too"
         )
     return label_of
 
 
 def similar_classes(classes: Iterable[str]) -> list[str]:
-    """Classes that differ in case or spaces alone, most likely by mistake, as 'cat and Cat'."""
+    """Returns 'cat and Cat' for classes that differ in case or spaces alone, most likely by mistake."""
     by_form = {}
     for name in sorted(classes):
         by_form.setdefault("".join(name.casefold().split()), []).append(name)
@@ -76,7 +73,7 @@ def similar_classes(classes: Iterable[str]) -> list[str]:
 
 
 def _rows(path):
-    """Yields (number of the row in the file, name, label), both without spaces around them."""
+    """Yields (number of the row in the file, name, label) without spaces around name and label."""
     text = _text(path)
     header, _, _ = text.lstrip("\n").partition("\n")
     delimiter = max(",;\t", key=header.count)
@@ -96,9 +93,8 @@ def _rows(path):
                     )
                 columns = [titles.index(title) for title in ("name", "label")]
     except csv.Error as error:
-        raise UserError(
-            f"dataset.labels={escape(path)}, row {row + 1}: {error}; save it as CSV again"
-        ) from None
+        where_row = f"dataset.labels={escape(path)}, row {row + 1}"
+        raise UserError(f"{where_row}: {error}; save it as CSV again") from None
     if columns is None:
         raise UserError(
             f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
@@ -111,22 +107,20 @@ def _text(path):
         contents = epath.Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"dataset.labels={escape(path)} cannot be read ({error.strerror or error}): set "
+            f"dataset.labels={escape(path)} cannot be read ({reason_of(error)}): set "
             "--config.dataset.labels to a CSV file with the columns name and label"
         ) from None
     try:
         text = contents.decode(_ENCODINGS.get(contents[:2], "utf-8-sig"))
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"dataset.labels={escape(path)}, row {row} is no UTF-8: save it as 'CSV UTF-8', as spreadsheets "
-            "call it"
-        ) from None
+        where_row = f"dataset.labels={escape(path)}, row {row}"
+        raise UserError(f"{where_row} is no UTF-8: save it as 'CSV UTF-8'") from None
     if "\0" in text:
         raise UserError(f"dataset.labels={escape(path)} is no text: give a CSV file")
     return text
 
 
 def _normalize(name):
-    """A name in one form of Unicode, since file systems and spreadsheets differ, without a leading './'."""
+    """Returns a name without './' at its begin, in the one form of Unicode that all names are compared in."""
     return unicodedata.normalize("NFC", name.removeprefix("./"))

@@ -1,4 +1,4 @@
-"""Examples -> batches of numpy arrays, the same global batches for any number of processes."""
+"""Makes batches of numpy arrays from examples, the same global batches for any number of processes."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from simclr_jax.process import UserError
 
 BLOCK = 8192  # Examples that Python hands to tf.data at a time.
 MAX_READERS = 128  # Readers of a stream, over all processes.
-_CALLS = 4 * CORES  # Images in work at a time; on 2 cores, one a core is 2 % slower and two are as fast.
+_CALLS = 4 * CORES  # Images that are decoded at a time; on 2 cores, one a core is 2 % slower.
 
 
 def train_batches(
@@ -33,16 +33,16 @@ def train_batches(
 
     With random access, the order of examples depends on (seed, epoch) only, every example comes once an
     epoch, and a batch may span epochs. The order of a stream depends on the batch size and the shuffle
-    buffer, too; the few examples that fill no batch are left out, others in every epoch. The seed of an
+    buffer, too; it drops the remainder that fills no batch, other examples in every epoch. The seed of an
     augmentation depends on (seed, epoch, index) only. So the rows of all processes, in the order of the
-    processes, are the same global batch for any number of them, and a start at step k yields what a fresh
-    iterator yields after k steps. An example that (seed, epoch, index) chooses takes the place of a file that
-    a process can no longer read.
+    processes, are the same global batch for any number of them, and an iterator that starts at step k yields
+    the same batches as one that has made k steps. An example that (seed, epoch, index) chooses takes the
+    place of a file that a process can no longer read.
 
     Args:
       source: from `datasets.load`.
-      transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: image [s, s, 3], float32 or `dtype`
-        already, or a vector}.
+      transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: image [s, s, 3], float32 or `dtype`, or a
+        vector}.
       batch_size: rows of the global batch; may exceed the number of examples, but not of a stream.
       seed: of the order and the augmentations.
       start_step: the first step to yield; records of earlier ones are not decoded.
@@ -77,9 +77,9 @@ def train_batches(
     readers = math.gcd(batch_size, MAX_READERS)
     if readers % process_count:
         raise UserError(
-            f"batch_size={batch_size} divides a streamed split among {readers} readers, which "
-            f"{process_count} processes cannot share; set --config.batch_size to a multiple of "
-            f"{process_count} that is a power of two, or --config.dataset.in_memory=True"
+            f"batch_size={batch_size}: {process_count} processes cannot share {readers} readers of a stream; "
+            f"set --config.batch_size to a multiple of {process_count} that is a power of two, or "
+            "--config.dataset.in_memory=True"
         )
     if batch_size > source.num_examples:
         raise UserError(
@@ -104,7 +104,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example exactly once over all processes; each process reads its own range in order.
 
-    Files that can no longer be read are left out: they have no row.
+    Files that can no longer be read have no row.
 
     Args:
       source: from `datasets.load`.
@@ -179,8 +179,8 @@ def _without_lost(source, start, state, rows_at):
     Args:
       source: the examples.
       start: state -> iterator of (batch, state behind the batch).
-      state: the state to start from.
-      rows_at: state -> the rows that are decoded next, and all rows that may still come.
+      state: the first state.
+      rows_at: state -> the rows of the next batch, and all rows that may still come.
     """
     has_failed = False
     failures = tf.errors.OpError  # A local name, since modules are emptied before generators end.
@@ -228,7 +228,7 @@ def _order(source, batch_size, seed, first_row, rows):
 
 
 def _random_access(order, step):
-    """Yields (steps, dataset of (epoch, index)), one dataset for all epochs."""
+    """Yields (steps, dataset of (epoch, index)) once: the dataset has no end."""
 
     def blocks():
         steps = max(1, BLOCK // len(order(step, 1)[0]))
@@ -240,7 +240,7 @@ def _random_access(order, step):
 
 
 def _fetch(source):
-    """Builds index -> (record, label), in the graph, from variables: it holds at most 2 GB of constants."""
+    """Builds index -> (record, label), of variables, since a graph holds at most 2 GB of constants."""
     records = source.records
     if not isinstance(records, tf.Variable):
         records = tf.Variable(records, trainable=False)
@@ -251,8 +251,8 @@ def _fetch(source):
 def _streamed(source, batch_size, seed, start_step, readers, readers_here):
     """Yields (steps, dataset of (epoch, (index, (record, label)))) for one epoch after the other.
 
-    Not processes but readers own ranges of the split, and each fills its rows of every batch: so the
-    global batch is the same for any number of processes.
+    Readers own ranges of the split, whatever process they are in, and each fills its rows of every batch: so
+    the global batch is the same for any number of processes.
     """
     rows = batch_size // readers
     steps = source.num_examples // batch_size
@@ -272,19 +272,19 @@ def _streamed(source, batch_size, seed, start_step, readers, readers_here):
 def _reader(source, reader, readers, seed, epoch, first_row):
     """Builds a dataset of (index, (record, label)): a reader's range, shuffled, from `first_row` on.
 
-    Each block is shuffled by a seed of its own. So the block of a row can be computed, and a run that goes on
-    reads the rest of the epoch and the begin of one block.
+    Each block is shuffled by a seed of its own. So the block of a row is known without reading, and a resumed
+    run reads the rest of the epoch and the rows of one block that come before.
     """
     start, stop = (part * source.num_examples // readers for part in (reader, reader + 1))
     rng = np.random.default_rng([seed, epoch, reader])
-    # The examples that fill no batch are read last. Every epoch begins at another example, so that others
-    # fill no batch, and others share a block.
+    # The examples that fill no batch are read last. Every epoch begins at another example, so that other
+    # examples fill no batch and share a block.
     middle = int(rng.integers(start, stop))
     largest = max(1, source.shuffle_buffer // readers)
-    # Blocks of several sizes, or all readers would fill theirs in the same step.
+    # Blocks differ in size, or all readers would fill theirs in the same step.
     block = int(rng.integers(largest - largest // 4, largest + 1))
     first_block = first_row // block
-    begin = middle + first_block * block  # In a range that starts again at its end.
+    begin = middle + first_block * block  # The range continues at its start.
     ranges = [(begin, stop), (start + max(0, begin - stop), middle)]
     ranges = [(low, high) for low, high in ranges if low < high]
     index = functools.reduce(tf.data.Dataset.concatenate, [tf.data.Dataset.range(*pair) for pair in ranges])
@@ -300,7 +300,7 @@ def _reader(source, reader, readers, seed, epoch, first_row):
 def _augmented(epochs, read, source, transform, rows, seed, dtype):
     """Yields augmented batches of one epoch after the other.
 
-    `read` takes an element of the epochs' datasets to (epoch, index, record, label).
+    `read` turns an element of a dataset in `epochs` into (epoch, index, record, label).
     """
 
     @tf.function  # Without it, every epoch would trace the function again.
@@ -318,21 +318,24 @@ def _augmented(epochs, read, source, transform, rows, seed, dtype):
     while True:
         steps, batches = following
         for step in range(steps):
-            # Shuffle buffers fill during the last tenth of the epoch before.
+            # The shuffle buffers of the next epoch fill during the last tenth of this one.
             if step == steps - 1 - steps // 10:
                 following = start()
             yield next(batches)
 
 
 def _eval(source, transform, seed, rows, index, num_batches):
-    """Yields `num_batches` of the examples `index`, int64 [m], a range of a stream, and of padding."""
+    """Yields `num_batches` batches of the examples `index`, int64 [m], then of padding.
+
+    The index of a stream is a range.
+    """
 
     def view(index, example):
         record, label = example
         images = _transformed(source, transform, record, seed, 0, index)
         return images | {"label": label, "index": index, "mask": True}
 
-    # A process without examples opens one and takes none: the dataset tells it the shape of a batch.
+    # A process without examples opens one and takes none: so it knows the shape of a batch.
     opened = index if len(index) else np.zeros(1, np.int64)
     indices = tf.data.Dataset.from_tensor_slices(opened)
     fetch = _fetch(source) if source.random_access else None  # A name keeps its variables alive.
@@ -340,22 +343,16 @@ def _eval(source, transform, seed, rows, index, num_batches):
     examples = tf.data.Dataset.zip(indices, examples).take(len(index))
     examples = examples.map(view, num_parallel_calls=_CALLS)
     padding = {
-        name: np.full([rows, *spec.shape], -1 if name in ("label", "index") else 0, spec.dtype.as_numpy_dtype)
+        name: tf.fill(spec.shape, tf.cast(-1 if name in ("label", "index") else 0, spec.dtype))
         for name, spec in examples.element_spec.items()
     }
-    batches = examples.batch(rows).prefetch(2).with_options(_options()).as_numpy_iterator()
-    nothing = {name: value[:0] for name, value in padding.items()}
-    for _ in range(num_batches):
-        batch = next(batches, nothing)
-        missing = rows - len(batch["mask"])
-        yield {
-            name: np.concatenate([value, padding[name][:missing]]) if missing else value
-            for name, value in batch.items()
-        }
+    examples = examples.concatenate(tf.data.Dataset.from_tensors(padding).repeat())
+    batches = examples.batch(rows).take(num_batches).prefetch(2).with_options(_options())
+    yield from batches.as_numpy_iterator()
 
 
 def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
-    """Returns the views of a record, images as `dtype`, augmented by a key of (seed, epoch, index)."""
+    """Returns the views of a record, images as `dtype`; their seed is folded from (seed, epoch, index)."""
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
     views = transform(source.decode(record), key)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from simclr_jax.data.decode import describe_failure
 from simclr_jax.process import RunError, UserError, escape, first_few
 
-MAX_LOST = 0.1  # Share of a folder's images that may get lost after it was listed; one image always may.
+MAX_LOST = 0.1  # Share of a folder's images that ends a run when it is lost; one image may always be lost.
 
 
 class Source(NamedTuple):
@@ -26,9 +26,9 @@ class Source(NamedTuple):
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.
       names: relative paths of the image files of a folder; None of other examples.
-      class_names: empty where they are not known.
-      value_range: of a folder of images with 16 bits, the values that become black and white.
-      lost: of a folder, the files that can no longer be read.
+      class_names: empty where the dataset has none.
+      value_range: the values that become black and white in a folder of images with 16 bits.
+      lost: the files of a folder that can no longer be read.
       read: of a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
       shuffle_buffer: of a stream, undecoded records held for shuffling, over all readers of all processes.
     """
@@ -58,13 +58,13 @@ class Source(NamedTuple):
 
 
 class LostFiles:
-    """The files of a split that vanished or broke after it was listed; all parts of the split share it."""
+    """The files of a split that vanished or broke after the start; all subsets of the split share it."""
 
     def __init__(self, name: str, size: int):
         self._name, self._size, self._reasons = name, size, {}
 
     def add(self, reasons: dict[str, str]) -> str:
-        """Takes in {name: reason}; returns a line that tells the user.
+        """Adds {name: reason}; returns a line for the user.
 
         Raises:
           RunError: a tenth of the split or more is lost.
@@ -78,32 +78,30 @@ class LostFiles:
         return f"{line}; they are left out, and in training others take their place"
 
     def mask(self, names: np.ndarray) -> np.ndarray:
-        """Whether each of the names is lost, bool [n]."""
-        if not self._reasons:
-            return np.zeros(len(names), bool)
-        return np.array([name in self._reasons for name in names.tolist()], bool)
+        """Returns whether each of the names is lost, bool [n]."""
+        return np.isin(names, list(self._reasons))
 
 
 def are_too_many(lost: int, total: int) -> bool:
-    """Whether a folder has lost so many images that a run on the others would be another run."""
+    """Returns whether a folder has lost so many images that a run on the others would be another run."""
     return lost > 1 and lost >= MAX_LOST * total
 
 
 def lost_rows(source: Source) -> np.ndarray:
-    """Whether each example can no longer be read, as far as this process knows, bool [n]."""
+    """Returns whether each example is lost, bool [n], as far as this process has noticed."""
     return source.lost.mask(source.names) if source.lost else np.zeros(source.num_examples, bool)
 
 
 def find_lost(source: Source, batch: np.ndarray, others: np.ndarray) -> bool:
-    """Looks for files that can no longer be read, after the pipeline has failed.
+    """Adds to `source.lost` the files that can no longer be read, after the pipeline has failed.
 
     Args:
-      source: examples; only those of a folder are looked at.
-      batch: rows that are decoded.
-      others: rows whose files only have to be there.
+      source: examples; only those of a folder have files.
+      batch: rows whose files are decoded.
+      others: rows whose files only have to exist.
 
     Returns:
-      Whether there are any that `source.lost` did not have.
+      Whether there were any.
     """
     if source.lost is None:
         return False
@@ -120,12 +118,12 @@ def find_lost(source: Source, batch: np.ndarray, others: np.ndarray) -> bool:
         if b"://" not in source.records[row] and not os.path.lexists(source.records[row]):
             reasons[str(source.names[row])] = "vanished"
     if reasons:
-        print(source.lost.add(reasons), flush=True)  # Not `say`: other processes may not have read the file.
+        print(source.lost.add(reasons), flush=True)  # By every process, since each reads its own files.
     return bool(reasons)
 
 
 def subset(source: Source, rows: np.ndarray) -> Source:
-    """The examples of these rows, sorted; pipelines then yield positions in the subset as the index."""
+    """Returns the examples of these rows, sorted; pipelines then yield positions in the subset as index."""
     rows = np.sort(rows)
     if isinstance(source.records, tf.Variable):
         records = tf.Variable(tf.gather(source.records, rows), trainable=False)
@@ -136,7 +134,7 @@ def subset(source: Source, rows: np.ndarray) -> Source:
 
 
 def span(source: Source, start: int, stop: int) -> Source:
-    """The examples from `start` to `stop`, in order; the index that pipelines yield counts from `start`."""
+    """Returns the examples from `start` to `stop`; the index that pipelines yield counts from `start`."""
     if source.random_access:
         return subset(source, np.arange(start, stop))
 
@@ -147,7 +145,7 @@ def span(source: Source, start: int, stop: int) -> Source:
 
 
 def sample(source: Source, size: int, *, seed: int) -> Source:
-    """At most `size` random examples; the first ones of a stream, which is shuffled on disk."""
+    """Returns at most `size` random examples; the first ones of a stream, which is shuffled on disk."""
     if size >= source.num_examples:
         return source
     if not source.random_access:
@@ -156,7 +154,7 @@ def sample(source: Source, size: int, *, seed: int) -> Source:
 
 
 def labelled(source: Source) -> Source:
-    """The examples that have a label; all of a stream, whose labels are not known before it is read."""
+    """Returns the examples that have a label; a stream as a whole, since only reading it shows labels."""
     if not source.random_access or (source.labels >= 0).all():
         return source
     return subset(source, np.flatnonzero(source.labels >= 0))
@@ -196,7 +194,7 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
 
 
 def fingerprint(source: Source) -> dict[str, str | int]:
-    """Facts that tell a dataset from others, for processes to find out whether all read the same one."""
+    """Returns facts by which processes check that all read the same dataset."""
     facts = {"size": source.num_examples, "classes": source.num_classes}
     if source.random_access:
         digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
@@ -207,17 +205,12 @@ def fingerprint(source: Source) -> dict[str, str | int]:
 
 
 def check_labels(name: str, num_classes: int, labels: np.ndarray) -> None:
-    """Checks that labels, int [n], are from 0 to `num_classes` - 1; without classes, labels may be anything.
-
-    Raises:
-      UserError: one is not.
-    """
-    wrong = labels[(labels < 0) | (labels >= num_classes)] if num_classes else labels[:0]
-    if len(wrong):
+    """Raises a UserError unless labels, int [n], are from 0 to `num_classes` - 1, or there are no classes."""
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if num_classes and len(wrong):
         raise UserError(
-            f"{name}: a label is {wrong[0]}, but dataset.num_classes={num_classes}: expected 0 to "
-            f"{num_classes - 1}; set --config.dataset.num_classes to more than the highest label, or choose "
-            "a split that is labelled"
+            f"{name}: a label is {wrong[0]}, but dataset.num_classes={num_classes}: set "
+            "--config.dataset.num_classes to more than the highest label, or choose a labelled split"
         )
 
 

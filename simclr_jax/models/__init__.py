@@ -25,8 +25,8 @@ class SimCLR(nn.Module):
       encoder, projection_head, supervised_head: the parts; no supervised head where there are no classes.
       supervised_layer: index into `projection_hiddens` of the supervised head's input: 0 for the features, 1
         for the projection head's first layer (SimCLR v2 section 3.1), and so on.
-      input_mean, input_std: mean and standard deviation of red, green and blue in [0, 1], by which encoders
-        that others trained want pixels normalised; None: pixels stay as they are, as SimCLR has them.
+      input_mean, input_std: mean and standard deviation of red, green and blue in [0, 1], for pretrained
+        encoders that expect normalised pixels; None: pixels stay in [0, 1], as in SimCLR.
     """
 
     encoder: nn.Module
@@ -47,8 +47,8 @@ class SimCLR(nn.Module):
           train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
           detach_logits: no gradient flows from the logits into the encoder or the projection head, which
             makes the supervised head a linear probe of a network that is being pretrained.
-          after_block: number of the block group behind which alone `train` holds; -1: `train` holds
-            everywhere. Only `resnet.ResNet` takes it.
+          after_block: `train` applies to the block groups behind this one only; -1: it applies everywhere.
+            Only `resnet.ResNet` takes it.
 
         Returns:
           `features` [b, w], `projection` [b, projection_dim], `projection_hiddens` (list: the features, then
@@ -58,7 +58,7 @@ class SimCLR(nn.Module):
         """
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 255
-        if self.input_mean is not None:  # before any padding, whose zeros stay zeros
+        if self.input_mean is not None:  # Convolutions pad later, so their zeros are not normalised.
             images = (images - jnp.array(self.input_mean)) / jnp.array(self.input_std)
         encoded = self.encoder(images, train, *(() if after_block < 0 else (after_block,)))
         features, stages = encoded if isinstance(encoded, tuple) else (encoded, {})
@@ -79,8 +79,8 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
       config: has the keys of `model` in configs/base.py, as attributes; those that it lacks have their
         defaults. Parameters and statistics are float32, whatever its `dtype`.
       num_classes: width of the supervised head; 0 for none.
-      whole_projection: whether to build the projection head as pretraining needs it, or only the layers that
-        lead to `supervised_layer`: after pretraining the others are not needed.
+      whole_projection: whether to build all of the projection head, as pretraining needs it, or only the
+        layers up to `supervised_layer`, as later tasks do.
       remat: see `resnet.ResNet`.
 
     Raises:
@@ -108,7 +108,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
 
 
 def make_init(model: SimCLR, image_size: int) -> Callable[[jax.Array], dict[str, Any]]:
-    """Builds `init(key) -> {'params', 'batch_stats'}` of a whole model, compiled."""
+    """Builds a compiled function that initialises a model: key -> {'params', 'batch_stats'}."""
 
     def init(key):
         return {"batch_stats": {}} | model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)

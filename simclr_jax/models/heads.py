@@ -13,7 +13,7 @@ _initial = nn.initializers.normal(0.01)
 
 
 def _dense_init(key, shape, dtype=jnp.float32):
-    """Draws the numbers of `_initial` as a row, which XLA compiles faster."""
+    """Draws the same numbers as `_initial`, in one row: XLA compiles that faster."""
     return _initial(key, (math.prod(shape),), dtype).reshape(shape)
 
 
@@ -43,7 +43,7 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, train: bool = False) -> list[jax.Array]:
         """Returns the features [b, w] and the output of every built layer, a list of float32 arrays."""
-        # Normalising into float32 costs nothing here, and the loss compares projections at high precision.
+        # The loss compares projections at high precision, and float32 costs nothing here.
         norm = batch_norm(train=train, sync=self.sync_batch_norm, dtype=jnp.float32)
         hiddens = [features]
         for layer in range(self.num_layers if self.kept_layers is None else self.kept_layers):
@@ -58,5 +58,5 @@ class ProjectionHead(nn.Module):
 
 
 def supervised_head(num_classes: int, *, zero_init: bool = False) -> nn.Dense:
-    """A linear classifier in float32: [b, w] -> [b, num_classes]."""
+    """Builds a linear classifier in float32: [b, w] -> [b, num_classes]."""
     return nn.Dense(num_classes, kernel_init=nn.initializers.zeros if zero_init else _dense_init)

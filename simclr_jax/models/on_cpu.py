@@ -1,8 +1,9 @@
-"""Operations of training that XLA computes slowly on CPUs, in a faster form: equal within rounding.
+"""Faster forms of operations that XLA computes slowly on CPUs; other platforms get the plain operations.
 
-In a step of configs/digits.py (2 cores, jax 0.10) the gradient of the stem's pool took a sixth of the time.
-Convolutions of images smaller than their kernel, for which XLA has no fast algorithms, took a third.
-Other platforms get the plain operations.
+Both forms are equal within rounding.
+
+In a step of configs/digits.py (2 cores, jax 0.10), the gradient of the stem's pool took a sixth of the time,
+and convolutions of images smaller than their kernel, for which XLA has no fast algorithm, took a third.
 """
 
 import functools
@@ -28,8 +29,8 @@ def convolve(x, kernel, strides, padding, **options):
 def max_pool(x, padding):
     """Computes `nn.max_pool` of 3 x 3 at stride 2, of x [n, h, w, c] behind a ReLU.
 
-    On CPUs it pools along one axis after the other. Where values tie, their gradients differ then; behind a
-    ReLU values tie at 0, where its gradient is 0.
+    On CPUs it pools along one axis after the other. Then tied values share the gradient differently; behind a
+    ReLU they tie at 0 only, where the ReLU's gradient is 0.
     """
     plain = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=padding)
     separable = functools.partial(_separable_max_pool, padding=padding)

@@ -1,13 +1,13 @@
 """Residual networks as SimCLR trains them (He et al. 2015; stride on the 3x3 convolution).
 
-Layer for layer the network of google-research/simclr, so that its checkpoints and published figures
-carry over: every group opens with a projection shortcut, strided convolutions pad symmetrically
-whatever the input size, the max pool pads as TensorFlow's SAME does, and the last batch norm of
-every residual branch starts at zero (Goyal et al. 2017), which makes each block start as its shortcut.
+They equal those of google-research/simclr layer for layer, so that its checkpoints and published figures
+carry over: every group opens with a projection shortcut, strided convolutions pad symmetrically whatever the
+input size, the max pool pads as TensorFlow's SAME does, and the scale of the last batch norm in a residual
+branch starts at zero (Goyal et al. 2017), so that each block starts as its shortcut.
 
-Networks that others trained differ in details, for which `max_pool`, `project_first` and `bottleneck_width`
-are there: PyTorch pads its max pool on all sides, the first group of torchvision's ResNet-18 and 34 opens
-with the identity, and its wide ResNets are wide inside their bottlenecks only.
+`max_pool`, `project_first` and `bottleneck_width` serve networks from PyTorch, which differ: their max pool
+pads on all sides, the first group of torchvision's ResNet-18 and 34 opens with the identity, and its wide
+ResNets are wide inside their bottlenecks only.
 
 `sk_ratio` > 0 gives SimCLR v2's networks (Chen et al. 2020b, section 3): selective kernels (Li et al. 2019)
 with the ResNet-D stem and shortcut (He et al. 2018).
@@ -29,7 +29,7 @@ _initial = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def _conv_init(key, shape, dtype=jnp.float32):
-    """Draws the numbers of `_initial` as a matrix: on CPUs, XLA compiles four axes ten times longer."""
+    """Draws the same numbers as `_initial`, in a matrix: on CPUs, XLA compiles four axes ten times longer."""
     return _initial(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
@@ -45,10 +45,10 @@ def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False,
 
 
 def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
-    """Prepares batch norm with float32 statistics and parameters; `dtype` is the dtype of its output.
+    """Returns a constructor of batch norm with float32 statistics and parameters and outputs of `dtype`.
 
     With `sync`, training takes its statistics over the global batch: over every device of the mapped step
-    that calls the model (SimCLR section 2.2). Outside such a step, the batch at hand is the global one.
+    that calls the model (SimCLR section 2.2). Outside such a step, the input is the global batch.
     """
     return partial(
         nn.BatchNorm,
@@ -61,9 +61,9 @@ def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., nn.Batch
 
 
 class SelectiveKernel(nn.Module):
-    """Two 3x3 streams mixed channel by channel with weights from their pooled sum (Li et al. 2019).
+    """Two convolutions mixed channel by channel with weights from their pooled sum (Li et al. 2019).
 
-    As in SimCLR v2 both streams are 3x3 and halves of one convolution.
+    As in SimCLR v2, both are 3x3 and halves of one convolution.
     [b, h, w, c] -> [b, h/stride, w/stride, filters].
     """
 
@@ -181,7 +181,7 @@ class ResNet(nn.Module):
       bottleneck_width: multiplies the filters inside bottlenecks, on top of `width`.
       sync_batch_norm: see `batch_norm`.
       dtype: of activations; parameters and statistics are always float32.
-      remat: keeps only what lies between residual blocks for backpropagation, which computes the rest again.
+      remat: stores the activations between residual blocks only; backpropagation computes the others again.
     """
 
     block: type[Block]
@@ -206,8 +206,8 @@ class ResNet(nn.Module):
         Args:
           images: [b, h, w, 3], in [0, 1].
           train: normalise with the batch's statistics and update the moving ones.
-          after_block: number of the block group behind which alone `train` holds: 0 leaves the stem in eval
-            mode, 1 the first group too, and so on; -1 nothing.
+          after_block: `train` applies to the block groups behind this one only: 0 leaves the stem in eval
+            mode, 1 the first group too, and so on; -1: it applies everywhere.
 
         Returns:
           Features [b, w] float32, and the activations of every stage [b, h', w', c] in `dtype` under the

@@ -1,11 +1,11 @@
-"""Compares the variables in the files of other programs with those of the network that they resemble."""
+"""Checks the variables in files of other programs against a network of this package."""
 
 from simclr_jax.models import describe
 from simclr_jax.process import UserError, first_few
 
 
 def check_variables(path: str, config, shapes: dict, expected: dict, unknown=frozenset()) -> None:
-    """Compares the variables of a file with those of the network that it resembles.
+    """Checks that a file has the variables of the network that it resembles.
 
     Args:
       path: the file, for the message.

@@ -1,1 +1,1 @@
-"""Views of images: the recipe, what of it runs on the devices, and the batches of pretraining."""
+"""Views of images: their recipe, the part that runs on the devices, and the batches of pretraining."""

@@ -10,8 +10,8 @@ from simclr_jax import parallel
 from simclr_jax.process import UserError
 from simclr_jax.views.recipe import DRAWS, make_recipe
 
-# Makes a view [size, size, 3], uint8 or floats in [0, 1], of an image, uint8 [h, w, 3], and a seed, int32
-# [2].
+# A function (image, seed) -> view in TensorFlow: uint8 [h, w, 3], int32 [2] -> [size, size, 3], uint8 or
+# float32 in [0, 1].
 View = Callable
 
 
@@ -20,7 +20,7 @@ def views(config, view: View | None, image, seed) -> dict:
 
     Args:
       config: of pretraining.
-      view: a program's own view; None follows the recipe of `config.augment`.
+      view: the user's own view function; None follows the recipe of `config.augment`.
       image: uint8 [h, w, 3].
       seed: int32 [2].
     """
@@ -36,7 +36,7 @@ def views(config, view: View | None, image, seed) -> dict:
 
 
 def check_view(view: View, size: int) -> None:
-    """Raises a UserError unless a program's view of an image has the right dtype and shape."""
+    """Raises a UserError unless a user's view function returns the right dtype and shape."""
     from simclr_jax.data import tf
 
     made = view(tf.zeros([size + 8, size, 3], tf.uint8), tf.constant([0, 0]))
@@ -48,17 +48,17 @@ def check_view(view: View, size: int) -> None:
 
 
 def crops(config, image, seed) -> dict:
-    """Makes what the devices need for two views: crops as `view1` and `view2`, with `draws1` and `draws2`."""
+    """Makes the crops that the devices turn into two views, `view1` and `view2`, and their random numbers."""
     from simclr_jax.data import augment
 
     recipe, dtype = make_recipe(config.augment), config.augment.crop_dtype
-    pair = augment.two_crops(image, seed, config.image_size, recipe, dtype=dtype)
-    (view1, draws1), (view2, draws2) = pair
+    pairs = augment.two_crops(image, seed, config.image_size, recipe, dtype=dtype)
+    (view1, draws1), (view2, draws2) = pairs
     return {"view1": view1, "view2": view2, "draws1": draws1, "draws2": draws2}
 
 
 def batch_shapes(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a batch of so many rows, as the train step takes it."""
+    """Returns the shapes and dtypes of a batch of the train step."""
     on_device, images = config.augment.on_device, (rows, config.image_size, config.image_size, 3)
     dtype = config.augment.crop_dtype if on_device else "uint8"
     shapes = {view: jax.ShapeDtypeStruct(images, dtype) for view in ("view1", "view2")}
@@ -88,10 +88,9 @@ def example_views(config, workdir, view: View | None = None, *, count: int) -> d
     """Returns `count` training images in the evaluation view, `image`, and two views of each, all uint8."""
     from simclr_jax.data import augment, datasets, pipeline
 
+    # A few images are no reason to read a large dataset as a whole.
     dataset = config.dataset.copy_and_resolve_references()
-    dataset.update(
-        in_memory=False, shuffle_buffer=16
-    )  # a large dataset is not read as a whole for a few images
+    dataset.update(in_memory=False, shuffle_buffer=16)
 
     def transform(image, seed):
         return {"image": augment.eval_view(image, config.image_size)} | views(config, view, image, seed)

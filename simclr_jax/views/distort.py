@@ -1,7 +1,7 @@
 """Mirroring, colour and blur of views inside the train step, in JAX; `data/augment.py` does them on the host.
 
 The input pipeline then hands over crops and the draws of every view (`augment.two_crops`), which takes half
-of its time. The same draws give the same pixels, within float rounding.
+the time of finished views. The same draws give the same pixels, within float rounding.
 """
 
 import jax
@@ -12,7 +12,7 @@ from simclr_jax.views.recipe import DRAWS, LUMA, OPERATIONS, ORDERS, Recipe, blu
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(len(OPERATIONS))
 _NONE = len(OPERATIONS)  # leaves a view as it is
-_NO_BLUR = 1e-3  # a standard deviation in pixels that leaves all weights but the middle one at 0
+_NO_BLUR = 1e-3  # standard deviation, in pixels, at which all weights but the middle one are 0
 
 
 def distort(crops: jax.Array, draws: jax.Array, recipe: Recipe) -> jax.Array:
@@ -21,24 +21,23 @@ def distort(crops: jax.Array, draws: jax.Array, recipe: Recipe) -> jax.Array:
     Args:
       crops: float [b, s, s, 3], in levels from 0 to 255, with bicubic's overshoot.
       draws: float32 [b, len(DRAWS)], in [0, 1].
-      recipe: of the views.
+      recipe: how the views are made.
 
     Returns:
-      uint8 [b, s, s, 3], as the input pipeline hands over finished views.
+      The views, uint8 [b, s, s, 3], as the input pipeline makes them.
     """
     draw = dict(zip(DRAWS, draws.T))
     mirrored = _per_image(draw["flip"] < recipe.flip_probability)[..., None]
     crops = jnp.where(mirrored, crops[:, :, ::-1], crops).astype(jnp.float32) * (1 / 255)
-    planes = tuple(jnp.moveaxis(crops, -1, 0))  # each [b, s, s]: TPUs pad short last axes
+    planes = tuple(jnp.moveaxis(crops, -1, 0))  # Each is [b, s, s], since TPUs pad short last axes.
     planes = _jitter(planes, draw, recipe)
     luma = sum(weight * plane for weight, plane in zip(LUMA, planes))
     grey = _per_image(draw["grayscale"] < recipe.grayscale_probability)
     views = jnp.stack([_clip(jnp.where(grey, luma, plane)) for plane in planes], axis=1)
     if recipe.blur:
         low, high = recipe.blur_sigma
-        sigma = jnp.where(
-            draw["blur"] < recipe.blur_probability, low + (high - low) * draw["sigma"], _NO_BLUR
-        )
+        sigma = low + (high - low) * draw["sigma"]
+        sigma = jnp.where(draw["blur"] < recipe.blur_probability, sigma, _NO_BLUR)
         views = _clip(_blur(views, sigma, blur_radius(views.shape[-1])))
     return jnp.moveaxis(jnp.round(views * 255), 1, -1).astype(jnp.uint8)
 
@@ -46,15 +45,14 @@ def distort(crops: jax.Array, draws: jax.Array, recipe: Recipe) -> jax.Array:
 def _jitter(planes, draw, recipe):
     """Applies the colour operations in each view's own order.
 
-    Contrast needs the mean of a whole plane, so it is applied once, between what comes before it in an order
-    and what comes after it.
+    Contrast needs the mean of a whole plane, so it is applied once, between the operations before it and
+    those after it.
     """
     jittered = draw["jitter"] < recipe.jitter_probability
     order = jnp.asarray(ORDERS)[(draw["order"] * len(ORDERS)).astype(jnp.int32)]
     strength = recipe.color_jitter_strength
-    factors = [
-        _per_image(1 + recipe.factor_range * strength * (2 * draw[name] - 1)) for name in OPERATIONS[:_HUE]
-    ]
+    factors = [1 + recipe.factor_range * strength * (2 * draw[name] - 1) for name in OPERATIONS[:_HUE]]
+    factors = [_per_image(factor) for factor in factors]
     turn = _per_image(recipe.hue_range * strength * (2 * draw["hue"] - 1))
     contrast_place = jnp.argmax(order == _CONTRAST, axis=1)
 

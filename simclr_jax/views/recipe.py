@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The random numbers of a view besides its crop, each drawn from U(0, 1), in the order of the array of draws.
+# Names of a view's random numbers besides those of its crop, each from U(0, 1), in the order of the array.
 DRAWS = (
     "flip",
     "jitter",
@@ -22,7 +22,7 @@ DRAWS = (
     "saturation",
     "hue",
 )
-# The colour operations of the jitter, and every order of them.
+# The operations of the colour jitter, and all 24 orders of them.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = np.array(list(itertools.permutations(range(len(OPERATIONS)))), np.int32)
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -33,11 +33,11 @@ class Recipe(NamedTuple):
 
     Attributes:
       min_area: smallest share of the image that a crop covers.
-      flip: whether views are mirrored; wrong where mirroring changes the class (digits).
+      flip: whether views are mirrored; False where mirroring changes the class, as for digits.
       color_jitter_strength: scales the colour jitter, from 0 to 1.25; 0.5 for CIFAR-10. It does not scale
         grayscale.
-      blur: whether views are blurred; the paper does not on CIFAR-10.
-      flip_probability, jitter_probability, grayscale_probability, blur_probability: of each view.
+      blur: whether views are blurred; False in the paper's CIFAR-10 runs.
+      flip_probability, jitter_probability, grayscale_probability, blur_probability: for each view.
       factor_range: at strength 1, the factors of brightness, contrast and saturation lie within 1 +- this.
       hue_range: at strength 1, the hue turns by at most this share of the circle, in either direction.
       blur_sigma: smallest and largest standard deviation of the Gaussian, in pixels.
@@ -60,7 +60,7 @@ DEFAULT = Recipe()
 
 
 def make_recipe(augment) -> Recipe:
-    """Returns the recipe of `config.augment`, whose keys are fields of the recipe; it may lack some."""
+    """Returns the recipe of `config.augment`; fields that are no keys of it have their defaults."""
     return Recipe(**{name: augment[name] for name in Recipe._fields if name in augment})
 
 

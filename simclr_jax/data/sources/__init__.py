@@ -1,1 +1,1 @@
-"""Loaders of examples, a file each; every one returns a `source.Source` of a split."""
+"""Loaders of examples, one in each file, that return a `source.Source` of a split."""

@@ -15,12 +15,12 @@ _given: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # Images and labels by sp
 
 @contextmanager
 def given(train, held_out=None) -> Iterator[str]:
-    """Makes `dataset.name='arrays'` mean these examples inside; yields a digest that tells them from others.
+    """Holds the examples of `dataset.name='arrays'` while inside; yields their digest.
 
     Args:
-      train: images uint8 [n, h, w, c], c 3 or 1, which is grey; or a pair of those and labels, int [n], -1
+      train: images uint8 [n, h, w, c], c 3 or 1, which is grey; or a pair of images and labels, int [n], -1
         where an image has none.
-      held_out: such examples to judge features on; None: no features are judged by labels.
+      held_out: examples of the same form to judge features on; None: labels judge no features.
 
     Raises:
       UserError: images or labels have another type or shape, or another run has given examples.
@@ -43,7 +43,7 @@ def given(train, held_out=None) -> Iterator[str]:
 
 
 def load(split: str) -> Source:
-    """Returns the examples of 'train' or 'eval'; those of 'probe' are those of 'train'.
+    """Returns the examples of 'eval', or those of 'train', which are also the examples of 'probe'.
 
     Raises:
       UserError: the program has given no examples.

@@ -3,7 +3,7 @@
     python -m simclr_jax.data.sources.digits FOLDER
 
 writes them as PNG files without labels, to try out the tasks for folders: FOLDER/photos has the digits to
-train on, FOLDER/new the held-out ones. A file's name alone tells the digit, as 7 in photos/0042-7.png.
+train on, FOLDER/new the held-out ones. Only a file's name shows its digit, as 7 in photos/0042-7.png.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def load(split: str) -> Source:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = np.repeat(images[..., None], 3, axis=-1)
-    # The random state is a constant, not the run's seed: every run and task holds out the same digits.
+    # The random state is a constant, so that every run and task holds out the same digits.
     train, held_out = train_test_split(
         np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0
     )

@@ -17,7 +17,7 @@ from simclr_jax.data import CORES
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
 from simclr_jax.data.source import LostFiles, Source, are_too_many
-from simclr_jax.process import UserError, escape, first_few, say
+from simclr_jax.process import UserError, escape, first_few, reason_of, say
 from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
 
 _TRAIN_FOLDERS = ("train", "training")
@@ -37,13 +37,11 @@ _SPECIAL_FILES = {
 
 def load(config, split: str, *, seed: int, workdir=None) -> Source:
     """Opens the images of 'train', 'eval' or 'all'; see `datasets.load`."""
-    value_range = config.value_range
-    if value_range is not None and not (
-        len(value_range) == 2 and 0 <= value_range[0] < value_range[1] <= 65535
-    ):
+    bounds = config.value_range
+    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 65535):
         raise UserError(
-            f"dataset.value_range={value_range}: expected two numbers of 16 bits, the lower one first; set "
-            "--config.dataset.value_range='(0, 4095)', or leave it out to have it told from the folder"
+            f"dataset.value_range={bounds}: expected two numbers of 16 bits, the lower one first, as in "
+            "--config.dataset.value_range='(0, 4095)'; without it, the images decide"
         )
     path = os.path.expanduser(config.path or "")
     listed = catalogue(
@@ -54,7 +52,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         labels=config.labels and os.path.expanduser(config.labels),
         whole=split == "all",
         max_pixels=config.max_pixels,
-        value_range=value_range,
+        value_range=bounds,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -63,10 +61,10 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
     if config.num_classes is not None and config.num_classes < num_classes:
         raise UserError(
             f"dataset.num_classes={config.num_classes}, but {escape(path)} has the {num_classes} classes "
-            f"{', '.join(map(escape, listed['classes'][:3]))}{', ...' if num_classes > 3 else ''}; unset "
-            "--config.dataset.num_classes, or set --config.dataset.classes=False for no labels"
+            f"{first_few(map(escape, listed['classes']))}; unset --config.dataset.num_classes, or set "
+            "--config.dataset.classes=False for no labels"
         )
-    value_range = listed["value_range"] and tuple(value_range or listed["value_range"])
+    value_range = listed["value_range"] and tuple(bounds or listed["value_range"])
     # A CSV file need not label all images; sub-folders label all or none.
     is_labelled = len(labels) and (config.labels or (labels >= 0).all())
     name = escape(path) if split == "all" else f"{escape(path)} ({split})"
@@ -100,25 +98,25 @@ def catalogue(
     max_pixels=decoder.MAX_PIXELS,
     value_range=None,
 ) -> dict:
-    """Lists the images of a folder that can be decoded, and tells how it understood the folder.
+    """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
-    `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits. Else
-    an image is held out, from training or from the whole folder, where a hash of (seed, relative path) is in
-    the lowest tenth: it stays so when others come or go. Two or more sub-folders of the (training) folder,
-    and no image beside them, are the classes. Symbolic links and special files are ignored.
+    `train/` (or training) and `val/` (or valid, validation, test, testing) sub-folders are the splits.
+    Without the latter, the images whose hash of (seed, relative path) is in the lowest tenth are held out: an
+    image keeps its split when others come or go. Two or more sub-folders of the (training) folder, and no
+    image beside them, are the classes. Symbolic links and special files are ignored.
 
     Args:
       path: the folder; any file system that TensorFlow reads.
       seed: of the held-out images.
-      workdir: keeps the answer in images.json, which the next start reads instead: it does not decode
+      workdir: keeps the list in images.json, which the next start reads instead: it does not decode
         again, and no index moves when files are added. A damaged one is set aside and made anew.
-      classes: False: no labels, and the images beside `train/` are trained on too.
+      classes: whether sub-folders are classes; if not, the images beside `train/` are trained on too.
       labels: CSV file of labels, see `data.labels`; it wins over sub-folders. Its labels are kept with the
         list: a start with a changed file is an error, a start without the file is none.
-      whole: says nothing of splits, since all images are wanted.
+      whole: prints no notes on splits, since the caller uses all images.
       max_pixels: larger images are refused by their header.
       value_range: values that become black and white in images of 16 bits; None: 0 and the highest value of
-        as many bits (8, 10, 12, 14 or 16) as the images of the folder use.
+        as many bits (8, 10, 12, 14 or 16) as the images use.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
@@ -148,9 +146,7 @@ def catalogue(
     if not files:
         remedy = "convert other image types to PNG, which keeps all bits"
         if ignored["symbolic links"]:
-            remedy = (
-                "links are not followed: set --config.dataset.path to what they point to, or copy it (cp -rL)"
-            )
+            remedy = "links are not followed: set --config.dataset.path to their target, or copy it (cp -rL)"
         suffixes = " ".join(decoder.IMAGE_TYPES)
         raise UserError(f"{where}: found no {suffixes} files, only {_counts(ignored)}; {remedy}")
     traits, corrupt, too_large = _inspect(path, files, max_pixels)
@@ -164,8 +160,6 @@ def catalogue(
     listed, split_notes, class_notes = _assign(path, good, seed, classes and not labels, strict=not whole)
     if labels:
         listed, class_notes = _relabel(listed, labels, path)
-    highest = [value for holds, value in traits.values() if holds[-1]]  # of the images of 16 bits
-    listed["value_range"] = _value_range(highest, value_range)
 
     count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
     summary = [
@@ -177,13 +171,13 @@ def catalogue(
     if too_large:
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
-        notes.append(
-            "symbolic links, to files as to folders, are not followed: copy what they point to (cp -rL)"
-        )
+        notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
     counts = [sum(column) for column in zip(*(holds for holds, _ in traits.values()))]
     words = [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
-    if highest:
-        low, high = listed["value_range"]
+    listed["value_range"] = None
+    if highest := [value for holds, value in traits.values() if holds[-1]]:  # Images of 16 bits.
+        low, high = value_range or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits))
+        listed["value_range"] = [low, high]
         words[-1] += f", {low} to {high} (--config.dataset.value_range)"
     if words:
         notes.append(f"images: {'; '.join(words)}")
@@ -202,12 +196,8 @@ def _read(listing, path):
     try:
         listed = {"value_range": None, "left": []} | read_json(listing)
         _check_listed(listed)
-    except (KeyError, TypeError):
-        fault = "lists of classes, train and eval are missing"
-    except IsADirectoryError:
-        fault = "it is a folder"
-    except (ValueError, RecursionError) as error:  # JSON or UTF-8 that is none are ValueErrors.
-        fault = f"{type(error).__name__}: {error}"
+    except (IsADirectoryError, KeyError, RecursionError, TypeError, ValueError) as error:
+        fault = f"{type(error).__name__}: {reason_of(error)}"
     else:
         names = [name for name, _ in _entries(listed)]
         outside = [name for name in names if name.startswith("/") or "://" in name or ".." in name.split("/")]
@@ -217,12 +207,9 @@ def _read(listing, path):
                 "move the file away, and it is made anew"
             )
         return listed
-    with suppress(StorageError):  # Only the first process can rename the file, so it prints: not `say`.
-        aside = set_aside(listing)
-        print(
-            f"{escape(listing)}: damaged ({escape(fault)[:100]}); moved to {aside.name} and made anew",
-            flush=True,
-        )
+    with suppress(StorageError):  # The one process that renames the file prints this: not `say`.
+        aside = set_aside(listing).name
+        print(f"{escape(listing)}: damaged ({fault[:100]}); moved to {aside} and made anew", flush=True)
     return None
 
 
@@ -231,20 +218,15 @@ def _entries(listed):
 
 
 def _check_listed(listed):
-    """Raises ValueError, TypeError or KeyError unless it is a list that `catalogue` may have written."""
-    num_classes = len(listed["classes"])
-    if not all(isinstance(name, str) for name in listed["classes"]):
-        raise ValueError("class names are no text")
-    for name, label in _entries(listed):
+    """Raises ValueError, TypeError or KeyError unless `catalogue` may have written this list."""
+    classes = listed["classes"]
+    low, high = listed["value_range"] or (0, 1)
+    if not (listed["train"] and type(low) is type(high) is int and low < high):
+        raise ValueError("no training images, or a wrong value_range")
+    for name, label in [*_entries(listed), *((name, -1) for name in classes)]:
         is_name = isinstance(name, str) and name and "\0" not in name
-        if not is_name or type(label) is not int or not -1 <= label < num_classes:
+        if not is_name or type(label) is not int or not -1 <= label < len(classes):
             raise ValueError(f"there is an entry {[name, label]!r}")
-    if not listed["train"]:
-        raise ValueError("there are no training images")
-    if listed["value_range"] is not None:
-        low, high = listed["value_range"]
-        if type(low) is not int or type(high) is not int or low >= high:
-            raise ValueError(f"value_range is {[low, high]!r}")
 
 
 def _vanished(listed, files, listing, path):
@@ -253,8 +235,7 @@ def _vanished(listed, files, listing, path):
     if are_too_many(len(vanished), len(names)):
         raise UserError(
             f"{first_few(map(escape, vanished))}: listed in {escape(listing)} but no longer in "
-            f"{escape(path)}, {len(vanished)} of {len(names)} images; restore what is missing, or start with "
-            "a new --workdir"
+            f"{escape(path)}, {len(vanished)} of {len(names)} images; restore them or use a new --workdir"
         )
     return vanished
 
@@ -263,11 +244,9 @@ def _walk(path):
     """Returns {relative path: size} of the image files, sorted, and counts of other files by their type."""
 
     def fail(error):
-        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or error
-        raise UserError(
-            f"{escape(getattr(error, 'filename', None) or path)}: {reason}; "
-            "set --config.dataset.path to a folder that can be read"
-        )
+        place = escape(getattr(error, "filename", None) or path)
+        remedy = "set --config.dataset.path to a folder that can be read"
+        raise UserError(f"{place}: {reason_of(error)}; {remedy}")
 
     remote = "://" in path
     walk = tf.io.gfile.walk if remote else os.walk
@@ -279,7 +258,7 @@ def _walk(path):
     for top, folders, names in walk(path, onerror=fail):
         links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
         ignored["symbolic links"] += len(links)
-        # In place: so `walk` is told not to descend.
+        # Changed in place, so that `walk` does not descend into the others.
         folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
         for name in names:
             if name.startswith("."):
@@ -340,21 +319,14 @@ def _inspect(path, files, max_pixels):
 def _silent_codecs():
     """Drops the lines that libjpeg and libpng print about damaged files, whose failures are errors, too."""
     sys.stderr.flush()
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(null)
-
-
-def _value_range(highest, value_range):
-    """Returns [low, high], by the config or the highest values of images of 16 bits; None without any."""
-    if not highest:
-        return None
-    return list(value_range or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits)))
 
 
 def _relabel(listed, labels, path):
@@ -364,8 +336,7 @@ def _relabel(listed, labels, path):
     classes = sorted(counts)
     notes = [
         f"labels: {len(label_of)} of {escape(labels)} in {len(classes)} classes, {min(counts.values())} to "
-        f"{max(counts.values())} each: {first_few(map(escape, classes))}; "
-        "what it does not name has no label"
+        f"{max(counts.values())} each: {first_few(map(escape, classes))}; other images have no label"
     ]
     notes += [f"labels: {pair} are two classes" for pair in label_files.similar_classes(classes)]
     numbers = {label: number for number, label in enumerate(classes)}
@@ -476,17 +447,16 @@ def _note_on_classes(path, files, base, classes, with_classes):
 
 
 def _hold_out(files, seed):
-    """Names whose hash is in the lowest tenth: so an image keeps its side when others come or go."""
+    """Returns the names whose hash is in the lowest tenth: an image keeps its split when others come or go.
 
-    def digest(name):
+    At least one of two or more images is held out, and at least one is trained on.
+    """
+
+    def rank(name):
         return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
-    chosen = {name for name in files if int.from_bytes(digest(name)[:8], "big") < _HELD_OUT * 2**64}
-    if len(files) > 1 and not chosen:  # One of a few images is held out all the same.
-        chosen = {min(files, key=digest)}
-    if chosen and len(chosen) == len(files):
-        chosen.remove(max(files, key=digest))
-    return chosen
+    in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in files)
+    return set(sorted(files, key=rank)[: max(0, min(max(in_lowest, 1), len(files) - 1))])
 
 
 def _sub_folders(names):
@@ -495,7 +465,7 @@ def _sub_folders(names):
 
 
 def _classes(names):
-    """The sub-folders, sorted, if there are two or more and no image is beside them."""
+    """Returns the sub-folders, sorted, if there are two or more and no image is beside them."""
     classes = sorted(_sub_folders(names))
     return classes if len(classes) > 1 and all("/" in name for name in names) else []
 

@@ -11,19 +11,19 @@ from simclr_jax.data.decode import decode_bytes
 from simclr_jax.data.source import Source, check_labels, check_size
 from simclr_jax.process import UserError, say
 
-FIRST = 64  # Labels of a stream that are looked at before it is used.
+FIRST = 64  # Labels of a stream that are read before it is used, to tell whether the split is labelled.
 
 
 def load(config, split: str, **_) -> Source:
-    """Opens a split, of 'train' the first `config.num_examples` examples; see `datasets.load`."""
-    import tensorflow_datasets as tfds  # It takes seconds, and digits and folders do without.
+    """Opens a split; 'train' has the first `config.num_examples` examples only; see `datasets.load`."""
+    import tensorflow_datasets as tfds  # The import takes seconds; digits and folders do not need it.
 
     specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
     spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
     builder = _make_builder(config)
     num_classes, class_names = _classes(config, spec, builder.info.features)
-    # One file after the other: the position in the split is the example's index.
+    # Files are read one after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
@@ -35,7 +35,7 @@ def load(config, split: str, **_) -> Source:
         dataset = builder.as_dataset(
             split=instruction, read_config=read_config, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        # tfds.testing.mock_data ignores which examples are asked for, and how many.
+        # tfds.testing.mock_data ignores the range of examples, and so their number.
         return dataset.repeat().take(num_examples).map(unpack)
 
     num_examples, pieces = _extent(config, split, spec, builder)
@@ -45,7 +45,7 @@ def load(config, split: str, **_) -> Source:
         records, labels = open_split(spec, num_examples).batch(num_examples).get_single_element()
         records, labels = tf.Variable(records, trainable=False), labels.numpy()
     else:
-        if num_classes:  # The first labels tell whether the split is labelled at all.
+        if num_classes:
             first = open_split(spec, min(FIRST, num_examples))
             labels = np.array([label for _, label in first.as_numpy_iterator()])
 
@@ -81,10 +81,8 @@ def _make_builder(config):
         close = difflib.get_close_matches(config.name.split("/")[0], tfds.list_builders())
         catalog = "see https://www.tensorflow.org/datasets/catalog"
         hint = f"did you mean {' or '.join(close)}?" if close else catalog
-        raise UserError(
-            f"dataset.name={config.name!r}: expected 'digits', 'folder' or a name in TensorFlow "
-            f"Datasets; {hint}"
-        ) from None
+        expected = "expected 'digits', 'folder' or a name in TensorFlow Datasets"
+        raise UserError(f"dataset.name={config.name!r}: {expected}; {hint}") from None
     except ValueError as error:  # An unknown configuration or version; TFDS lists those that exist.
         raise UserError(f"dataset.name={config.name!r}: {' '.join(str(error).split())}") from None
 
@@ -93,8 +91,8 @@ def _classes(config, spec, features):
     """Returns the number of classes, 0 without labels, and their names."""
     if "image" not in features:
         raise UserError(
-            f"dataset.name={config.name!r} has the features {', '.join(features)}; "
-            "expected 'image' among them; choose a dataset of images"
+            f"dataset.name={config.name!r} has the features {', '.join(features)}, and no 'image': choose a "
+            "dataset of images"
         )
     if "label" not in features or "unlabelled" in spec:
         return 0, ()
@@ -110,7 +108,7 @@ def _classes(config, spec, features):
 
 
 def _extent(config, split, spec, builder):
-    """Returns the number of examples, and the (split, start, stop) of TFDS that `spec` is made of."""
+    """Returns the number of examples, and (split, start, stop) of TFDS for each piece of `spec`."""
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
@@ -129,16 +127,13 @@ def _extent(config, split, spec, builder):
         ) from None
     except ValueError as error:
         raise UserError(
-            f"dataset.{split}_split={spec!r}: {' '.join(str(error).split())} "
-            f"{config.name} has the splits {', '.join(splits)}; "
-            f"set --config.dataset.{split}_split"
+            f"dataset.{split}_split={spec!r}: {' '.join(str(error).split())} {config.name} has the splits "
+            f"{', '.join(splits)}; set --config.dataset.{split}_split"
         ) from None
     if size < 1:  # As under tfds.testing.mock_data.
         wanted = wanted or config.num_examples
     if size < 1 and wanted is None:
-        raise UserError(
-            f"{config.name} does not tell the size of {spec!r}; set --config.dataset.num_examples"
-        )
+        raise UserError(f"{config.name} ({spec}) has no known size; set --config.dataset.num_examples")
     if splits and wanted is not None:
         check_size(wanted, size, f"{config.name} ({spec})")
     size = size if wanted is None else wanted
@@ -149,7 +144,7 @@ def _extent(config, split, spec, builder):
 
 
 def _instructions(pieces, start, stop):
-    """Yields what TFDS has to read for the examples from `start` to `stop` of pieces laid end to end."""
+    """Yields the instructions that read examples `start` to `stop` of pieces laid end to end."""
     import tensorflow_datasets as tfds
 
     offset = 0
