@@ -55,6 +55,7 @@ RANGES = {
     "dataset.split_seed": (0, 2_000_000_000),
     "augment.min_area": (0, 1),
     "augment.color_jitter_strength": (0, 1.25),
+    "augment.solarize": (0, 1),
     "model.width": (1 / 32, 64),  # 2 to 4,096 filters in the first block group
     "model.sk_ratio": (0, 1),
     "model.se_ratio": (0, 1),
@@ -123,6 +124,7 @@ def pretrain() -> ConfigDict:
                 "flip": True,  # mirrors half of the views, from left to right
                 "color_jitter_strength": 1.0,  # how far colours change; 0.5 for small images in the paper
                 "blur": True,  # blurs half of the views
+                "solarize": 0.0,  # probability that a view is solarised (BYOL, arXiv 2006.07733, appendix B)
                 # Distorts the crops in the train step, on the accelerator: the host needs half of its time.
                 "on_device": False,
                 "crop_dtype": "float16",  # type of crops on their way there; 'float32': the very same pixels

@@ -131,6 +131,18 @@ def test_jitter_in_every_order_equals_official():
         np.testing.assert_allclose(tf.transpose(jitter(image, draw), [1, 2, 0]), expected, atol=ATOL)
 
 
+def test_solarized_views_are_the_same_views_with_bright_values_inverted():
+    """Other draws stay as they are, and the share of the views is the probability."""
+    image = np.random.default_rng(0).random((48, 48, 3)).astype(np.float32)
+    plain = draw(view(image, 32, blur=True), 300)
+    solarized = draw(view(image, 32, blur=True, solarize=1.0), 300)
+    np.testing.assert_allclose(solarized, np.where(plain < 0.5, plain, 1 - plain), atol=ATOL)
+    some = draw(view(image, 32, blur=True, solarize=0.2), 300)
+    inverted = (np.abs(some - plain) > ATOL).any((1, 2, 3))
+    np.testing.assert_allclose(some[inverted], solarized[inverted], atol=ATOL)
+    assert scipy.stats.binomtest(int(inverted.sum()), 300, 0.2).pvalue > 1e-3
+
+
 def test_public_color_jitter_ranges():
     """On one gray pixel only brightness acts: its factor is uniform in 1 +- 0.8 strength."""
     image = np.full([1, 1, 3], 0.5, np.float32)

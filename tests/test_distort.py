@@ -67,11 +67,13 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype, share", [("float32", 1e-4), ("float16", 0.04)])
 @pytest.mark.parametrize(
-    "strength, blur, size, flip", [(1.0, True, 40, True), (0.5, False, 28, True), (0.5, True, 28, False)]
+    "strength, blur, solarize, size, flip",
+    [(1.0, True, 0.0, 40, True), (0.5, False, 0.5, 28, True), (0.5, True, 0.2, 28, False)],
 )
-def test_pixels_are_those_of_the_host(source, dtype, share, strength, blur, size, flip):
+def test_pixels_are_those_of_the_host(source, dtype, share, strength, blur, solarize, size, flip):
     """Within one of 256 levels, by the same draws, in the same order; float16 rounds a few per cent over."""
     settings = {"color_jitter_strength": strength, "blur": blur, "flip": flip, "crop_dtype": dtype}
+    settings |= {"solarize": solarize}
     settings = {f"augment.{name}": value for name, value in settings.items()} | {"image_size": size}
     host = next(batches.train_batches(tiny_config("pretrain", **settings), source, None, 3))
     config = tiny_config("pretrain", **settings, **{"augment.on_device": True})

@@ -39,6 +39,9 @@ def distort(crops: jax.Array, draws: jax.Array, recipe: Recipe) -> jax.Array:
         sigma = low + (high - low) * draw["sigma"]
         sigma = jnp.where(draw["blur"] < recipe.blur_probability, sigma, _NO_BLUR)
         views = _clip(_blur(views, sigma, blur_radius(views.shape[-1])))
+    if recipe.solarize:
+        solarized = _per_image(draw["solarize"] < recipe.solarize)[..., None]
+        views = jnp.where(solarized & (views >= 0.5), 1 - views, views)
     return jnp.moveaxis(jnp.round(views * 255), 1, -1).astype(jnp.uint8)
 
 

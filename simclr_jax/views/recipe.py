@@ -21,6 +21,7 @@ DRAWS = (
     "contrast",
     "saturation",
     "hue",
+    "solarize",
 )
 # The operations of the colour jitter, and all 24 orders of them.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
@@ -37,6 +38,7 @@ class Recipe(NamedTuple):
       color_jitter_strength: scales the colour jitter, from 0 to 1.25; 0.5 for CIFAR-10. It does not scale
         grayscale.
       blur: whether views are blurred; False in the paper's CIFAR-10 runs.
+      solarize: probability of each view to be solarised (BYOL, arXiv 2006.07733, appendix B).
       flip_probability, jitter_probability, grayscale_probability, blur_probability: for each view.
       factor_range: at strength 1, the factors of brightness, contrast and saturation lie within 1 +- this.
       hue_range: at strength 1, the hue turns by at most this share of the circle, in either direction.
@@ -47,6 +49,7 @@ class Recipe(NamedTuple):
     flip: bool = True
     color_jitter_strength: float = 1.0
     blur: bool = True
+    solarize: float = 0.0
     flip_probability: float = 0.5
     jitter_probability: float = 0.8
     grayscale_probability: float = 0.2
