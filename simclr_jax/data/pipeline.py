@@ -343,12 +343,18 @@ def _eval(source, transform, seed, rows, index, num_batches):
     examples = tf.data.Dataset.zip(indices, examples).take(len(index))
     examples = examples.map(view, num_parallel_calls=_CALLS)
     padding = {
-        name: tf.fill(spec.shape, tf.cast(-1 if name in ("label", "index") else 0, spec.dtype))
+        name: np.full([rows, *spec.shape], -1 if name in ("label", "index") else 0, spec.dtype.as_numpy_dtype)
         for name, spec in examples.element_spec.items()
     }
-    examples = examples.concatenate(tf.data.Dataset.from_tensors(padding).repeat())
-    batches = examples.batch(rows).take(num_batches).prefetch(2).with_options(_options())
-    yield from batches.as_numpy_iterator()
+    batches = examples.batch(rows).prefetch(2).with_options(_options()).as_numpy_iterator()
+    nothing = {name: value[:0] for name, value in padding.items()}
+    for _ in range(num_batches):
+        batch = next(batches, nothing)
+        missing = rows - len(batch["mask"])
+        yield {
+            name: np.concatenate([value, padding[name][:missing]]) if missing else value
+            for name, value in batch.items()
+        }
 
 
 def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
