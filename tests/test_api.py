@@ -135,7 +135,7 @@ def test_config_files_import_ours_whatever_else_is_called_configs(tmp_path):
     assert python(code, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") == "24 True\nTrue\n"
     code = "import simclr_jax; simclr_jax.get_config('digits'); import configs; print(configs.theirs)"
     assert python(code, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}") == "True\n"
-    code = "from simclr_jax import settings; print(settings.load('configs/digits.py:knn').k)"
+    code = "from simclr_jax.config import settings; print(settings.load('configs/digits.py:knn').k)"
     assert python(code, tmp_path) == "20\n"
 
 

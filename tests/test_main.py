@@ -251,7 +251,7 @@ MISTAKES = {
     ),
     "task": (["--config.task=pretrian"], "task 'pretrian' is unknown: set --config.task to one of distill"),
     "no steps": (["--config.num_steps=-1"], "num_steps=-1: set --config.num_steps to a number above 0"),
-    "range": (["--config.augment.color_jitter_strength=2.0"], "from 0 to 1.25"),
+    "range": (["--config.augment.color_jitter_strength=2.0"], "of at least 0 and at most 1.25"),
     "batch": (["--config.batch_size=129"], "batch_size=129 does not divide over 2 devices"),
     "depth": (["--config.model.depth=51"], "51"),
     "dataset": (["--config.dataset.name=cifar11"], "cifar11"),

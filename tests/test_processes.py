@@ -254,7 +254,10 @@ def test_a_process_that_dies_ends_the_other_in_one_line(victim, tmp_path):
 DIFFERENCES = {
     "seed": ([[], ["--config.seed=3"]], "process 1 has another config (seed is 3 there and 0 on process 0)"),
     "workdir": ([[], ["--workdir=elsewhere"]], "workdir is 'elsewhere' there"),
-    "processes": ([[], ["--num_processes=3"]], "--num_processes=3 here, but 2 on process 0"),
+    "processes": (
+        [[], ["--num_processes=3"]],
+        "another command (--num_processes is 3 there and 2 on process 0)",
+    ),
 }
 
 

@@ -92,12 +92,7 @@ def join(
         return
     if jax.process_index():
         console.be_silent()
-    number = next(_message_numbers)
-    _send(number, num_processes)
-    if (count := _read(number, 0)) != num_processes:
-        raise UserError(
-            f"--num_processes={num_processes} here, but {count} on process 0: start all with the same"
-        )
+    check_agreement("command", {"--num_processes": num_processes})
     atexit.register(_ending.set)
     threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()
 
