@@ -1,7 +1,7 @@
 """A trained network as a function of images: `simclr_jax.load(RUN)(images)`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -91,18 +91,18 @@ class Encoder:
 
     def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:
         """The images as inputs of the network, uint8 or float32 [n, size, size, 3]."""
-        checked = [_checked(image, f"images[{start + row}]") for row, image in enumerate(images)]
+        checked = [_check(image, f"images[{start + row}]") for row, image in enumerate(images)]
         if not checked:
             return np.zeros((0, self._size, self._size, 3), np.uint8)
         if any(image.shape[:2] != (self._size, self._size) for image in checked):
-            checked = list(_resized(checked, self._size, self._proportion))
+            checked = _resize(checked, self._size, self._proportion)
         if len({image.dtype for image in checked}) > 1:
             checked = [image / np.float32(255) if image.dtype == np.uint8 else image for image in checked]
         return np.stack(checked)
 
 
-def _checked(image, name):
-    """Checks an image and converts it to uint8 or float32 [h, w, 3]."""
+def _check(image, name):
+    """Checks an image, and converts it to uint8 or float32 [h, w, 3]."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
         raise UserError(
@@ -120,8 +120,8 @@ def _checked(image, name):
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def _resized(images, size, proportion) -> Iterator[np.ndarray]:
-    """Yields the evaluation views of images; an image of that size is yielded as it is."""
+def _resize(images, size, proportion) -> list[np.ndarray]:
+    """Makes the evaluation views of images; an image of that size stays as it is."""
     try:
         from simclr_jax.data import pipeline
     except ImportError:
@@ -130,7 +130,7 @@ def _resized(images, size, proportion) -> Iterator[np.ndarray]:
             f"an image of {sizes[0][0]} x {sizes[0][1]} pixels has to be scaled to {size} x {size}, which "
             "needs TensorFlow: pip install tensorflow, or give images of that size"
         ) from None
-    other_sizes = (image for image in images if image.shape[:2] != (size, size))
-    views = pipeline.eval_views(other_sizes, size, proportion)
-    for image in images:
-        yield image if image.shape[:2] == (size, size) else next(views)
+    return [
+        image if image.shape[:2] == (size, size) else next(pipeline.eval_views([image], size, proportion))
+        for image in images
+    ]

@@ -240,12 +240,8 @@ def load_labelled(config, workdir, splits=("train", "eval")):
     from simclr_jax.data import datasets
 
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
-    if config.dataset.labels:
-        labelled, held_out = labelled_by_csv(load)
-        group.check_agreement("labels", datasets.fingerprint(labelled))
-        return [labelled, None] if held_out is None else [datasets.labelled(load("train")), held_out]
-    sources = [load(split) for split in splits]
-    for split, source in zip(splits, sources):
+    sources = labelled_by_csv(load) if config.dataset.labels else [load(split) for split in splits]
+    for split, source in zip(splits, filter(None, sources)):
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
         if not source.num_classes:
             raise UserError(

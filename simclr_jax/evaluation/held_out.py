@@ -16,15 +16,15 @@ def labelled_by_csv(load):
       load: split -> source.
 
     Returns:
-      All labelled images, and the held-out ones among them. The latter are None where labels are too few to
-      hold some out: then a classifier learns from all of them, and a cross-validation scores it.
+      The labelled training images, and the held-out ones. Where labels are too few to hold some out, all
+      labelled images, and None: a classifier learns from all of them, and a cross-validation scores it.
     """
     from simclr_jax.data import datasets
 
     labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
     smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
     if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
-        return labelled, held_out
+        return datasets.labelled(load("train")), held_out
     say_once(
         f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
         f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"

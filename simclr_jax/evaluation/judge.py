@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from simclr_jax.evaluation import features, health, probes
 from simclr_jax.evaluation.held_out import labelled_by_csv
@@ -77,13 +78,10 @@ class Judge:
         return float(self._score(probes.knn_accuracy, self._features(variables)))
 
     def log(self, variables) -> dict[str, float]:
-        """Returns what the log gets of a train state: its health, and the nearest neighbours' accuracy."""
-        metrics = {
-            f"{space}_{name}": value
-            for space, measures in self.health(variables).items()
-            for name, value in measures.items()
-            if name != "dimensions"
-        }
+        """Returns the metrics of a train state for the log: its health, and the neighbours' accuracy."""
+        metrics = flatten_dict(self.health(variables), sep="_")
+        for space in SPACES:
+            del metrics[f"{space}_dimensions"]
         return metrics | ({"knn_accuracy": self.knn_accuracy(variables)} if self.labelled else {})
 
     def summarize(self, trained, untrained: Any | None) -> dict[str, Any]:
@@ -170,7 +168,7 @@ def _encode_views(model, variables, batch):
 
 
 def _find_labelled(config, source, load) -> Labelled | None:
-    """Returns the labelled examples of a dataset; says what their scores leave out."""
+    """Returns the labelled examples of a dataset, and notes which of them the scores leave out."""
     from simclr_jax.data import datasets
 
     if config.dataset.probe_split:
@@ -178,8 +176,7 @@ def _find_labelled(config, source, load) -> Labelled | None:
     if not source.num_classes:
         return None
     if config.dataset.labels:
-        all_labelled, held_out = labelled_by_csv(load)
-        source = source if held_out else all_labelled
+        source, held_out = labelled_by_csv(load)
     else:
         held_out = load("eval")
         if not held_out.num_classes:

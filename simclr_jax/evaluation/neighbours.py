@@ -11,14 +11,12 @@ other, and a held-out image with a copy in training makes scores look better tha
 """
 
 import argparse
-import csv
-import io
 import os
 
 from etils import epath
 
 from simclr_jax import encoder, runs
-from simclr_jax.evaluation import similarity
+from simclr_jax.evaluation import parts, similarity
 from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.process import UserError, errors, escape, files, reason_of
 
@@ -65,12 +63,12 @@ def _print_neighbours(stored, paths, count):
 
 
 def _decode(stored, paths):
-    from simclr_jax.data import datasets, decode
+    from simclr_jax.data import decode
 
     config = stored.config
     options = {"max_pixels": config.dataset.max_pixels}
     if config.dataset.name == "folder":  # It knows which values of 16 bits are black and white.
-        source = datasets.load(config.dataset, stored.split[0], seed=config.seed, workdir=stored.folder)
+        source = parts.load(config, stored.folder, stored.split[0])
         options |= {"value_range": source.value_range} if source.value_range else {}
     images = []
     for path in paths:
@@ -83,15 +81,14 @@ def _decode(stored, paths):
 
 def _write_duplicates(stored, share, output):
     groups, similar, threshold = similarity.duplicates(stored.features, share)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["group", "name", "similarity"])
-    for row in groups.argsort(kind="stable"):
-        if groups[row] >= 0:
-            table.writerow([groups[row] + 1, stored.names[row], f"{similar[row]:.5f}"])
-    files.write_text(output, text.getvalue())
+    lines = [
+        (groups[row] + 1, stored.names[row], f"{similar[row]:.5f}")
+        for row in groups.argsort(kind="stable")
+        if groups[row] >= 0
+    ]
+    files.write_csv(output, [("group", "name", "similarity"), *lines])
     print(
-        f"{escape(output)}: {(groups >= 0).sum():,} of {len(groups):,} images in {groups.max() + 1:,} "
+        f"{escape(output)}: {len(lines):,} of {len(groups):,} images in {groups.max() + 1:,} "
         f"groups; their similarity is {threshold:.4f} or more",
         flush=True,
     )

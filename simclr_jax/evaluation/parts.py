@@ -46,13 +46,18 @@ def splits(config) -> list[str]:
     return (config.splits or whole).split("+")
 
 
+def load(config, workdir, split: str):
+    """Loads the examples of a split of a run."""
+    from simclr_jax.data import datasets
+
+    return datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
+
+
 def make_plan(config, workdir, result: str) -> Plan:
     """Opens the splits of a run whose rows go to the file `result` in `workdir`."""
     from simclr_jax.data import datasets
 
-    sources = {}
-    for split in splits(config):
-        sources[split] = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
+    sources = {split: load(config, workdir, split) for split in splits(config)}
     for split, source in sources.items():
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
     spans = [

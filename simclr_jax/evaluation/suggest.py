@@ -13,8 +13,6 @@ Methods:
 """
 
 import argparse
-import csv
-import io
 
 import numpy as np
 from etils import epath
@@ -55,12 +53,11 @@ def main(argv: list[str]) -> None:
     print(f"choosing {args.count} of {unlabelled:,} images: {args.method}", flush=True)
     choose = METHODS[args.method]
     chosen = choose(stored.features[rows], args.count, np.flatnonzero(labelled), args.seed)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "label", "split", "index"])
-    for row in [*labels, *rows[chosen]]:
-        table.writerow([stored.names[row], labels.get(row, ""), stored.split[row], stored.index[row]])
-    files.write_text(output, text.getvalue())
+    lines = [
+        (stored.names[row], labels.get(row, ""), stored.split[row], stored.index[row])
+        for row in [*labels, *rows[chosen]]
+    ]
+    files.write_csv(output, [("name", "label", "split", "index"), *lines])
     print(f"{escape(output)}: {args.count} images to label, in the column label", flush=True)
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from simclr_jax import pretrained
+from simclr_jax.evaluation import parts
 from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.plots.tsne import places_of
 from simclr_jax.process import reason_of
@@ -24,42 +25,38 @@ def begin(config, workdir, views: Callable[[], dict]) -> None:
       views: makes the batch of `figures.views`.
     """
 
-    def draw():
-        from simclr_jax.plots import figures  # Importing matplotlib takes a second.
-
-        _show(workdir, 0, "views", figures.views(views()))
-
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")
     _attempt("config", lambda: report.show(workdir, 0, texts={"config": f"    {text}"}))
-    _attempt("views", draw)
+    _attempt("views", lambda: _show(workdir, 0, "views", lambda figures: figures.views(views())))
 
 
 def end(config, workdir, step: int) -> None:
     """Writes a map of held-out images by the features that the run has learnt."""
 
-    def draw():
-        from simclr_jax.plots import figures
-
+    def draw(figures):
         images, features, labels, class_names = held_out(config, workdir)
         places = places_of(unit_rows(features))
-        _show(workdir, step, "map", figures.embedding_map(images, places, labels, class_names))
+        return figures.embedding_map(images, places, labels, class_names)
 
     report.say("\n  drawing a map of held-out images for TensorBoard")
-    _attempt("map", draw)
+    _attempt("map", lambda: _show(workdir, step, "map", draw))
 
 
-def _attempt(name, draw: Callable[[], None]) -> None:
-    """Draws a picture; a picture that fails does not stop the run."""
+def _attempt(name, show: Callable[[], None]) -> None:
+    """Shows something; what fails does not stop the run."""
     try:
-        draw()
+        show()
     except Exception as error:
         report.say(f"note: TensorBoard has no {name}: {reason_of(error)}")
 
 
-def _show(workdir, step, name, figure):
+def _show(workdir, step, name, draw):
+    """Shows the figure that `draw(figures)` makes by the module `figures`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    from simclr_jax.plots import figures  # Importing matplotlib takes a second.
+
+    canvas = FigureCanvasAgg(draw(figures))
     canvas.draw()
     report.show(workdir, step, pictures={name: np.asarray(canvas.buffer_rgba())[..., :3]})
 
@@ -73,12 +70,9 @@ def held_out(config, run):
     """
     from simclr_jax.data import datasets, pipeline
 
-    def load(split):
-        return datasets.load(config.dataset, split, seed=config.seed, workdir=run)
-
-    sources = [datasets.sample(load("eval"), HELD_OUT, seed=config.seed)]
-    if sources[0].num_examples < FEW:
-        beside = datasets.sample(load("train"), FEW - sources[0].num_examples, seed=config.seed)
+    sources = [datasets.sample(parts.load(config, run, "eval"), HELD_OUT, seed=config.seed)]
+    if (missing := FEW - sources[0].num_examples) > 0:
+        beside = datasets.sample(parts.load(config, run, "train"), missing, seed=config.seed)
         report.say(
             f"{sources[0].num_examples} images are held out: the map shows {beside.num_examples} training "
             "images beside them"
@@ -86,15 +80,13 @@ def held_out(config, run):
         sources.append(beside)
     model, variables, _ = pretrained.load_model(run)
     variables, apply = jax.device_put(variables), jax.jit(model.apply)
-    images, features, labels = [], [], []
+    batches, class_names = [], sources[0].class_names
+    sources = [source for source in sources if source.num_examples]
     for source in sources:
-        if source.num_examples:
-            for batch in pipeline.eval_batches(source, image_size=config.image_size, batch_size=64):
-                images.append(batch["image"][batch["mask"]])
-                output = apply(variables, batch["image"])["features"]
-                features.append(np.asarray(output, np.float32)[batch["mask"]])
-                labels.append(batch["label"][batch["mask"]])
-    images, features, labels = map(np.concatenate, (images, features, labels))
-    if not all(source.num_classes for source in sources if source.num_examples):
+        for batch in pipeline.eval_batches(source, image_size=config.image_size, batch_size=64):
+            output = np.asarray(apply(variables, batch["image"])["features"], np.float32)
+            batches.append([rows[batch["mask"]] for rows in (batch["image"], output, batch["label"])])
+    images, features, labels = map(np.concatenate, zip(*batches))
+    if not all(source.num_classes for source in sources):
         labels = np.full_like(labels, -1)
-    return images, features, labels, sources[0].class_names
+    return images, features, labels, class_names

@@ -191,9 +191,9 @@ def neighbours(images, names, labels: np.ndarray, similarities: np.ndarray, clas
             cell.set(xticks=[], yticks=[])
             wrong = label >= 0 and query_label >= 0 and label != query_label
             cell.spines[:].set(color=ORANGE if wrong else "black", linewidth=3 if wrong else 0.8)
-            caption = _truncate(_class_name(label, class_names) if label >= 0 else name, 14)
+            caption = _caption(_class_name(label, class_names) if label >= 0 else name, 14)
             caption += f"\n{row_similarities[number - 1]:.3f}" if number else ""
-            cell.set_xlabel(_escape(caption), fontsize=7, labelpad=2)
+            cell.set_xlabel(caption, fontsize=7, labelpad=2)
     axes[0, 0].set_title("query", fontsize=9)
     if columns > 1:
         axes[0, 1].set_title("nearest, and how similar", fontsize=9, loc="left")
@@ -216,13 +216,12 @@ def embedding_map(
     columns = 2 if len(classes) else 1
     figure, axes = _subplots(1, columns, figsize=(6.7 * columns, 6), squeeze=False)
     axes[0, 0].imshow(_thumbnails(images, places), extent=(0, 1, 0, 1))
-    axes[0, 0].set_title(
-        f"{title or f'{len(images):,} images'}; where several lie, one is drawn", fontsize=10
-    )
+    title = title or f"{len(images):,} images"
+    axes[0, 0].set_title(f"{title}; where several lie, one is drawn", fontsize=10)
     if len(classes):
         groups = {"without a label": (labels < 0, UNLABELLED)}
         for label in classes:
-            name = _escape(_truncate(_class_name(label, class_names), 24))
+            name = _caption(_class_name(label, class_names), 24)
             groups[name] = labels == label, CLASSES[label % len(CLASSES)]
         size = 12 if len(images) < 3000 else 4
         for name, (members, colour) in groups.items():
@@ -265,7 +264,7 @@ def confusion(counts: np.ndarray, class_names) -> Figure:
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images with a label")
     if few:
-        names = [_escape(_truncate(name, 20)) for name in class_names]
+        names = [_caption(name, 20) for name in class_names]
         axes.set(xticks=range(len(counts)), yticks=range(len(counts)), yticklabels=names)
         axes.set_xticklabels(names, rotation=45, ha="right")
     return figure
@@ -275,10 +274,7 @@ def _class_name(label, class_names):
     return class_names[label] if class_names else str(label)
 
 
-def _truncate(name, length):
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def _escape(text):
-    """Escapes a name for matplotlib, which reads dollars as mathematics and hides legend entries with a _."""
+def _caption(name, length):
+    """Truncates and escapes a name for matplotlib: a dollar is mathematics, and a _ hides a legend entry."""
+    text = name if len(name) <= length else f"{name[: length - 1]}…"
     return "\u200b" * text.startswith("_") + text.replace("$", r"\$")

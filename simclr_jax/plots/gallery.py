@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from simclr_jax.evaluation import selection
+from simclr_jax.evaluation import parts, selection
 from simclr_jax.evaluation.similarity import nearest
 from simclr_jax.evaluation.stored import StoredFeatures
 from simclr_jax.plots.tsne import places_of
@@ -101,7 +101,7 @@ def _read_images(stored, rows, large_rows):
     for row in sorted(positions.keys() | large_rows):
         rows_of_splits[stored.split[row]][int(stored.index[row])] = row
     for split, row_of in rows_of_splits.items():
-        for index, image in images(load(stored.config, stored.folder, split), list(row_of)):
+        for index, image in images(parts.load(stored.config, stored.folder, split), list(row_of)):
             row = row_of[index]
             if row in positions:
                 thumbnail = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
@@ -109,13 +109,6 @@ def _read_images(stored, rows, large_rows):
             if row in large_rows:
                 large[row] = fit(image, _LARGE)
     return thumbnails, large
-
-
-def load(config, workdir, split: str):
-    """Loads the examples of a split of a run."""
-    from simclr_jax.data import datasets
-
-    return datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
 
 
 def images(source, indices: list[int]) -> Iterator[tuple[int, Image.Image]]:

@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
 
 
 def write(run: Path, images: gallery.Gallery, views=None) -> Path:
-    """Writes `run`/plots/index.html.
+    """Writes `run`/plots/index.html into the folder, which is there.
 
     Args:
       run: the workdir of a run.
@@ -73,7 +73,6 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
         data=json.dumps(data).replace("</", "<\\/"),
         script=(_FOLDER / "page.js").read_text(),
     )
-    (run / "plots").mkdir(exist_ok=True)
     path = run / "plots" / "index.html"
     path.write_text(text, "utf-8", "backslashreplace")
     return path
@@ -187,7 +186,7 @@ def _doubts(predictions):
         captions[predictions.names[row]] = ", ".join(words)
     config, urls = ConfigDict(complete(records.read_config(predictions.run))), {}
     for split in parts.splits(config):
-        source = gallery.load(config, predictions.run, split)
+        source = parts.load(config, predictions.run, split)
         names = _names(source, split)
         rows = [row for row, name in enumerate(names) if name in captions]
         for row, image in gallery.images(source, rows):

@@ -1,8 +1,10 @@
 """Files written in one piece on any file system, and errors of storage in one line."""
 
 import atexit
+import csv
 import functools
 import itertools
+import io
 import json
 import os
 import re
@@ -10,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,13 @@ def write_text(path, text: str) -> None:
 def write_json(path, value: Any, **options) -> None:
     """Writes a JSON file in one piece."""
     write_text(path, json.dumps(value, **options) + "\n")
+
+
+def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV file in one piece."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_json(path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
+from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.models import make_init, make_model
 from simclr_jax.process import UserError, first_few, group
 from simclr_jax.workdir import report
@@ -31,7 +32,7 @@ def run(config, workdir) -> dict:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
-    held_out = supervised.labelled_by_csv(load)[1] if config.dataset.labels else load("eval")
+    held_out = labelled_by_csv(load)[1] if config.dataset.labels else load("eval")
     group.check_agreement("train split", datasets.fingerprint(source))
     for split in filter(None, (source, held_out)):
         _check_classes(config.pretrained, meta, split)
@@ -64,16 +65,16 @@ def run(config, workdir) -> dict:
 
 def _check_classes(path, meta, split):
     """Raises a UserError where the teacher, the checkpoint at `path`, has other classes than a split."""
-    class_names = meta.get("class_names")
-    if class_names and split.class_names and split.num_classes and tuple(class_names) != split.class_names:
-        raise UserError(
-            f"{path} tells {first_few(class_names)} apart, but {split.name} has "
-            f"{first_few(split.class_names)}: choose the dataset or the labels that it was fine-tuned on"
+    names = tuple(meta.get("class_names", ())), split.class_names
+    counts = meta["num_classes"], split.num_classes
+    if split.num_classes and (counts[0] != counts[1] or (all(names) and names[0] != names[1])):
+        teacher, here = (
+            f"{count} classes ({first_few(class_names or ['unnamed'])})"
+            for count, class_names in zip(counts, names)
         )
-    if split.num_classes not in (0, meta["num_classes"]):
         raise UserError(
-            f"{path} tells {meta['num_classes']} classes apart, but {split.name} has "
-            f"{split.num_classes}: choose the dataset that it was fine-tuned on"
+            f"{path} tells {teacher} apart, but {split.name} has {here}: choose the dataset or the labels "
+            "that it was fine-tuned on"
         )
 
 

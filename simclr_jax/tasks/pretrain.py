@@ -84,12 +84,10 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
         meta=task.meta | {"view": view and getattr(view, "__qualname__", repr(view))},
     )
     if isinstance(loss, losses.StatefulLoss):
-        task = task._replace(extra=partial(_init_loss, loss, config), after_update=_next_loss_state)
+        task = task._replace(
+            extra=lambda variables: loss.init(config.model.projection_dim), after_update=_next_loss_state
+        )
     return task
-
-
-def _init_loss(loss, config, variables):
-    return loss.init(config.model.projection_dim)
 
 
 def _next_loss_state(state, loss_state):
