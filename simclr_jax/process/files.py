@@ -3,8 +3,8 @@
 import atexit
 import csv
 import functools
-import itertools
 import io
+import itertools
 import json
 import os
 import re
