@@ -61,7 +61,7 @@ ALLOWED = {
     "config/": "losses.py models/ optim.py process/",
     "views/recipe.py": "",
     "views/distort.py": "views/recipe.py",
-    "data/": "process/ views/recipe.py",
+    "data/": "config/ranges.py process/ views/recipe.py",
     "views/batches.py": "data/ parallel.py process/ views/recipe.py",
     "workdir/": "data/ process/",
     "checkpoint.py": "parallel.py process/ workdir/",
