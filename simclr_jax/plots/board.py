@@ -24,7 +24,6 @@ def begin(config, workdir, views: Callable[[], dict]) -> None:
       config, workdir: of the run.
       views: makes the batch of `figures.views`.
     """
-
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")
     _attempt("config", lambda: report.show(workdir, 0, texts={"config": f"    {text}"}))
     _attempt("views", lambda: _show(workdir, 0, "views", lambda figures: figures.views(views())))
