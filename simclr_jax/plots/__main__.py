@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         print("the images were in memory: without views, neighbours, a map and the page", flush=True)
         return
     features = runs.load_features(run)
-    print(f"{escape(run)}: a map of {min(len(features.names), gallery.MOST):,} images", flush=True)
+    print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))
     print(escape(page.write(run, images, drawn.get("views"))), flush=True)

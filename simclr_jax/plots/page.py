@@ -140,11 +140,11 @@ def _clusters(features):
 
 
 def _subtitle(stored, count):
-    here = f", {count:,} of them here" if count < len(stored.names) else ""
+    shown = f", {count:,} of them here" if count < len(stored.names) else ""
     labels = int((stored.labels >= 0).sum())
     labels = f"{labels:,} with a label of {len(stored.class_names)} classes" if labels else "without labels"
     total = f"{len(stored.names):,} images of {escape(stored.dataset)}"
-    return f"{total}{here}, {labels}; features of {escape(stored.run)}."
+    return f"{total}{shown}, {labels}; features of {escape(stored.run)}."
 
 
 def _sprite(thumbnails):
