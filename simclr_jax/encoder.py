@@ -58,9 +58,7 @@ class Encoder:
           UserError: the images have another shape, dtype or range; the checkpoint has no projection head.
         """
         if not self.model.projection_head.projects:
-            raise UserError(
-                f"{escape(self._path)} has no projection head: give the workdir of the pretraining run"
-            )
+            raise UserError(f"{escape(self._path)} has no projection head: give a pretraining run")
         return self._outputs(images, "projection", batch_size)
 
     def predict(self, images, batch_size: int = 256) -> np.ndarray:
@@ -71,8 +69,8 @@ class Encoder:
         """
         if self.model.supervised_head is None:
             raise UserError(
-                f"{escape(self._path)} has no classifier: give the workdir of a linear_eval, finetune or "
-                "distill run"
+                f"{escape(self._path)} has no classifier: give a linear_eval, finetune, transfer or distill "
+                "run"
             )
         return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size) / self._temperature))
 

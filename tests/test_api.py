@@ -348,7 +348,7 @@ def test_an_encoder_says_what_was_not_kept(finished, finetuned_run, tmp_path):
     whole = simclr_jax.load(finished[0])
     model = whole.model.clone(supervised_head=None)
     meta = {"config": whole.config.to_dict()}
-    with pytest.raises(simclr_jax.UserError, match="RUN has no classifier: give the workdir"):
+    with pytest.raises(simclr_jax.UserError, match="RUN has no classifier: give a linear_eval"):
         Encoder("RUN", model, whole.variables, meta).predict(np.zeros((1, 16, 16, 3)))
     with pytest.raises(simclr_jax.UserError, match="holds no checkpoint"):
         simclr_jax.load(tmp_path)

@@ -1,1 +1,1 @@
-"""Features of whole datasets, the probes and figures that judge them, and what is found by them."""
+"""Features of whole datasets: their health and accuracy, neighbours, and images worth a label."""

@@ -4,9 +4,9 @@ import numpy as np
 from scipy import optimize
 from scipy.special import log_softmax
 
-ENOUGH = 30  # Labelled images that a temperature needs; with fewer it would be a guess.
-# The largest temperature, and the inverse of the smallest. Logits that are all right, or that carry no
-# information, would lead beyond.
+MIN_LABELS = 30  # Labelled images that a temperature needs; with fewer it would be a guess.
+# The largest temperature, and the inverse of the smallest. The optimum lies beyond them for logits that are
+# right about every image, or that carry no information.
 _LARGEST = 20.0
 
 
@@ -18,9 +18,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
       labels: int [n].
 
     Returns:
-      The temperature with the least cross entropy; None with fewer than `ENOUGH` images.
+      The temperature with the least cross entropy; None with fewer than `MIN_LABELS` images.
     """
-    if len(labels) < ENOUGH:
+    if len(labels) < MIN_LABELS:
         return None
     logits, rows = logits.astype(np.float64), np.arange(len(labels))
 

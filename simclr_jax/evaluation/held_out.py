@@ -6,7 +6,7 @@ from simclr_jax.evaluation import probes
 from simclr_jax.process import say_once
 
 # With fewer labels in the smallest class, no image is held out: a tenth of 20 labels is 2 images.
-FEW = 20
+MIN_PER_CLASS = 20
 
 
 def labelled_by_csv(load):
@@ -23,7 +23,7 @@ def labelled_by_csv(load):
 
     labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
     smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
-    if smallest >= FEW and len(set(held_out.labels)) == labelled.num_classes:
+    if smallest >= MIN_PER_CLASS and len(set(held_out.labels)) == labelled.num_classes:
         return datasets.labelled(load("train")), held_out
     say_once(
         f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "

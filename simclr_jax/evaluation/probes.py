@@ -192,7 +192,7 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
     # In 32 bits the last iterations are lost in rounding.
     train = Features(train.features.astype(np.float64), train.labels)
     model = LogisticRegression(max_iter=1000, tol=1e-6, warm_start=True)
-    # Of two classes scikit-learn fits the difference, whose penalty is half that of both.
+    # With two classes scikit-learn fits their difference, whose penalty is half that of both.
     penalty = 2 if len(np.unique(train.labels)) == 2 else 1
     for l2 in l2_weights:
         with _fitting():

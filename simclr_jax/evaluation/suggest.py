@@ -66,8 +66,8 @@ def _read_labels(path, stored):
     from simclr_jax.data import labels
 
     rows = {name: row for row, name in enumerate(stored.names)}
-    label_of = labels.read(path, stored.names, stored.dataset, classes=1)
-    return {rows[name]: label for name, label in label_of.items()}
+    labels_by_name = labels.read(path, stored.names, stored.dataset, classes=1)
+    return {rows[name]: label for name, label in labels_by_name.items()}
 
 
 if __name__ == "__main__":

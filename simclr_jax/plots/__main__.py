@@ -28,7 +28,7 @@ def _name_of_loss(config) -> str:
 
 
 def figures_of_log(run: Path):
-    """Yields (name, figure) of everything that was logged and summarised."""
+    """Yields (name, figure) of the curves, views and scores that the run has logged."""
     config = ConfigDict(complete(records.read_config(run)))
     log = report.read(run / "metrics.jsonl")
     yield "curves", figures.learning_curves(log, _name_of_loss(config))
@@ -48,18 +48,14 @@ def figures_of_log(run: Path):
 
 def figures_of_images(images: gallery.Gallery):
     """Yields (name, figure) of all images by the features of the run's own network."""
-    class_names, names = images.stored.class_names, images.names
+    class_names, names, count = images.stored.class_names, images.names, len(images.stored.names)
     chosen = np.concatenate([images.queries[:, None], images.nearest[images.queries]], axis=1)
     pictures = [[images.large.get(row) for row in line] for line in images.rows[chosen].tolist()]
     chosen_names = [[names[position] for position in line] for line in chosen]
     similarities = images.similarities[images.queries]
-    yield (
-        "neighbours",
-        figures.neighbours(pictures, chosen_names, images.labels[chosen], similarities, class_names),
-    )
-    title = f"{len(names):,} images"
-    if len(names) < len(images.stored.names):
-        title += f", random ones of {len(images.stored.names):,}"
+    labels = images.labels[chosen]
+    yield "neighbours", figures.neighbours(pictures, chosen_names, labels, similarities, class_names)
+    title = f"{len(names):,} images" + (f", random ones of {count:,}" if len(names) < count else "")
     yield "map", figures.embedding_map(images.thumbnails, images.places, images.labels, class_names, title)
 
 
@@ -90,7 +86,7 @@ def main(argv: list[str]) -> None:
         print("the images were in memory: without views, neighbours, a map and the page", flush=True)
         return
     features = runs.load_features(run)
-    print(f"{escape(run)}: a map of {min(len(features.names), gallery.MOST):,} images", flush=True)
+    print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))
     print(escape(page.write(run, images, drawn.get("views"))), flush=True)

@@ -14,7 +14,7 @@ from simclr_jax.process import reason_of
 from simclr_jax.workdir import report
 
 HELD_OUT = 2000  # Largest number of images on the map.
-FEW = 40  # With fewer held-out images, the map shows training images beside them.
+MIN_IMAGES = 40  # With fewer held-out images, the map shows training images beside them.
 
 
 def begin(config, workdir, views: Callable[[], dict]) -> None:
@@ -24,7 +24,6 @@ def begin(config, workdir, views: Callable[[], dict]) -> None:
       config, workdir: of the run.
       views: makes the batch of `figures.views`.
     """
-
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")
     _attempt("config", lambda: report.show(workdir, 0, texts={"config": f"    {text}"}))
     _attempt("views", lambda: _show(workdir, 0, "views", lambda figures: figures.views(views())))
@@ -71,7 +70,7 @@ def held_out(config, run):
     from simclr_jax.data import datasets, pipeline
 
     sources = [datasets.sample(parts.load(config, run, "eval"), HELD_OUT, seed=config.seed)]
-    if (missing := FEW - sources[0].num_examples) > 0:
+    if (missing := MIN_IMAGES - sources[0].num_examples) > 0:
         beside = datasets.sample(parts.load(config, run, "train"), missing, seed=config.seed)
         report.say(
             f"{sources[0].num_examples} images are held out: the map shows {beside.num_examples} training "

@@ -8,7 +8,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 CLASSES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581"]
 CLASSES += ["#92dadd"]
 UNLABELLED = "#d0d0d0"
-MOST_NAMED = 20  # Largest number of classes that a legend names.
+MAX_NAMED = 20  # Largest number of classes that a legend names.
 
 # {title: {metric: (label, colour, marker)}} of the curves of a run.
 CURVES = {
@@ -227,7 +227,7 @@ def embedding_map(
         for name, (members, colour) in groups.items():
             if members.any():
                 axes[0, 1].scatter(*places[members].T, c=colour, s=size, linewidths=0, label=name)
-        if few := len(classes) <= MOST_NAMED:
+        if few := len(classes) <= MAX_NAMED:
             axes[0, 1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
         colours = "" if len(classes) <= len(CLASSES) else f", in {len(CLASSES)} colours by turns"
         axes[0, 1].set_title(f"{'' if few else f'{len(classes):,} '}classes{colours}", fontsize=10)

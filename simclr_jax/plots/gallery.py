@@ -13,7 +13,7 @@ from simclr_jax.evaluation.similarity import nearest
 from simclr_jax.evaluation.stored import StoredFeatures
 from simclr_jax.plots.tsne import places_of
 
-MOST = 20_000  # Images that are shown; random ones where there are more.
+MAX_IMAGES = 20_000  # Images that are shown; random ones where there are more.
 PIXELS = 12_000_000  # Pixels of all thumbnails together.
 NEAREST = 8  # Neighbours of every image.
 SUGGESTED = 50  # Images that are suggested to label.
@@ -60,7 +60,7 @@ class Gallery(NamedTuple):
 
 def make(stored: StoredFeatures) -> Gallery:
     """Chooses the images to show, places them, and reads them."""
-    rows = np.sort(np.random.default_rng(0).permutation(len(stored.names))[:MOST])
+    rows = np.sort(np.random.default_rng(0).permutation(len(stored.names))[:MAX_IMAGES])
     features = stored.features[rows]
     neighbours, similarities = nearest(features, NEAREST)
     queries, suggested = _queries(stored.labels[rows]), _suggested(stored)
@@ -100,9 +100,9 @@ def _read_images(stored, rows, large_rows):
     large, rows_of_splits = {}, {split: {} for split in dict.fromkeys(stored.split)}
     for row in sorted(positions.keys() | large_rows):
         rows_of_splits[stored.split[row]][int(stored.index[row])] = row
-    for split, row_of in rows_of_splits.items():
-        for index, image in images(parts.load(stored.config, stored.folder, split), list(row_of)):
-            row = row_of[index]
+    for split, row_by_index in rows_of_splits.items():
+        for index, image in images(parts.load(stored.config, stored.folder, split), list(row_by_index)):
+            row = row_by_index[index]
             if row in positions:
                 thumbnail = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
                 thumbnails[positions[row]] = np.asarray(thumbnail)

@@ -46,10 +46,13 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
     Returns:
       The path of the file.
     """
+    from bokeh.embed import components
+    from bokeh.resources import Resources
+
     predictions = _read_predictions(run)
     data, threshold = _data(run, images, predictions)
     log = report.read(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    bokeh, scripts, plots = _embed(_curves(log) | {"map": _map(images.places)})
+    scripts, plots = components(_curves(log) | {"map": _map(images.places)})
     map_plot = plots.pop("map")
     sprite, data["sprite"] = _sprite(images.thumbnails)
     text = Template((_FOLDER / "page.html").read_text()).substitute(
@@ -68,7 +71,7 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
         share=f"{similarity.SHARE:g}",
         duplicates=len(data["duplicates"]),
         sprite=sprite,
-        bokeh=bokeh,
+        bokeh=Resources(mode="inline", components=["bokeh"]).render(),
         figures=scripts,
         data=json.dumps(data).replace("</", "<\\/"),
         script=(_FOLDER / "page.js").read_text(),
@@ -137,11 +140,11 @@ def _clusters(features):
 
 
 def _subtitle(stored, count):
-    here = f", {count:,} of them here" if count < len(stored.names) else ""
+    shown = f", {count:,} of them here" if count < len(stored.names) else ""
     labels = int((stored.labels >= 0).sum())
     labels = f"{labels:,} with a label of {len(stored.class_names)} classes" if labels else "without labels"
     total = f"{len(stored.names):,} images of {escape(stored.dataset)}"
-    return f"{total}{here}, {labels}; features of {escape(stored.run)}."
+    return f"{total}{shown}, {labels}; features of {escape(stored.run)}."
 
 
 def _sprite(thumbnails):
@@ -253,12 +256,3 @@ def _map(places):
     plot.axis.visible = False
     plot.grid.visible = False
     return plot
-
-
-def _embed(plots):
-    """Bokeh's scripts, the scripts of the plots, and {name: HTML} of the plots."""
-    from bokeh.embed import components
-    from bokeh.resources import Resources
-
-    script, places = components(plots)
-    return Resources(mode="inline", components=["bokeh"]).render(), script, places

@@ -1,1 +1,1 @@
-"""What `config.task` names: each module's `run(config, workdir)` returns the run's summary."""
+"""The tasks: `config.task` names a module, whose `run(config, workdir)` returns the run's summary."""

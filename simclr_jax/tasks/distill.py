@@ -68,13 +68,10 @@ def _check_classes(path, meta, split):
     names = tuple(meta.get("class_names", ())), split.class_names
     counts = meta["num_classes"], split.num_classes
     if split.num_classes and (counts[0] != counts[1] or (all(names) and names[0] != names[1])):
-        teacher, here = (
-            f"{count} classes ({first_few(class_names or ['unnamed'])})"
-            for count, class_names in zip(counts, names)
-        )
+        teacher_names, split_names = (first_few(class_names or ["unnamed"]) for class_names in names)
         raise UserError(
-            f"{path} tells {teacher} apart, but {split.name} has {here}: choose the dataset or the labels "
-            "that it was fine-tuned on"
+            f"{path} tells {counts[0]} classes apart ({teacher_names}), but {split.name} has {counts[1]} "
+            f"({split_names}): choose the dataset or the labels that it was fine-tuned on"
         )
 
 

@@ -58,9 +58,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         board.begin(config, workdir, partial(batches.example_views, config, workdir, view, count=10))
     state = train.fit(task, config, workdir)
 
-    untrained = None
-    if config.evaluate.compare:
-        untrained = make_init(model, config.image_size)(jax.random.key(config.seed))
+    fresh_init = make_init(model, config.image_size)
+    untrained = fresh_init(jax.random.key(config.seed)) if config.evaluate.compare else None
     summary = {"steps": task.num_steps, **({"view": task.meta["view"]} if view else {})}
     summary |= judge.summarize(state, untrained)
     if draws_pictures:
@@ -84,9 +83,8 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
         meta=task.meta | {"view": view and getattr(view, "__qualname__", repr(view))},
     )
     if isinstance(loss, losses.StatefulLoss):
-        task = task._replace(
-            extra=lambda variables: loss.init(config.model.projection_dim), after_update=_next_loss_state
-        )
+        task = task._replace(extra=lambda _: loss.init(config.model.projection_dim))
+        task = task._replace(after_update=_next_loss_state)
     return task
 
 
