@@ -3,8 +3,9 @@
 from absl import flags
 
 from simclr_jax.benchmark import gpu_report
+from simclr_jax.config import command_line
 
 if __name__ == "__main__":
     __doc__ = gpu_report.__doc__  # shown by --help
     flags.adopt_module_key_flags(gpu_report)
-    gpu_report.main()
+    command_line.run(gpu_report.write_report)

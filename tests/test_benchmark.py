@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 import simclr_jax
 from simclr_jax import benchmark
 from simclr_jax.benchmark import gpu_report, official_chain, other_views, torch_step
+from simclr_jax.plan import cost
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -58,9 +61,9 @@ def test_the_official_chain_gives_two_views():
 def test_chains_of_others_make_views(name):
     if name not in other_views.installed():
         pytest.skip(f"{name} is not installed")
-    workers = other_views.Workers(name, benchmark.jpeg_files(48), cores=1, image_size=32, strength=1.0)
-    assert workers.rate(0.3) > 0
-    workers.close()
+    records = benchmark.jpeg_files(48).tolist()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert other_views.rate(pool, 1, name, records, 0.3, image_size=32, strength=1.0) > 0
 
 
 def test_step_rate_counts_two_views_an_image():
@@ -97,7 +100,7 @@ def test_unknown_benchmarks_are_one_line():
     command = [sys.executable, "-m", "simclr_jax.benchmark", "outputs"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: 'outputs' is unknown: give input, step or loss\n"
+    assert done.stderr == "error: 'outputs' is unknown: give input, step, or loss alone\n"
 
 
 def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
@@ -105,7 +108,7 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
         raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
 
     monkeypatch.setattr(torch_step, "check_torch", no_torch)
-    monkeypatch.setattr(benchmark, "run_in_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(cost, "run_in_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(benchmark, "input_rate", lambda config: 123.4)
     measured = []
 

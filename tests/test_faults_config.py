@@ -299,7 +299,7 @@ def test_the_benchmark_of_the_loss_takes_nothing_more():
     command = [sys.executable, "-m", "simclr_jax.benchmark", "loss", "--pairs=3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: '--pairs=3' is unknown: loss takes nothing more\n"
+    assert done.stderr == "error: 'loss --pairs=3' is unknown: give input, step, or loss alone\n"
 
 
 @pytest.mark.parametrize(

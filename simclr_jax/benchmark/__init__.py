@@ -1,10 +1,10 @@
 """The speed of this machine: rates of the input pipeline and of the train step, and the cost of NT-Xent."""
 
 import io
+import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 
@@ -97,14 +97,11 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
         variant = config.copy_and_resolve_references()
         variant.augment.on_device = on_device
         measures[name] = partial(_rate_of, _input_batches(variant, records))
-    measures["official"] = partial(
-        _rate_of, official_chain.batches(records, batch_size=BATCH_SIZE, **options)
-    )
-    with ExitStack() as stack:
+    chain = official_chain.batches(records, batch_size=BATCH_SIZE, **options)
+    measures["official"] = partial(_rate_of, chain)
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
         for name in other_views.installed():
-            workers = other_views.Workers(name, records, cores=CORES, **options)
-            stack.callback(workers.close)
-            measures[name] = workers.rate
+            measures[name] = partial(other_views.rate, pool, CORES, name, records.tolist(), **options)
         rates = {name: [] for name in measures}
         for _ in range(1 + rounds):
             for name, measure in measures.items():
@@ -140,8 +137,8 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
         jax.block_until_ready(results)
 
     seconds = torch_step.median_seconds(take_step, steps)
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
-    report["devices"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": devices}
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         report["memory"] = stats["peak_bytes_in_use"]
@@ -193,21 +190,22 @@ def loss_cost(pairs: int, *, tile: int, limit: float = float("inf")) -> dict[str
     return report
 
 
-def run_in_process(function, *arguments):
-    """Runs a function in a process of its own: a framework keeps most of a GPU's memory until it exits."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def loss_table(sizes: Iterable[int]) -> Iterator[str]:
     """Yields the lines of a Markdown table: NT-Xent's memory and time, plain and in tiles, for each size."""
     limit = 12 * cost.GIB if jax.default_backend() == "cpu" else 60 * cost.GIB
-    yield "| pairs | plain, GiB | plain, s | tiles, GiB | tiles, s |"
-    yield "| --- " * 5 + "|"
-    for pairs in sizes:
+
+    def row(pairs):
         cells = [f"{pairs:,}"]
         for tile in (0, losses.TILE):
             report = loss_cost(pairs, tile=tile, limit=limit)
             cells.append(f"{report['bytes'] / cost.GIB:.3f}" if report else "")
             cells.append(f"{report['seconds']:.3f}" if "seconds" in report else "does not fit")
-        yield f"| {' | '.join(cells)} |"
+        return cells
+
+    return table(["pairs", "plain, GiB", "plain, s", "tiles, GiB", "tiles, s"], map(row, sizes))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yields the lines of a Markdown table, each as soon as its row is there; short rows are filled up."""
+    for cells in itertools.chain([head, ["---"] * len(head)], rows):
+        yield f"| {' | '.join([*cells, *[''] * (len(head) - len(cells))])} |"

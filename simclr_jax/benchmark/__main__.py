@@ -18,6 +18,7 @@ from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
+from simclr_jax.process import say
 
 _PEER = flags.DEFINE_enum(
     "peer", None, ["torch"], "The library whose step `benchmark step` measures as well."
@@ -31,14 +32,14 @@ def _input(_) -> None:
     own_rates = np.array(rates["ours"])
     rate = np.median(own_rates)
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
-    print(
-        "\n| images/s a core | median | quartiles | ours to it, median | quartiles |\n" + "| --- " * 5 + "|"
-    )
+    rows = []
     for name, samples in rates.items():
         low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
         lower, ratio, higher = np.quantile(own_rates / samples, [0.25, 0.5, 0.75])
         cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
-        print(f"| {' | '.join([*cells, f'{ratio:.2f}', f'{lower:.2f} to {higher:.2f}'])} |")
+        rows.append([*cells, f"{ratio:.2f}", f"{lower:.2f} to {higher:.2f}"])
+    head = ["images/s a core", "median", "quartiles", "ours to it, median", "quartiles"]
+    print("\n".join(["", *benchmark.table(head, rows)]))
 
 
 def _step(_) -> None:
@@ -47,10 +48,10 @@ def _step(_) -> None:
         print(_step_line(benchmark.step_rate(config)))
         return
     torch_step.check_torch(config)
-    report = benchmark.run_in_process(benchmark.step_rate, config)
+    report = cost.run_in_process(benchmark.step_rate, config)
     print(_step_line(report), flush=True)
     classes = cost.Examples.from_config(config.dataset).num_classes
-    torch_report = benchmark.run_in_process(torch_step.torch_step_rate, config, classes)
+    torch_report = cost.run_in_process(torch_step.torch_step_rate, config, classes)
     ratio = report["views"] / torch_report["views"]
     print(f"{_step_line(torch_report)}: PyTorch\n{ratio:.2f} of PyTorch's rate")
 
@@ -70,20 +71,14 @@ def _config():
     return config
 
 
-def _loss() -> None:
-    for line in benchmark.loss_table(benchmark.PAIRS):
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
     verb = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if verb == "loss" and not sys.argv[1:]:
-        _loss()
-    elif verb == "loss":
-        print(f"error: '{sys.argv[1]}' is unknown: loss takes nothing more", file=sys.stderr)
-        sys.exit(2)
-    elif verb in ("input", "step"):
+    if verb in ("input", "step"):
         command_line.run({"input": _input, "step": _step}[verb])
+    elif verb == "loss" and not sys.argv[1:]:
+        for line in benchmark.loss_table(benchmark.PAIRS):
+            say(line)
     else:
-        print(f"error: '{verb}' is unknown: give input, step or loss", file=sys.stderr)
+        unknown = " ".join([verb, *sys.argv[1:]])
+        print(f"error: '{unknown}' is unknown: give input, step, or loss alone", file=sys.stderr)
         sys.exit(2)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
@@ -47,58 +46,51 @@ def lines(
       pairs: positive pairs of the largest NT-Xent.
       steps: how many steps are timed for each row.
     """
-    yield f"# {benchmark.run_in_process(_kind)}\n"
-    versions = [f"{name} {version}" for name in _PACKAGES if (version := _version(name))]
-    yield f"{', '.join(versions)}; {datetime.date.today()}.\n"
+    yield f"# {cost.run_in_process(_kind)}\n"
+    # The first package of a name on the path is the one that is imported.
+    versions = {package.name: package.version for package in reversed([*importlib.metadata.distributions()])}
+    versions = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
+    yield f"{versions}; {datetime.date.today()}.\n"
     yield f"The step of pretraining, ResNet-{config.model.depth} at {config.image_size} pixels, on random"
     yield "images that lie on the device: plain PyTorch's, ours, and ours with `augment.on_device=True`."
     yield f"Each has a process of its own; medians of {steps} steps.\n"
-    yield from _row(_HEAD, head=True)
-    for rows, parts in [*((rows, 1) for rows in images), *([large] if large else [])]:
-        variant = ConfigDict(config)
-        variant.update(batch_size=rows, microbatches=parts)
-        yield from _step_rows(variant, steps)
+    sizes = [*((rows, 1) for rows in images), *([large] if large else [])]
+    yield from benchmark.table(_HEAD, _step_rows(config, sizes, steps))
     yield "\nNT-Xent and its gradient on one device, projections of 128 dimensions:\n"
-    yield from benchmark.run_in_process(_loss_lines, pairs)
+    yield from cost.run_in_process(_loss_lines, pairs)
     if importlib.util.find_spec("tensorflow"):
-        rate = benchmark.run_in_process(benchmark.input_rate, config)
+        rate = cost.run_in_process(benchmark.input_rate, config)
         yield f"\nThe input pipeline makes {rate:,.0f} images/s a core, two views of each."
 
 
-def _step_rows(config, steps):
-    """Yields a row for PyTorch's step, for ours, and for ours with views distorted on the device."""
-    ours, distorting = (config.copy_and_resolve_references() for _ in range(2))
-    ours.augment.on_device, distorting.augment.on_device = False, True
+def _step_rows(config, sizes, steps):
+    """Yields three rows for each batch size and its microbatches: PyTorch, ours, ours with `on_device`."""
     classes = cost.Examples.from_config(config.dataset).num_classes
-    measures = {
-        "PyTorch": (torch_step.torch_step_rate, config, classes, steps),
-        "ours": (benchmark.step_rate, ours, steps),
-        "on_device": (benchmark.step_rate, distorting, steps),
-    }
-    parts = f" in {config.microbatches}" if config.microbatches > 1 else ""
-    rates = {}
-    for name, (function, *arguments) in measures.items():
-        cells = [f"{config.batch_size:,}{parts}", name]
-        try:
-            if name == "PyTorch":
-                torch_step.check_torch(config)
-            report = benchmark.run_in_process(function, *arguments)
-        except Exception as error:  # out of memory is a RuntimeError of PyTorch's
-            yield from _row([*cells, reason_of(error, 60)])
-            continue
-        rates[name] = report["views"]
-        cells.append(f"{report['views']:,.0f}")
-        cells.append(f"{report['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
-        cells.append(f"{report['memory'] / cost.GIB:.1f}" if "memory" in report else "")
-        cells += [f"{report[share]:.1%}" if share in report else "" for share in ("flops", "bandwidth")]
-        cells.append(f"{2 * config.batch_size / report['expected']:,.0f}" if "expected" in report else "")
-        yield from _row(cells)
-
-
-def _row(cells, head=False):
-    yield f"| {' | '.join([*cells, *[''] * (len(_HEAD) - len(cells))])} |"
-    if head:
-        yield "| --- " * len(_HEAD) + "|"
+    for batch_size, microbatches in sizes:
+        ours, distorting = (config.copy_and_resolve_references() for _ in range(2))
+        for variant, on_device in ((ours, False), (distorting, True)):
+            variant.update(batch_size=batch_size, microbatches=microbatches, augment={"on_device": on_device})
+        measures = {
+            "PyTorch": (torch_step.torch_step_rate, ours, classes, steps),
+            "ours": (benchmark.step_rate, ours, steps),
+            "on_device": (benchmark.step_rate, distorting, steps),
+        }
+        parts = f" in {microbatches}" if microbatches > 1 else ""
+        rates = {}
+        for name, measure in measures.items():
+            cells = [f"{batch_size:,}{parts}", name]
+            try:
+                report = cost.run_in_process(*measure)
+            except Exception as error:  # out of memory is a RuntimeError of PyTorch's
+                yield [*cells, reason_of(error, 60)]
+                continue
+            rates[name] = report["views"]
+            cells.append(f"{report['views']:,.0f}")
+            cells.append(f"{report['views'] / rates['PyTorch']:.2f}" if "PyTorch" in rates else "")
+            cells.append(f"{report['memory'] / cost.GIB:.1f}" if "memory" in report else "")
+            cells += [f"{report[share]:.1%}" if share in report else "" for share in ("flops", "bandwidth")]
+            cells.append(f"{2 * batch_size / report['expected']:,.0f}" if "expected" in report else "")
+            yield cells
 
 
 def _kind():
@@ -109,13 +101,6 @@ def _loss_lines(pairs):
     return list(benchmark.loss_table([size for size in benchmark.PAIRS if size <= pairs]))
 
 
-def _version(name):
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _numbers(name, words):
     """Parses the whole numbers of a flag's list; empty words are left out."""
     if wrong := [word for word in words if word and not (word.isdecimal() and int(word))]:
@@ -123,7 +108,8 @@ def _numbers(name, words):
     return [int(word) for word in words if word]
 
 
-def _report(_) -> None:
+def write_report(_) -> None:
+    """Measures what the command line asks for and writes the file."""
     config = command_line.read_config()
     cost.check_pretraining(config, "the report is")
     images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
@@ -140,8 +126,3 @@ def _report(_) -> None:
             for stream in (None, file):
                 print(line, file=stream, flush=True)
     print(f"written to {escape(output)}")
-
-
-def main() -> None:
-    """The entry point of `python -m simclr_jax.gpu_report`."""
-    command_line.run(_report)

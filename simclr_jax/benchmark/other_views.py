@@ -10,8 +10,7 @@ import io
 import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -29,6 +28,7 @@ def albumentations(image_size: int, strength: float) -> Callable[[bytes], list[n
     import cv2
 
     cv2.setNumThreads(1)
+    strengths = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * strength)
     kernel = max(3, image_size // 10 // 2 * 2 + 1)
     transform = library.Compose(
         [
@@ -36,22 +36,15 @@ def albumentations(image_size: int, strength: float) -> Callable[[bytes], list[n
                 size=(image_size, image_size), scale=(0.08, 1.0), interpolation=cv2.INTER_CUBIC
             ),
             library.HorizontalFlip(p=0.5),
-            library.ColorJitter(
-                brightness=0.8 * strength,
-                contrast=0.8 * strength,
-                saturation=0.8 * strength,
-                hue=0.2 * strength,
-                p=0.8,
-            ),
+            library.ColorJitter(**strengths, hue=0.2 * strength, p=0.8),
             library.ToGray(p=0.2),
             library.GaussianBlur(blur_limit=(kernel, kernel), sigma_limit=(0.1, 2.0), p=0.5),
         ]
     )
 
     def views(record):
-        image = cv2.cvtColor(
-            cv2.imdecode(np.frombuffer(record, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
-        )
+        image = cv2.imdecode(np.frombuffer(record, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return [transform(image=image)["image"] for _ in range(2)]
 
     return views
@@ -68,29 +61,27 @@ def lightly(image_size: int, strength: float) -> Callable[[bytes], list]:
     return lambda record: transform(Image.open(io.BytesIO(record)).convert("RGB"))
 
 
-class Workers:
-    """Processes that make views with `albumentations` or `lightly`."""
+def rate(pool: Executor, cores: int, name: str, records: list[bytes], seconds: float, **options) -> float:
+    """Measures the images/s per core of a library's views, with all `cores` processes of a pool busy.
 
-    def __init__(self, name: str, records: np.ndarray, *, cores: int, image_size: int, strength: float):
-        self._pool, self._cores = ProcessPoolExecutor(cores, mp_context=get_context("spawn")), cores
-        self._arguments = (name, records.tolist(), image_size, strength)
-
-    def rate(self, seconds: float) -> float:
-        """Measures the images/s per core, with all cores busy."""
-        futures = [self._pool.submit(_work, *self._arguments, seconds) for _ in range(self._cores)]
-        return float(np.mean([future.result() for future in futures]))
-
-    def close(self):
-        self._pool.shutdown()
+    Args:
+      pool, cores: processes, and their number.
+      name: the library.
+      records: JPEG files.
+      seconds: of measuring.
+      options: `image_size` and `strength` of the views.
+    """
+    futures = [pool.submit(_work, name, records, seconds, **options) for _ in range(cores)]
+    return float(np.mean([future.result() for future in futures]))
 
 
 @functools.cache
-def _make(name, image_size, strength):
-    return {"albumentations": albumentations, "lightly": lightly}[name](image_size, strength)
+def _make(name, **options):
+    return {"albumentations": albumentations, "lightly": lightly}[name](**options)
 
 
-def _work(name, records, image_size, strength, seconds):
-    views = _make(name, image_size, strength)
+def _work(name, records, seconds, **options):
+    views = _make(name, **options)
     views(records[0])
     begun = time.perf_counter()
     for count, record in enumerate(itertools.cycle(records), start=1):

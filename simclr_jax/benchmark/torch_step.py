@@ -48,14 +48,18 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     """Runs the pretraining step in PyTorch on random images, on one device.
 
     Args:
-      config: of pretraining, as `check_torch` lets it through.
+      config: of pretraining.
       num_classes: of the linear probe that learns beside it; 0 for none.
       steps: timed, after two that are not.
 
     Returns:
       'seconds' of a step, the median; 'views' per second; 'devices', in words; on a GPU peak 'memory' in
       bytes, and the bytes that the allocator 'reserved'.
+
+    Raises:
+      UserError: see `check_torch`.
     """
+    check_torch(config)
     import torch
     import torchvision
 
@@ -64,10 +68,9 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")  # for the loss, as ours has it
     torch.backends.cudnn.benchmark = True
-    network = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
-    network = _Network(torch, network, config.model, num_classes).to(
-        device, memory_format=torch.channels_last
-    )
+    encoder = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
+    network = _Network(torch, encoder, config.model, num_classes)
+    network = network.to(device, memory_format=torch.channels_last)
     encode = torch.compile(network) if on_gpu else network  # on CPUs it takes minutes
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
 
@@ -83,17 +86,14 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     def whole(view1, view2, labels):
         with autocast():
             projections, logits = encode(torch.cat([view1, view2]))
-        loss = loss_of(projections, logits, labels)
-        loss.backward()
-        return loss
+        loss_of(projections, logits, labels).backward()
 
     def in_parts(view1, view2, labels):
         parts = list(zip(*(rows.chunk(config.microbatches) for rows in (view1, view2, labels))))
         with torch.no_grad(), autocast():
             projections = [encode(torch.cat(part[:2]))[0].float().chunk(2) for part in parts]
         projections = torch.cat([torch.cat(view) for view in zip(*projections)]).requires_grad_()
-        loss = loss_of(projections, None, None)
-        (gradient,) = torch.autograd.grad(loss, projections)
+        (gradient,) = torch.autograd.grad(loss_of(projections, None, None), projections)
         gradients = (view.chunk(config.microbatches) for view in gradient.chunk(2))
         for part, gradient1, gradient2 in zip(parts, *gradients):
             with autocast():
@@ -103,7 +103,6 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
                 probe = torch.nn.functional.cross_entropy(logits.float(), part[2].repeat(2))
                 surrogate = surrogate + probe / config.microbatches
             surrogate.backward()
-        return loss
 
     rng = np.random.default_rng(0)
     shape = (config.batch_size, config.image_size, config.image_size, 3)
@@ -112,15 +111,14 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
 
     def take_step():
         optimizer.zero_grad(set_to_none=True)
-        loss = (in_parts if config.microbatches > 1 else whole)(*views, labels)
+        (in_parts if config.microbatches > 1 else whole)(*views, labels)
         optimizer.step()
-        loss.item()  # waits for the step
         if on_gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # waits for the step
 
     seconds = median_seconds(take_step, steps)
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds}
-    report["devices"] = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
+    device = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": device}
     if on_gpu:
         report["memory"] = torch.cuda.max_memory_allocated()
         report["reserved"] = torch.cuda.max_memory_reserved()

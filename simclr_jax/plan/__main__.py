@@ -8,6 +8,7 @@ for GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt,
 """
 
 import functools
+import itertools
 import math
 import sys
 
@@ -18,7 +19,7 @@ from simclr_jax import benchmark
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, say
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.workdir import report
 
@@ -26,6 +27,8 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", "local", "As v4:4x4x8 or h100:8; several by commas; 'local': these devices."
 )
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, remat and microbatches.")
+_HEAD = ["", "devices", "images a device", "memory, GiB", "TFLOPs"]
+_HEAD += ["least ms a step", "expected", "hours", "images/s a host", "cores"]
 
 
 def _plan_one(config, topology, images_per_core) -> bool:
@@ -39,32 +42,28 @@ def _plan_one(config, topology, images_per_core) -> bool:
 
 def _plan_table(cases, images_per_core) -> bool:
     """Prints a row of a Markdown table for every (name, config, topology); returns whether all fit."""
-    print(
-        "| | devices | images a device | memory, GiB | TFLOPs | least ms a step | expected | hours "
-        "| images/s a host | cores |"
-    )
-    print("| --- " * 10 + "|", flush=True)
-    fits = True
-    for name, config, topology in cases:
+    verdicts = []
+
+    def row(name, config, topology):
         try:
             plan = cost.measure_in_process(config, topology)
         except UserError as error:
-            print(f"| {name} | {error} |", flush=True)
-            fits = False
-            continue
+            verdicts.append(False)
+            return [name, str(error)]
         chip, expected = find_chip(plan["kind"]), forecast(plan, config)
-        fitting = remedy(plan, config) is None
-        fits &= fitting
+        verdicts.append(remedy(plan, config) is None)
         memory = f"{gib(plan):.1f} of {chip.memory if chip else '?'}"
-        images = config.batch_size // plan["devices"]
-        cells = [name, f"{plan['devices']} x {plan['kind']}", str(images)]
-        cells += [memory if fitting else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
+        cells = [name, f"{plan['devices']} x {plan['kind']}", str(config.batch_size // plan["devices"])]
+        cells += [memory if verdicts[-1] else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
         if expected:
             cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
             cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
             cells += [f"{math.ceil(expected['images'] / images_per_core()):,}"]
-        print(f"| {' | '.join(cells)} |", flush=True)
-    return fits
+        return cells
+
+    for line in benchmark.table(_HEAD, itertools.starmap(row, cases)):
+        say(line)
+    return all(verdicts)
 
 
 def _forms(config):

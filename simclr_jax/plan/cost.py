@@ -84,21 +84,22 @@ def measure_in_process(config, topology: str) -> dict:
     """Calls `measure` in a process of its own, since the TPU compiler can crash its process."""
     if gpus.is_gpu_topology(topology):
         gpus.check_compiler(topology)
-    elif (
-        topology != "local"
-        and "TPU_LIBRARY_PATH" not in os.environ
-        and not importlib.util.find_spec("libtpu")
-    ):
+    elif topology != "local" and not ("TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu")):
         raise UserError(f"--topology={topology} needs the TPU compiler: pip install 'jax[tpu]'")
     quiet = _silence_stderr if topology != "local" else None
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        try:
-            return pool.submit(measure, config, topology).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the compiler crashed on this step for {topology}: try another topology, or another "
-                "--config.batch_size"
-            ) from None
+    try:
+        return run_in_process(measure, config, topology, initializer=quiet)
+    except BrokenProcessPool:
+        raise UserError(
+            f"the compiler crashed on this step for {topology}: try another topology, or another "
+            "--config.batch_size"
+        ) from None
+
+
+def run_in_process(function, *arguments, initializer=None):
+    """Runs a function in a process of its own: a framework keeps most of a GPU's memory until it exits."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=initializer) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _silence_stderr():
@@ -159,8 +160,7 @@ def _devices(topology):
     options = {}
     if topology.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # both cores are one device, as on Cloud TPU
-    chips = [int(size) for size in re.findall(r"\d+", topology.partition(":")[2])]
-    if math.prod(chips) == 1:
+    if math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2]))) == 1:  # a single chip
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
@@ -182,23 +182,25 @@ def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
       Collectives by name: {'psum': (how often, bytes that go in), 'all_gather': ..., ...}.
     """
     flops, traffic, collectives = 0.0, 0.0, {}
-    for equation in jaxpr.eqns:
-        name, parameters = equation.primitive.name, equation.params
+    for equation, repeats in _equations(jaxpr):
+        name = equation.primitive.name
         if product := product_flops(equation):
-            flops += product
-            traffic += sum(_bytes_of(v) for v in (*equation.invars, *equation.outvars))
+            flops += repeats * product
+            traffic += repeats * sum(map(_bytes_of, (*equation.invars, *equation.outvars)))
         if name in _COLLECTIVES:
             times, size = collectives.get(name, (0, 0))
-            operands = sum(_bytes_of(v) for v in equation.invars)
-            collectives[name] = times + len(equation.invars), size + operands
-        repeats = parameters["length"] if name == "scan" else 1
-        for inner in inner_jaxprs(equation):
-            inner_flops, inner_traffic, inner_collectives = count(inner)
-            flops, traffic = flops + repeats * inner_flops, traffic + repeats * inner_traffic
-            for key, (times, size) in inner_collectives.items():
-                before = collectives.get(key, (0, 0))
-                collectives[key] = before[0] + repeats * times, before[1] + repeats * size
+            operands = sum(map(_bytes_of, equation.invars))
+            collectives[name] = times + repeats * len(equation.invars), size + repeats * operands
     return flops, traffic, collectives
+
+
+def _equations(jaxpr, repeats=1):
+    """Yields each equation, those of inner jaxprs too, and how often it runs."""
+    for equation in jaxpr.eqns:
+        yield equation, repeats
+        inner_repeats = repeats * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        for inner in inner_jaxprs(equation):
+            yield from _equations(inner, inner_repeats)
 
 
 def _bytes_of(variable):
