@@ -175,6 +175,18 @@ def make_init(config, model):
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
 
 
+def make_meta(config, model, source) -> dict:
+    """Returns the metadata that checkpoints keep beside the train state."""
+    return {
+        "config": config.to_dict(),
+        "num_classes": model.supervised_head.features if model.supervised_head else 0,
+        "class_names": list(source.class_names),
+        "value_range": source.value_range,
+        "order": source.order,
+        "source": source_of(config),
+    }
+
+
 def source_of(config) -> dict[str, Any] | None:
     """Returns the `source` of `torch_weights.read` for weights that `config.pretrained` is or came from."""
     if not config.pretrained or official.find(config.pretrained):  # official files take seconds to read

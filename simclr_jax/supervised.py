@@ -27,30 +27,15 @@ def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task
       source: from `datasets.load`.
       init, loss, evaluate: of `train.Task`.
     """
-    schedule, num_steps = train.make_schedule(config, source.num_examples)
-    return train.Task(
+    return train.make_task(
+        config,
+        source,
         init=init,
         loss=loss,
-        optimizer=train.make_optimizer(config, schedule),
-        schedule=schedule,
         batches=partial(batches, config, source),
-        num_steps=num_steps,
-        meta=meta_of(config, model, source),
+        meta=pretrained.make_meta(config, model, source),
         evaluate=evaluate,
-        evaluate_every_steps=train.steps_in(config.evaluate.every_epochs, config, source.num_examples),
     )
-
-
-def meta_of(config, model, source) -> dict:
-    """Returns the metadata that checkpoints keep beside the train state."""
-    return {
-        "config": config.to_dict(),
-        "num_classes": model.supervised_head.features if model.supervised_head else 0,
-        "class_names": list(source.class_names),
-        "value_range": source.value_range,
-        "order": source.order,
-        "source": pretrained.source_of(config),
-    }
 
 
 def make_loss(model, config, *, after_block: int | None):

@@ -175,6 +175,25 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
     return batch_stats, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), outputs)
 
 
+def make_task(config, source, *, init, loss, batches, meta, evaluate=None) -> Task:
+    """Describes a training by `config.optimizer` on the examples of `source`.
+
+    The other arguments are attributes of `Task`.
+    """
+    schedule, num_steps = make_schedule(config, source.num_examples)
+    return Task(
+        init=init,
+        loss=loss,
+        optimizer=make_optimizer(config, schedule),
+        schedule=schedule,
+        batches=batches,
+        num_steps=num_steps,
+        meta=meta,
+        evaluate=evaluate,
+        evaluate_every_steps=steps_in(config.evaluate.every_epochs, config, source.num_examples),
+    )
+
+
 def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
     """Makes the learning rate schedule of a config, and counts the steps; notes odd settings.
 

@@ -77,10 +77,14 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
     loss = losses.LOSSES[config.loss]
     fresh_init = make_init(model, config.image_size)
     init = pretrained.make_init(config, model) if config.pretrained else fresh_init
-    task = supervised.make_task(config, model, source, init=init, loss=make_loss(model, config))
-    task = task._replace(
+    meta = pretrained.make_meta(config, model, source)
+    task = train.make_task(
+        config,
+        source,
+        init=init,
+        loss=make_loss(model, config),
         batches=partial(batches.train_batches, config, source, view),
-        meta=task.meta | {"view": view and getattr(view, "__qualname__", repr(view))},
+        meta=meta | {"view": view and getattr(view, "__qualname__", repr(view))},
     )
     if isinstance(loss, losses.StatefulLoss):
         task = task._replace(extra=lambda _: loss.init(config.model.projection_dim))

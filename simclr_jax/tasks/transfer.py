@@ -73,7 +73,7 @@ def _save(config, workdir, source, weights):
     weights = parallel.gather(weights[None])[0].astype(np.float32)
     params = {**variables["params"], "supervised_head": {"kernel": weights[:-1], "bias": weights[-1]}}
     state = parallel.replicate({"step": np.int32(1), **variables, "params": params})
-    meta = supervised.meta_of(config, model, source) | {"proportion": PROPORTION}
+    meta = pretrained.make_meta(config, model, source) | {"proportion": PROPORTION}
     with checkpoint.opened(workdir, keep=1) as manager:
         checkpoint.save(manager, 1, state, meta)
 
