@@ -118,7 +118,8 @@ def find_lost(source: Source, batch: np.ndarray, others: np.ndarray) -> bool:
         if b"://" not in source.records[row] and not os.path.lexists(source.records[row]):
             reasons[str(source.names[row])] = "vanished"
     if reasons:
-        print(source.lost.add(reasons), flush=True)  # By every process, since each reads its own files.
+        # Every process prints this, since each reads its own files.
+        print(source.lost.add(reasons), flush=True)
     return bool(reasons)
 
 

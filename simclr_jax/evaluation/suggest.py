@@ -1,4 +1,5 @@
-"""Which images to label first: `python -m simclr_jax.evaluation.suggest RUN --count=50 --output=labels.csv`
+"""Suggests the images to label first: `python -m simclr_jax.evaluation.suggest RUN --count=50
+--output=labels.csv`
 
 RUN is the workdir of a pretraining run, or of any that trains a network. The file has a row an image: `name`,
 `label`, `split` and `index`, in the order in which labels are worth most; the first ten of fifty are those of
