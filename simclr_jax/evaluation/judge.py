@@ -156,8 +156,8 @@ def notes(summary: dict[str, Any]) -> list[str]:
         ]
         if worse:
             sentences.append(
-                f"the trained features are no better than {_BASELINES[baseline]}: {', '.join(worse)}. Few "
-                "images want published weights to start from (docs/published.md), others more epochs"
+                f"the trained features are no better than {_BASELINES[baseline]}: {', '.join(worse)}. With "
+                "few images, start from published weights (docs/published.md); else train for more epochs"
             )
     return sentences
 

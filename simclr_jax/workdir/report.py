@@ -187,7 +187,7 @@ class Meter:
         if self._writes and slow and step == self._start_step + 3:
             say(
                 f"note: about {hours:.2g} hours for {self._num_steps - step:,} more steps of {seconds:.1f} s "
-                "each. Less for published weights (docs/published.md), or smaller images and a smaller "
+                "each. Published weights (docs/published.md) take less, or smaller images and a smaller "
                 "network, as in --config.image_size=64 --config.model.depth=8 --config.model.width=0.75"
             )
 
