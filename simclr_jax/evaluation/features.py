@@ -97,13 +97,14 @@ def raw_pixels(batches: Iterable) -> Features:
 
     Images that are larger than `PIXELS` are reduced to means over equal areas.
     """
-    return _make_extract_pixels()({"params": np.float32(1 / 255), "batch_stats": {}}, batches)
+    variables = {"params": {"scale": np.float32(1 / 255)}, "batch_stats": {}}
+    return _make_extract_pixels()(variables, batches)
 
 
 @functools.cache  # It is compiled once for training and held-out images.
 def _make_extract_pixels():
     def flatten(variables, batch):
-        images = batch["image"] * variables["params"]
+        images = batch["image"] * variables["params"]["scale"]
         down, across = map(_area_means, images.shape[1:3])
         images = jnp.einsum("ih,bhwc,jw->bijc", down, images, across, precision=jax.lax.Precision.HIGHEST)
         return images.reshape(len(images), -1)
