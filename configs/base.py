@@ -159,7 +159,8 @@ def pretrain() -> ConfigDict:
             },
             "labels_per_class": 5,  # labelled images of each class in the few-label score
             "evaluate": {
-                "every_epochs": 10.0,  # epochs between scores by nearest neighbours, where there are labels
+                # epochs between measurements of health and, with labels, of nearest neighbours
+                "every_epochs": 10.0,
                 "max_examples": 50_000,  # training images, and as many held-out ones, that scores use at most
                 # Measures linear and few-label accuracy at the end, and that of the untrained encoder and raw
                 # pixels. Beside passes through the network, this takes at most 15 minutes of 2 CPU cores

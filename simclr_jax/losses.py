@@ -142,7 +142,7 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
     """
     no_key = jnp.full_like(positives, -1)
 
-    def direction(own, partners, own_all, partners_all):
+    def direction(own, own_all, partners_all):
         own = own / temperature
         positive = (own * partners_all[positives]).sum(axis=1)
         across, mean, most_similar = _log_sum_exp(own, partners_all, no_key, tile)
@@ -153,8 +153,8 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
             "contrastive_entropy": jax.lax.stop_gradient(across - mean).mean(),
         }
 
-    loss1, metrics = direction(view1, view2, all1, all2)
-    loss2, _ = direction(view2, view1, all2, all1)
+    loss1, metrics = direction(view1, all1, all2)
+    loss2, _ = direction(view2, all2, all1)
     return loss1 + loss2, metrics
 
 

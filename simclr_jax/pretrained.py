@@ -16,8 +16,8 @@ _ENCODER = ("encoder", "depth", "width", "sk_ratio", "se_ratio", "stem", "projec
 _HEAD = ("projection_layers", "projection_dim")
 
 
-def others_format(path):
-    """Returns the module that reads the network at `path` that others trained; None for a run of ours."""
+def third_party_reader(path):
+    """Returns the module that reads the third-party checkpoint at `path`; None for a run of this program."""
     return next((module for module in (official, torch_weights) if module.find(path)), None)
 
 
@@ -34,8 +34,8 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
         )
-    others = others_format(path)
-    variables, meta = others.read(path) if others else checkpoint.load_params(path)
+    reader = third_party_reader(path)
+    variables, meta = reader.read(path) if reader else checkpoint.load_params(path)
     return variables, meta | {"config": complete(meta["config"])}
 
 
@@ -148,7 +148,7 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """
     variables, meta = read(path)
     file = checkpoint.split(path)[0] / "summary.json"
-    summary = {} if others_format(path) or not files.exists(file) else read_summary(file)
+    summary = {} if third_party_reader(path) or not files.exists(file) else read_summary(file)
     meta = {"calibration_temperature": summary.get("calibration_temperature")} | meta
     whole_projection = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"] | changes)
@@ -195,7 +195,7 @@ def source_of(config) -> dict[str, Any] | None:
 
 
 def _read_meta(path):
-    return read(path)[1] if others_format(path) else checkpoint.load_meta(path)
+    return read(path)[1] if third_party_reader(path) else checkpoint.load_meta(path)
 
 
 def _remedy(config, saved):

@@ -75,12 +75,12 @@ def head_decay(optimizer, params) -> jax.Array:
 
 
 def is_head(path: str) -> bool:
-    """Tells whether a parameter belongs to the classifier; a `train.Task.trained`."""
+    """Returns whether a parameter belongs to the classifier; a `train.Task.trained`."""
     return path.startswith("supervised_head/")
 
 
 def is_after_block(path: str, *, after_block: int) -> bool:
-    """Tells whether a parameter lies behind a block group, 0 being the stem; a `train.Task.trained`."""
+    """Returns whether a parameter lies behind a block group, 0 being the stem; a `train.Task.trained`."""
     if not path.startswith("encoder/"):
         return True
     group = re.match(r"encoder/block_group(\d)", path)

@@ -23,7 +23,7 @@ Tree = Any
 
 
 def all_parameters(path: str) -> bool:
-    """Trains every parameter; a `Task.trained`."""
+    """Returns True: the step changes every parameter; a `Task.trained`."""
     return True
 
 

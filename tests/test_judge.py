@@ -31,6 +31,7 @@ def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrai
         assert "few_labels" not in summary["trained"] and 0 < summary["trained"]["few_label_accuracy"] < 1
     printed = capsys.readouterr().out
     assert printed.count("measuring: trained, untrained, raw pixels\n") == 2
+    assert "loss 9.688, contrastive accuracy 0.016" in printed  # by chance: 2 log(127) and 1 of 64
     assert "note: health is that of 24 images, fewer than the features' 32 dimensions" in printed
     assert "classes have fewer training images than labels_per_class=5" in printed
 

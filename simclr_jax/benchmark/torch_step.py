@@ -69,7 +69,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     torch.set_float32_matmul_precision("highest")  # for the loss, as ours has it
     torch.backends.cudnn.benchmark = True
     encoder = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
-    network = _Network(torch, encoder, config.model, num_classes)
+    network = _make_network(torch, encoder, config.model, num_classes)
     network = network.to(device, memory_format=torch.channels_last)
     encode = torch.compile(network) if on_gpu else network  # on CPUs it takes minutes
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
@@ -125,7 +125,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     return report
 
 
-def _Network(torch, encoder, model, num_classes):
+def _make_network(torch, encoder, model, num_classes):
     """Builds encoder, projection head and linear probe: uint8 [b, h, w, 3] -> projections, logits or None."""
     nn = torch.nn
     width = encoder.fc.in_features

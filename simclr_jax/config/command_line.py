@@ -90,7 +90,7 @@ def run(command) -> None:
                 stopping.leave(end.code)
             raise
         except Exception:
-            group.wait_for_verdict()
+            group.wait_for_other_processes()
             raise
 
 

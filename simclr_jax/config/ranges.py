@@ -1,4 +1,4 @@
-"""Checks values by the tables of configs/base.py, and names by the registries that have them."""
+"""Checks values against the tables of configs/base.py, and names against registries such as `LOSSES`."""
 
 import math
 from collections.abc import Iterable

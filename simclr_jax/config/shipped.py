@@ -27,19 +27,19 @@ def importable() -> Iterator[None]:
     if _is_shipped(sys.modules.get("configs")):
         yield
         return
-    others = _take_out()
+    users_modules = _remove_imported()
     sys.modules.update(_imported or {"configs": _package()})
     try:
         yield
     finally:
-        _imported.update(_take_out())
-        sys.modules.update(others)
+        _imported.update(_remove_imported())
+        sys.modules.update(users_modules)
 
 
 _imported: dict[str, ModuleType] = {}  # modules that were imported inside, so that none runs twice
 
 
-def _take_out():
+def _remove_imported():
     """Removes the package `configs` and its modules from the imported ones, and returns them."""
     names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
     return {name: sys.modules.pop(name) for name in names}

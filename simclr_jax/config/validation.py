@@ -128,7 +128,7 @@ def nearest(name: str, names) -> str | None:
 
 
 def check_place(flag: str, place: str) -> None:
-    """Raises a UserError unless files can be there: on a local path, or in gs://."""
+    """Raises a UserError unless a path is local or in gs://."""
     scheme, separator, path = place.partition("://")
     if not place.strip():
         raise UserError(f"--{flag} is empty: give a folder, as in --{flag}=runs/digits, or leave it out")

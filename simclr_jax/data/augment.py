@@ -55,7 +55,7 @@ def simclr_view(
     recipe = recipe._replace(**settings)
     _check_strength(recipe.color_jitter_strength)
     crop, draws = _crop_and_draws(image, seed, size, recipe)
-    return _distort(crop, _unit(image), draws, recipe, dtype)
+    return _distort(crop, _scale_to_unit(image), draws, recipe, dtype)
 
 
 def two_crops(
@@ -101,7 +101,7 @@ def random_resized_crop(
     Bicubic overshoots: the result is not clipped to [0, 1], since the official code feeds the overshoot to
     the colour operations.
     """
-    return _random_crop(image, seed, size, min_area) * _unit(image)
+    return _random_crop(image, seed, size, min_area) * _scale_to_unit(image)
 
 
 def _random_crop(image, seed, size, min_area):
@@ -134,7 +134,7 @@ def center_crop(
     extent = tf.cast(tf.math.rint(proportion * largest), tf.int32)
     begin = (image_size - extent + 1) // 2
     crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
-    return _resize(crop, (height, width)) * _unit(image)
+    return _resize(crop, (height, width)) * _scale_to_unit(image)
 
 
 def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
@@ -166,7 +166,7 @@ def adjust_saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def adjust_hue(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Turns the hue by `factor` of the circle, in [-1, 1]; keeps value and chroma."""
+    """Rotates the hue by `factor` full turns, in [-1, 1]; keeps value and chroma."""
     return _to_image(_hue(_to_planes(image), factor))
 
 
@@ -291,8 +291,8 @@ def _blur(planes, kernel_size, sigma):
 def _crop_and_draws(image, seed, size, recipe):
     """Returns a view's crop, in the image's own range, and its draws, [len(DRAWS)].
 
-    They are drawn outside of the compiled program, whose generator is another one. A name of TensorFlow's own
-    generator as `alg` would cost 45 operations.
+    The draws are made outside of the compiled program, since XLA uses another generator. To name TensorFlow's
+    generator by `alg` would add 45 operations to the graph.
     """
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
@@ -313,7 +313,7 @@ def _resize(crop, size):
     return tf.ensure_shape(resized, [*size, 3])
 
 
-def _unit(image):
+def _scale_to_unit(image):
     """Returns the factor that scales an image's range to [0, 1]."""
     return 1 / 255 if image.dtype == tf.uint8 else 1.0
 

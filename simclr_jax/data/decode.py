@@ -161,10 +161,10 @@ def _is_plain_png(contents, limit):
 
 def _holds(text, patterns):
     """Returns whether one of the patterns is in a string []."""
-    rest = text
+    remaining = text
     for pattern in patterns:  # All but the first work in place, without a copy.
-        rest = tf.strings.regex_replace(rest, pattern, "", replace_global=False)
-    return tf.strings.length(rest) != tf.strings.length(text)
+        remaining = tf.strings.regex_replace(remaining, pattern, "", replace_global=False)
+    return tf.strings.length(remaining) != tf.strings.length(text)
 
 
 @contextmanager

@@ -335,7 +335,7 @@ def _eval(source, transform, seed, rows, index, num_batches):
         images = _transformed(source, transform, record, seed, 0, index)
         return images | {"label": label, "index": index, "mask": True}
 
-    # A process without examples opens one and takes none: so it knows the shape of a batch.
+    # A process without examples opens one example, which tells it the shape of a batch, and reads none.
     opened = index if len(index) else np.zeros(1, np.int64)
     indices = tf.data.Dataset.from_tensor_slices(opened)
     fetch = _fetch(source) if source.random_access else None  # A name keeps its variables alive.

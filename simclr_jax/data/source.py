@@ -15,7 +15,7 @@ MAX_LOST = 0.1  # Share of a folder's images that ends a run when it is lost; on
 
 
 class Source(NamedTuple):
-    """Examples of one split: with random access by `records` and `labels`, else a stream by `read`.
+    """The examples of a split, with random access (`records`, `labels`) or as a stream (`read`).
 
     Attributes:
       name: dataset and split, for messages.
@@ -92,13 +92,13 @@ def lost_rows(source: Source) -> np.ndarray:
     return source.lost.mask(source.names) if source.lost else np.zeros(source.num_examples, bool)
 
 
-def find_lost(source: Source, batch: np.ndarray, others: np.ndarray) -> bool:
+def find_lost(source: Source, batch: np.ndarray, later: np.ndarray) -> bool:
     """Adds to `source.lost` the files that can no longer be read, after the pipeline has failed.
 
     Args:
       source: examples; only those of a folder have files.
       batch: rows whose files are decoded.
-      others: rows whose files only have to exist.
+      later: rows whose files only have to exist.
 
     Returns:
       Whether there were any.
@@ -114,7 +114,7 @@ def find_lost(source: Source, batch: np.ndarray, others: np.ndarray) -> bool:
             reasons[str(source.names[row])] = "vanished"
         except (tf.errors.OpError, ValueError) as error:
             reasons[str(source.names[row])] = describe_failure(error)
-    for row in others[~lost[others]]:
+    for row in later[~lost[later]]:
         if b"://" not in source.records[row] and not os.path.lexists(source.records[row]):
             reasons[str(source.names[row])] = "vanished"
     if reasons:

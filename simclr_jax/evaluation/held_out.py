@@ -1,4 +1,4 @@
-"""Whether labels by CSV are enough to hold some of them out."""
+"""Holds out some of the labels by CSV, where there are enough."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How good the features of pretraining are: their health, and their accuracy beside that of two baselines.
+"""Scores of the features of pretraining: their health, and their accuracy beside that of two baselines.
 
 The baselines are the same network with random weights, and the pixels themselves.
 """

@@ -1,4 +1,4 @@
-"""How good frozen features are: linear, few-label and nearest-neighbour accuracy on held-out images.
+"""Probes of frozen features: linear, few-label and nearest-neighbour accuracy on held-out images.
 
 The cost is bounded. 50,000 training and 50,000 held-out images with 3,072 dimensions and 10 classes, the most
 that pretraining asks for, took 375 CPU seconds, 300 of them for the neighbours, and 3.2 GiB with the features
@@ -284,7 +284,7 @@ def _num_classes(examples):
 
 
 def _scale(features, columns=256):
-    """The mean and deviation of each feature, 1 for a constant one; few columns at a time are copied."""
+    """Returns mean and deviation of each feature, 1 for a constant one; copies a few columns at a time."""
     parts = (features[:, start : start + columns] for start in range(0, features.shape[1], columns))
     moments = ((part.mean(axis=0, dtype=np.float64), part.std(axis=0, dtype=np.float64)) for part in parts)
     mean, deviation = map(np.concatenate, zip(*moments))

@@ -3,7 +3,7 @@
 import numpy as np
 
 SHARE = 0.3  # Default share of the median distance to the nearest neighbour: see `duplicates`.
-_SAMPLE = 2_000  # Images whose nearest neighbours give that median.
+_SAMPLE = 2_000  # Largest number of images that the median is estimated from.
 _BLOCK = 2**26  # Similarities that `duplicates` holds at a time.
 _MEBIBYTES = 256  # Memory that scikit-learn takes for similarities in `nearest`.
 

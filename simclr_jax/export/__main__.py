@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         )
     run = epath.Path(args.run)
     workdir, _ = checkpoint.split(run)
-    if not args.output and pretrained.others_format(run):
+    if not args.output and pretrained.third_party_reader(run):
         raise UserError(f"{run} is no run of ours: give the --output folder to make")
     output = str(args.output or workdir / "export" / args.format)
     if "://" in output:
@@ -117,8 +117,8 @@ def _summary(run) -> dict | None:
         for name, value in draws[index].items()
         if name.startswith(prefix) == scratch
     }
-    rest = {name: value for name, value in summary.items() if name not in draws[index]}
-    return scores | rest | {"draw": index}
+    run_scores = {name: value for name, value in summary.items() if name not in draws[index]}
+    return scores | run_scores | {"draw": index}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _initial = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def _conv_init(key, shape, dtype=jnp.float32):
-    """Draws the same numbers as `_initial`, in a matrix: on CPUs, XLA compiles four axes ten times longer."""
+    """Draws the numbers of `_initial` as a matrix: XLA on CPUs compiles four axes ten times as long."""
     return _initial(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 

@@ -27,12 +27,12 @@ from ml_collections import ConfigDict
 from simclr_jax.config.saved import complete_model
 from simclr_jax.models import make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
-from simclr_jax.official.names import encoder_layers, model_keys, other_keys, our_names, tf1_names
+from simclr_jax.official.names import encoder_layers, model_keys, non_model_keys, our_names, tf1_names
 from simclr_jax.process import UserError, files, first_few
 
 Shape = tuple[int, ...]
 
-WEIGHTS = (
+WEIGHT_SCALE_NOTE = (
     "kernels of v1's networks are 16.8 times as large as v2's: SGD wants settings for each, LARS does not"
 )
 
@@ -73,7 +73,7 @@ def load(path, *, ema: bool = False) -> tuple[ConfigDict, dict[str, Any]]:
     expected = jax.eval_shape(make_init(make_model(config, num_classes), 64), jax.random.key(0))
     names = our_names(expected) if _are_our_names(model_shapes) else tf1_names(expected)
     expected = {names[path]: leaf.shape for path, leaf in flatten_dict(expected).items()}
-    unknown = shapes.keys() - {*keys.values(), *expected} - other_keys(shapes)
+    unknown = shapes.keys() - {*keys.values(), *expected} - non_model_keys(shapes)
     check_variables(prefix, config, model_shapes, expected, unknown)
     with _reading(prefix):
         arrays = {path: np.asarray(reader.get_tensor(keys[name]), np.float32) for path, name in names.items()}
@@ -175,7 +175,7 @@ def _are_our_names(names) -> bool:
 
 
 def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shape], Shape | None]:
-    """Returns the encoder's convolutions, in forward order, and kernels of projection head and classifier."""
+    """Returns the shapes of the encoder's convolutions, in forward order, and of both heads' kernels."""
     if _are_our_names(shapes):
         tree = unflatten_dict({tuple(name.split("/")): shape for name, shape in shapes.items()})
         encoder = tree["params"].get("encoder", {})

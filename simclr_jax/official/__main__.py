@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
             "network": f"{describe(model)}, {model.stem} stem",
             "parameters": ", ".join(f"{size:,} {part.replace('_', ' ')}" for part, size in sizes.items()),
             "classes": str(meta["num_classes"] or "no classifier"),
-            "kernels": f"norm {norm:.3g} on average; {official.WEIGHTS}",
+            "kernels": f"norm {norm:.3g} on average; {official.WEIGHT_SCALE_NOTE}",
             "written to": str(output),
         }
     )

@@ -22,8 +22,10 @@ _TF1_SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 # The keys of a checkpoint that are not the model's.
-_OTHERS = rf"global_step|beta\d_power|ema_model/.*|.*memory.*|{_GRAPH}|.*/\.OPTIMIZER_SLOT/.*|.*_CONFIG_JSON"
-_OTHERS += rf"|(global_step|save_counter|optimizer/.*){_VALUE}"
+_NON_MODEL_KEYS = (
+    rf"global_step|beta\d_power|ema_model/.*|.*memory.*|{_GRAPH}|.*/\.OPTIMIZER_SLOT/.*|.*_CONFIG_JSON"
+)
+_NON_MODEL_KEYS += rf"|(global_step|save_counter|optimizer/.*){_VALUE}"
 
 Path = tuple[str, ...]  # One of our variables: ('params', 'encoder', 'conv1', 'kernel')
 
@@ -186,6 +188,6 @@ def _slots(keys) -> set[str]:
     return {key for key in keys if key.rpartition("/")[0] in keys}
 
 
-def other_keys(keys) -> set[str]:
+def non_model_keys(keys) -> set[str]:
     """Returns the keys of the optimiser, the moving average, the memory and the like, not of the model."""
-    return _slots(keys) | {key for key in keys if re.fullmatch(_OTHERS, key)}
+    return _slots(keys) | {key for key in keys if re.fullmatch(_NON_MODEL_KEYS, key)}

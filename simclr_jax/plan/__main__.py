@@ -42,19 +42,19 @@ def _plan_one(config, topology, images_per_core) -> bool:
 
 def _plan_table(cases, images_per_core) -> bool:
     """Prints a row of a Markdown table for every (name, config, topology); returns whether all fit."""
-    verdicts = []
+    fits = []
 
     def row(name, config, topology):
         try:
             plan = cost.measure_in_process(config, topology)
         except UserError as error:
-            verdicts.append(False)
+            fits.append(False)
             return [name, str(error)]
         chip, expected = find_chip(plan["kind"]), forecast(plan, config)
-        verdicts.append(remedy(plan, config) is None)
+        fits.append(remedy(plan, config) is None)
         memory = f"{gib(plan):.1f} of {chip.memory if chip else '?'}"
         cells = [name, f"{plan['devices']} x {plan['kind']}", str(config.batch_size // plan["devices"])]
-        cells += [memory if verdicts[-1] else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
+        cells += [memory if fits[-1] else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
         if expected:
             cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
             cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
@@ -63,7 +63,7 @@ def _plan_table(cases, images_per_core) -> bool:
 
     for line in benchmark.table(_HEAD, itertools.starmap(row, cases)):
         say(line)
-    return all(verdicts)
+    return all(fits)
 
 
 def _forms(config):

@@ -46,7 +46,7 @@ class Examples(NamedTuple):
 
     @classmethod
     def from_config(cls, dataset):
-        """Takes them from `config.dataset`, or else from the list above."""
+        """Reads size and classes from `config.dataset`, or else from `_SIZES`."""
         size, classes = _SIZES.get(dataset.name, (None, 0))
         size, classes = dataset.num_examples or size, dataset.num_classes or classes
         if size is None:

@@ -146,7 +146,7 @@ def few_labels(summaries: list[dict]) -> Figure:
     axes.minorticks_off()
     draws = max(len(summary["draws"]) for summary in summaries)
     axes.set(xlabel="labels a class", ylabel="top-1 (held out)", ylim=(0, 1.02))
-    axes.set_title(f"What pretraining buys (mean and deviation of {draws} draws)", fontsize=10)
+    axes.set_title(f"With and without pretraining (mean and deviation of {draws} draws)", fontsize=10)
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -30,7 +30,7 @@ SILENCE_AT_END = 300.0  # The same for a process that has announced its end: oth
 _GOES_ON = "the run ends here, what was saved is kept, and the same command goes on"
 
 _ending = threading.Event()  # this process is about to end
-_run_over = threading.Event()  # the run is over, for all processes
+_run_over = threading.Event()  # set once this process has announced the end of the run
 _message_numbers = itertools.count()  # processes send and read messages in the same order
 
 
@@ -185,7 +185,7 @@ def leave(line: str, code: int) -> None:
     console.end_process(code)
 
 
-def wait_for_verdict() -> None:
+def wait_for_other_processes() -> None:
     """Waits until it is known whether the end of another process caused the present error.
 
     If so, `_watch` ends this process in the meantime. Returns where all other processes live.
@@ -233,7 +233,7 @@ def _beat(message):
 def _end_without_coordinator(address, error):
     """Ends this process after the relay has lost the connection to process 0, by an error or None."""
     if not _ending.is_set():
-        time.sleep(0.5)  # the watching thread may end it with the reason that process 0 gave
+        time.sleep(0.5)  # time for `_watch` to end this process with the reason that process 0 sent
         reason = f" ({reason_of(error)})" if error else ""
         _end(f"error: process 0 at {escape(address)} is gone{reason}: {_GOES_ON}")
 
@@ -268,5 +268,5 @@ def _read(number, index):
             return json.loads(_client().blocking_key_value_get(f"simclr/{number}/{index}", 10_000))
         except Exception as error:
             if "DEADLINE" not in str(error):
-                wait_for_verdict()
+                wait_for_other_processes()
                 raise RunError(f"process {index} does not answer: {reason_of(error)}") from None

@@ -116,7 +116,7 @@ def saving() -> Iterator[list[signal.Signals]]:
 
 
 def expect_save() -> None:
-    """Lets signals wait for a save from now on, since there are steps to save."""
+    """Lets a signal stop the run only after the next save, from now on."""
     _State.saving = True
 
 

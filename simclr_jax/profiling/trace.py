@@ -58,7 +58,8 @@ class Profile:
         pending, self._pending, self._last = self._pending, None, 0
         try:
             with suppress(Exception):  # an error of a step is raised where its metrics are read
-                jax.block_until_ready(pending)  # the trace would miss later work of the devices
+                # or the trace would lack work that the devices have not finished
+                jax.block_until_ready(pending)
             with self._paused():
                 jax.profiler.stop_trace()
                 self._copy()

@@ -34,8 +34,8 @@ def run(config, workdir) -> dict:
     train_draws = partial(_train_draws, config, model, source, held_out, evaluate, workdir)
     draws, steps = train_draws(from_scratch=False)
     if config.evaluate.compare:
-        for scores, others in zip(draws, train_draws(from_scratch=True)[0]):
-            scores |= {f"from_scratch_{name}": score for name, score in others.items()}
+        for scores, scratch_scores in zip(draws, train_draws(from_scratch=True)[0]):
+            scores |= {f"from_scratch_{name}": score for name, score in scratch_scores.items()}
     calibration = {name: draws[0].pop(name) for name in [*draws[0]] if name == "calibration_temperature"}
     summary = {name: float(np.mean([scores[name] for scores in draws])) for name in draws[0]} | calibration
     if config.labels_per_class:
@@ -78,4 +78,4 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
 def warn_of_weights(config) -> None:
     """Prints a note where the optimiser does not suit the checkpoint that fine-tuning starts from."""
     if config.optimizer.name == "sgd" and official.find(config.pretrained):
-        report.say(f"note: {official.WEIGHTS} (simclr_jax/official/)")
+        report.say(f"note: {official.WEIGHT_SCALE_NOTE} (simclr_jax/official/)")

@@ -49,8 +49,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     )
     rows = train.describe(task, config, source, workdir)
     if config.loss == "nt_xent":
-        others = 2 * config.batch_size - 1
-        rows["by chance"] = f"loss {2 * math.log(others):.4g}, contrastive accuracy {1 / others:.2g}"
+        loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
+        rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
     report.print_table(rows)
 
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0

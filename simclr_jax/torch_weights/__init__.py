@@ -98,7 +98,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parts_outside(names, prefix: str) -> set[str]:
-    """Returns the first part in which each name differs from a network's prefix: what lies beside it."""
+    """Returns the first part of each name that differs from the prefix of the chosen network."""
     pairs = (zip(name.split("."), prefix.split(".")[:-1]) for name in names)
     return {next((part for part, inside in parts if part != inside), "") for parts in pairs} - {""}
 

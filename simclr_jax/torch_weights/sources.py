@@ -43,7 +43,7 @@ ANTIALIASED = "a ResNet with antialiasing (BlurPool)"
 ANTIALIASED_NAMES = r"resnet(aa|blur)\d"
 
 # Networks other than these ResNets, with a pattern of a name in their files.
-_OTHERS = {
+_UNSUPPORTED = {
     "a Swin Transformer": r"(^|\.)layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$",
     "a network with attention, such as a Vision Transformer": (
         r"(^|\.)(cls_token|pos_embed|patch_embed\.|class_token|conv_proj\.)"
@@ -68,6 +68,8 @@ def source_of(names) -> Source:
 
 
 def other_network(names) -> str | None:
-    """Returns the kind of network that a file with these names holds, None if none of `_OTHERS`."""
-    kinds = (kind for kind, pattern in _OTHERS.items() if any(re.search(pattern, name) for name in names))
+    """Returns the kind of network that a file with these names holds, None if none of `_UNSUPPORTED`."""
+    kinds = (
+        kind for kind, pattern in _UNSUPPORTED.items() if any(re.search(pattern, name) for name in names)
+    )
     return next(kinds, None)

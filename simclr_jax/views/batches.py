@@ -1,4 +1,4 @@
-"""The batches of pretraining: two views of every image, or crops that the devices make views of."""
+"""The batches of pretraining: two views of every image, or crops from which the devices make the views."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -125,7 +125,7 @@ def _wait_until_free(workdir, path):
     owner = _owner(path)
     alive = _is_alive(owner)
     if alive is None:
-        say(f"{escape(path)} tells of a run that may live: waiting {SILENCE:.0f} s for a sign of it")
+        say(f"{escape(path)} names a run that may still live: waiting {SILENCE:.0f} s for a sign of it")
         before, deadline = owner, time.monotonic() + SILENCE
         while owner == before and time.monotonic() < deadline:
             time.sleep(BEAT / 5)

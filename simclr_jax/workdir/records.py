@@ -13,12 +13,12 @@ from simclr_jax.process import UserError, escape, files, reason_of, say
 
 SCHEMA_VERSION = 1  # version of config.json and of the meta of checkpoints; older ones have none
 
-# Keys that may differ between a run and its continuation. Those in the first and the last line change no
-# result. Those in the second suit the step to a machine and change results slightly: batch norm takes its
-# statistics over a microbatch, and the other keys change how numbers are rounded.
+# Keys that suit the step to a machine and change results slightly: batch norm takes its statistics over a
+# microbatch, and the other keys change how numbers are rounded.
+_MACHINE_KEYS = ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")
+# Keys that may differ between a run and its continuation; all but those of the machine change no result.
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
-_FREE_KEYS += ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")
-_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled")
+_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled", *_MACHINE_KEYS)
 
 
 def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:

@@ -144,7 +144,7 @@ class Meter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside during which the devices are idle: from the end of the step before on."""
+        """Counts the time inside that comes after the end of the previous step, when the devices are idle."""
         start = time.monotonic()
         yield
         if self._ready is None:

@@ -1,4 +1,4 @@
-"""Experiment trackers: Weights & Biases or MLflow get the reports of a run, and can neither stop nor slow it.
+"""Experiment trackers: Weights & Biases or MLflow get a run's reports; one that fails later never stops it.
 
 Their own environment variables decide where they keep them: WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI.
 """

@@ -112,7 +112,7 @@ def _extent(config, split, spec, builder):
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
-    wanted = config.num_examples if split == "train" else None
+    num_requested = config.num_examples if split == "train" else None
     try:
         dataset = builder.as_dataset(split=spec, decoders={"image": tfds.decode.SkipDecoding()})
         size = int(dataset.cardinality())
@@ -131,12 +131,12 @@ def _extent(config, split, spec, builder):
             f"{', '.join(splits)}; set --config.dataset.{split}_split"
         ) from None
     if size < 1:  # As under tfds.testing.mock_data.
-        wanted = wanted or config.num_examples
-    if size < 1 and wanted is None:
+        num_requested = num_requested or config.num_examples
+    if size < 1 and num_requested is None:
         raise UserError(f"{config.name} ({spec}) has no known size; set --config.dataset.num_examples")
-    if splits and wanted is not None:
-        check_size(wanted, size, f"{config.name} ({spec})")
-    size = size if wanted is None else wanted
+    if splits and num_requested is not None:
+        check_size(num_requested, size, f"{config.name} ({spec})")
+    size = size if num_requested is None else num_requested
     pieces = [
         (part.splitname, part.from_ or 0, part.to or splits[part.splitname].num_examples) for part in pieces
     ]
