@@ -321,8 +321,8 @@ def test_class_names_and_temperature_travel_along(tmp_path):
 
 def card_of(workdir, form="onnx", outputs=()):
     model, variables, meta = export.load(workdir)
-    settings = {"image_size": meta["config"]["image_size"], "outputs": dict.fromkeys(outputs, (1, 1))}
-    text = card.model_card(form, model, variables, meta, **settings, summary=None, licence=None)
+    outputs = dict.fromkeys(outputs, (1, 1))
+    text = card.model_card(form, model, variables, meta, outputs=outputs, summary=None, licence=None)
     [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
     return text, code
 
