@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
 
 
 def _summary(run) -> dict | None:
-    """Returns the scores of the weights in a workdir; None if there are none, as for a single checkpoint.
+    """Returns the scores of the weights in a workdir; None where none are known, as of a single checkpoint.
 
     A run with several draws of labels reports means, which belong to no draw, and the scores of each draw,
     which has a folder of its own.
