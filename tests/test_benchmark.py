@@ -40,7 +40,7 @@ def test_input_is_measured_beside_others_in_turns(monkeypatch):
     monkeypatch.setattr(benchmark, "_input_batches", record)
     rates = benchmark.input_rates(tiny_config("pretrain", image_size=64), rounds=2, seconds=0.3)
     assert {"ours", "ours, on_device", "official"} <= rates.keys()
-    assert all(len(found) == 2 and min(found) > 0 for found in rates.values())
+    assert all(len(samples) == 2 and min(samples) > 0 for samples in rates.values())
     assert {np.dtype(kind) for kind in opened} == {np.dtype(np.uint8), np.dtype(np.float16)}
 
 
@@ -140,7 +140,7 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "message"),
     [
         ("--images=256,many", "--images=256,many: 'many' is no whole number"),
         ("--large=8192", "--large=8192: expected images and microbatches"),
@@ -148,9 +148,9 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
         ("--output=README.md", "--output=README.md exists already"),
     ],
 )
-def test_mistakes_of_the_report_are_one_line(flag, told):
+def test_mistakes_of_the_report_are_one_line(flag, message):
     config = [] if flag.startswith("--config=") else ["--config=configs/digits.py"]
     command = [sys.executable, "-m", "simclr_jax.gpu_report", *config, flag]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Exports: what TensorFlow, ONNX Runtime and PyTorch make of them, and what a user is told."""
+"""Exports: their outputs in TensorFlow, ONNX Runtime and PyTorch, and the messages to the user."""
 
 import contextlib
 import io
@@ -90,18 +90,18 @@ def test_savedmodel(network):
         lambda images: loaded.signatures["serving_default"](inputs=images),
         lambda images: loaded.signatures["default"](inputs=images),
     ]
-    ours = {"final_avg_pool": "features", "proj_head_input": "features", "logits_sup": "logits"}
-    ours |= {"proj_head_output": "projection"}
+    our_names = {"final_avg_pool": "features", "proj_head_input": "features", "logits_sup": "logits"}
+    our_names |= {"proj_head_output": "projection"}
     groups = {f"block_group{group}" for group in range(1, 1 + len(model.encoder.stage_sizes))}
     fixed = model.clone(encoder=model.encoder.clone(stem="cifar" if size <= 32 else "imagenet"))
     for shape in ((3, size + 7, size - 3), (1, size)):
         images = images_of(*shape)
         expected = expected_of(fixed, variables, images)
         for call in calls:
-            found = call(images)
-            assert found.keys() == {name for name in HUB if not name.startswith("block")} | groups
-            for name, value in found.items():
-                assert_close(value, expected[ours.get(name, name)], what=name)
+            outputs = call(images)
+            assert outputs.keys() == {name for name in HUB if not name.startswith("block")} | groups
+            for name, value in outputs.items():
+                assert_close(value, expected[our_names.get(name, name)], what=name)
     with pytest.raises(ValueError, match="Could not find matching concrete function"):
         loaded(images, trainable=True)
     saved = tf.train.list_variables(str(folder / "variables" / "variables"))  # no constants of the graph
@@ -121,8 +121,8 @@ def test_onnx(network, tmp_path, capfd):
     assert session.get_inputs()[0].shape[1:] == [size, size, 3]
     for batch in (1, 3):
         expected = expected_of(model, variables, images_of(batch, size))
-        found = session.run(None, {"inputs": images_of(batch, size)})
-        named = dict(zip([entry.name for entry in session.get_outputs()], found))
+        outputs = session.run(None, {"inputs": images_of(batch, size)})
+        named = dict(zip([entry.name for entry in session.get_outputs()], outputs))
         assert named.keys() == {"final_avg_pool", "proj_head_output", "logits_sup"}
         assert_close(named["final_avg_pool"], expected["features"])
         assert_close(named["proj_head_output"], expected["projection"])
@@ -243,8 +243,8 @@ def test_safetensors_in_pytorch(depth, size, classes, tmp_path, monkeypatch):
     images = images_of(2, size)
     expected = expected_of(model, variables, images)["logits" if classes else "features"]
     with torch.no_grad():
-        found = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
-        assert_close(found, expected)
+        output = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
+        assert_close(output, expected)
         if size == 64:  # the pooling of torchvision makes a difference
             scope["model"].maxpool = torch.nn.MaxPool2d(3, 2, 1)
             other = scope["model"](torch.from_numpy(images).permute(0, 3, 1, 2))
@@ -302,8 +302,8 @@ def test_class_names_and_temperature_travel_along(tmp_path):
     import onnx as onnx_library
 
     folders = {form: run(workdir, form)[0] for form in export_main.FORMATS}
-    found = onnx_library.load(folders["onnx"] / "model.onnx").metadata_props
-    assert {entry.key: json.loads(entry.value) for entry in found} == expected
+    entries = onnx_library.load(folders["onnx"] / "model.onnx").metadata_props
+    assert {entry.key: json.loads(entry.value) for entry in entries} == expected
     loaded = tf.saved_model.load(str(folders["savedmodel"]))
     assert [name.decode() for name in loaded.class_names().numpy()] == names
     assert loaded.calibration_temperature().numpy() == 1.25
@@ -313,16 +313,16 @@ def test_class_names_and_temperature_travel_along(tmp_path):
     for folder in folders.values():
         card = (folder / "README.md").read_text()
         assert json.dumps(names, ensure_ascii=False) in card and "Divide them by 1.25 first" in card
-    ours, back = simclr_jax.load(workdir), simclr_jax.load(file)
-    assert ours.class_names == back.class_names == tuple(names)
+    encoder, encoder_back = simclr_jax.load(workdir), simclr_jax.load(file)
+    assert encoder.class_names == encoder_back.class_names == tuple(names)
     images = images_of(2, size)
-    np.testing.assert_allclose(back.predict(images), ours.predict(images), atol=1e-6)
+    np.testing.assert_allclose(encoder_back.predict(images), encoder.predict(images), atol=1e-6)
 
 
 def card_of(workdir, form="onnx", outputs=()):
     model, variables, meta = export.load(workdir)
-    settings = {"image_size": meta["config"]["image_size"], "outputs": dict.fromkeys(outputs, (1, 1))}
-    text = card.model_card(form, model, variables, meta, **settings, summary=None, licence=None)
+    outputs = dict.fromkeys(outputs, (1, 1))
+    text = card.model_card(form, model, variables, meta, outputs=outputs, summary=None, licence=None)
     [code] = re.findall("```python\n(.*?)```", text, re.DOTALL)
     return text, code
 
@@ -346,10 +346,10 @@ def test_lines_of_a_card_load_photos_as_evaluation_does(size, shape, tmp_path):
     text, code = card_of(save(tmp_path / "run", size, {"depth": 8, "width": 0.125, "stem": "auto"})[0])
     scope = {}
     exec(code.split("import onnxruntime")[0], scope)
-    found = scope["load_image"](tmp_path / "photo.png")
-    assert found.dtype == np.float32 and "divide 8-bit pixels by 255" in text
-    np.testing.assert_allclose(found, augment.eval_view(noise, size), atol=0.01)  # TensorFlow rounds weights
-    assert np.abs(found - augment.eval_view(noise, size)).mean() < 1e-3
+    photo = scope["load_image"](tmp_path / "photo.png")
+    assert photo.dtype == np.float32 and "divide 8-bit pixels by 255" in text
+    np.testing.assert_allclose(photo, augment.eval_view(noise, size), atol=0.01)  # TensorFlow rounds weights
+    assert np.abs(photo - augment.eval_view(noise, size)).mean() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -453,11 +453,11 @@ def test_official_checkpoints_need_an_output_and_say_what_they_do_not_tell(tmp_p
 
 def test_one_checkpoint_is_not_said_to_have_the_results_of_the_run(small):
     (small / "summary.json").write_text('{"top1": 0.5}')
-    for path, told in ((small, True), (small / "checkpoints" / "3", False)):
+    for path, has_results in ((small, True), (small / "checkpoints" / "3", False)):
         output = small / "export" / "safetensors"
         export_main.main([str(path), "--format=safetensors", "--licence=ask: me"])
         text = (output / "README.md").read_text()
-        assert ("| top1 | 0.5 |" in text) == told and ("Nothing was measured." in text) != told
+        assert ("| top1 | 0.5 |" in text) == has_results and ("Nothing was measured." in text) != has_results
         assert "license: other" in text and "## Licence\n\nask: me" in text
         shutil.rmtree(output)
 

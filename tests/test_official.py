@@ -84,12 +84,12 @@ def tf2_objects(values, flags):
 
     def layer(scope):
         """Attributes of all variables right under `scope`."""
-        found = {
+        below = {
             name.removeprefix(f"{scope}/"): value
             for name, value in variables.items()
             if name.startswith(scope)
         }
-        return node(**{leaf: value for leaf, value in found.items() if "/" not in leaf and leaf[0] != "_"})
+        return node(**{leaf: value for leaf, value in below.items() if "/" not in leaf and leaf[0] != "_"})
 
     def next_layer(kind):
         number = f"_{counts[kind]}" if counts[kind] else ""
@@ -158,14 +158,14 @@ def tf2_objects(values, flags):
 def object_keys(model):
     """Key -> variable of a TF2 checkpoint of these objects."""
     graph = tf.train.Checkpoint(model=model)
-    found, waiting = {}, [("model", graph.model)]
+    keys, waiting = {}, [("model", graph.model)]
     while waiting:
         place, value = waiting.pop()
         if isinstance(value, tf.Variable):
-            found[place] = value
+            keys[place] = value
         else:
             waiting += [(f"{place}/{name}", child) for name, child in value._trackable_children().items()]
-    return found
+    return keys
 
 
 def save(case, form, folder):
@@ -197,10 +197,10 @@ def save(case, form, folder):
 def assert_filled(variables, model):
     """Every variable is what the rule makes of its official name."""
     expected = flatten_dict(golden_variables(model, 32))
-    found = flatten_dict(variables)
-    assert found.keys() == expected.keys()
+    actual = flatten_dict(variables)
+    assert actual.keys() == expected.keys()
     for path, value in expected.items():
-        np.testing.assert_array_equal(found[path], value, err_msg="/".join(path))
+        np.testing.assert_array_equal(actual[path], value, err_msg="/".join(path))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -225,7 +225,7 @@ def test_formats(case, form, tmp_path):
 
 
 @pytest.mark.parametrize("case", TF2_NAMES)
-def test_places_in_the_object_graph_are_the_official_ones(case):
+def test_places_in_the_object_graph_are_the_from_officials(case):
     """Both those that this file's tests write and those that are read."""
     rows = TF2_NAMES[case]["rows"]
     flags = {"r18_cifar_h3": {"resnet_depth": 18, "sk_ratio": 0, "image_size": 32},
@@ -234,8 +234,8 @@ def test_places_in_the_object_graph_are_the_official_ones(case):
     called = {id(variable): name for name, variable in variables.items()}
     written = {called[id(variable)]: key for key, variable in object_keys(model).items()}
     assert written == {name: key for name, _, key in rows}
-    ours = build(10, depth=flags["resnet_depth"], sk_ratio=flags["sk_ratio"], projection_layers=3)
-    paths = names.tf1_names(shapes_of(ours, flags["image_size"])[1])
+    model = build(10, depth=flags["resnet_depth"], sk_ratio=flags["sk_ratio"], projection_layers=3)
+    paths = names.tf1_names(shapes_of(model, flags["image_size"])[1])
     assert {"/".join(path): name for path, name in paths.items()} == {
         names.from_tf2_object(key): name for name, _, key in rows
     }
@@ -279,16 +279,16 @@ def test_networks_are_told_from_their_shapes():
             expected["sk_ratio"] = 0.0625 if expected["sk_ratio"] and network["stem"] == "imagenet" else 0.0
         for called in (names.our_names(variables), names.tf1_names(variables)):
             named = {name: flat[path].shape for path, name in called.items()}
-            config, found = official._infer(named, "", pooled=False)
-            assert found == classes, network
-            told = {key: config[key] for key in expected}
-            if told != expected:  # another ratio may round to the same widths
-                again = flatten_dict(shapes_of(make_model(config, found), 32)[1])
+            config, num_classes = official._infer(named, "", pooled=False)
+            assert num_classes == classes, network
+            inferred = {key: config[key] for key in expected}
+            if inferred != expected:  # another ratio may round to the same widths
+                again = flatten_dict(shapes_of(make_model(config, num_classes), 32)[1])
                 assert {path: leaf.shape for path, leaf in again.items()} == {
                     path: leaf.shape for path, leaf in flat.items()
-                }, (network, told)
-                ratios = [key for key in told if told[key] != expected[key]]
-                assert {"sk_ratio", "se_ratio"}.issuperset(ratios), (network, told)
+                }, (network, inferred)
+                ratios = [key for key in inferred if inferred[key] != expected[key]]
+                assert {"sk_ratio", "se_ratio"}.issuperset(ratios), (network, inferred)
 
 
 @pytest.fixture
@@ -546,22 +546,24 @@ def test_tasks_take_from_it_what_they_take_from_ours(layer, pretrained_run, offi
 
 
 def test_fine_tuning_by_sgd_is_warned_of_the_weights(pretrained_run, official_run, capsys):
-    told = []
+    warned = []
     for path, optimizer in ((official_run, "sgd"), (official_run, "lars"), (pretrained_run, "sgd")):
         config = tiny_config("finetune", pretrained=str(path), **{"optimizer.name": optimizer})
         finetune.warn_of_weights(config)
-        told.append("note: kernels of v1's networks are 16.8 times" in capsys.readouterr().out)
-    assert told == [True, False, False]
+        warned.append("note: kernels of v1's networks are 16.8 times" in capsys.readouterr().out)
+    assert warned == [True, False, False]
 
 
 def test_features_are_those_of_our_checkpoint(pretrained_run, official_run, tmp_path):
-    ours, theirs = (
+    own, from_official = (
         run_task("embed", tmp_path / name, pretrained=str(path), splits="eval")
         for name, path in (("ours", pretrained_run), ("theirs", official_run))
     )
-    assert ours["dimensions"] == theirs["dimensions"]
-    ours, theirs = (np.load(tmp_path / name / "embeddings.npz")["features"] for name in ("ours", "theirs"))
-    np.testing.assert_array_equal(ours, theirs)
+    assert own["dimensions"] == from_official["dimensions"]
+    own, from_official = (
+        np.load(tmp_path / name / "embeddings.npz")["features"] for name in ("ours", "theirs")
+    )
+    np.testing.assert_array_equal(own, from_official)
 
 
 @pytest.mark.journey

@@ -185,8 +185,11 @@ def test_gpus_that_are_not_here_are_compiled_for(gpu_compiler):
     assert "devices      16 x NVIDIA H200 141GB HBM3e, 2 host(s)\n" in out and out.endswith("fits\n")
     assert "cuda" not in out.lower() and re.search(r" of 105.7 GiB a device", out)
     traffic = [
-        float(re.search(r"traffic +([\d.]+) GB", found)[1])
-        for found in (out, run(*TINY, *sizes, "--topology=h200:2x8", "--config.model.dtype=float32", code=0))
+        float(re.search(r"traffic +([\d.]+) GB", printed)[1])
+        for printed in (
+            out,
+            run(*TINY, *sizes, "--topology=h200:2x8", "--config.model.dtype=float32", code=0),
+        )
     ]
     assert traffic[0] < 0.7 * traffic[1]
 

@@ -1,4 +1,4 @@
-"""Encoders that others trained: told apart, read exactly, refused in one line, and given back."""
+"""Encoders that others trained: recognised, read exactly, refused in one line, and given back."""
 
 import hashlib
 import json
@@ -33,19 +33,25 @@ def network(depth=18, **changes):
     model = make_model(config, 10)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     random = np.random.default_rng(depth)
-    return model, jax.tree.map(lambda of: random.uniform(-0.3, 1, of.shape).astype("f") ** 2 + 0.1, shapes)
+    return model, jax.tree.map(
+        lambda leaf: random.uniform(-0.3, 1, leaf.shape).astype("f") ** 2 + 0.1, shapes
+    )
 
 
 def under(prefix, tensors=None, scale=1.0):
     tensors = ENCODER if tensors is None else tensors
-    return {prefix + name: np.asarray(of * np.float32(scale), of.dtype) for name, of in tensors.items()}
+    return {
+        prefix + name: np.asarray(value * np.float32(scale), value.dtype) for name, value in tensors.items()
+    }
 
 
 MODEL, VARIABLES = network()
 TENSORS = to_torch(VARIABLES)
 ENCODER = {name: value for name, value in TENSORS.items() if not name.startswith("fc.")}
 PLACES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-BY_PLACE = {name.replace(part := name.split(".")[0], PLACES[part], 1): of for name, of in ENCODER.items()}
+BY_PLACE = {
+    name.replace(part := name.split(".")[0], PLACES[part], 1): value for name, value in ENCODER.items()
+}
 HEAD = {"0.weight": np.ones((8, 64), "f"), "0.bias": np.ones(8, "f")}
 QUEUE = {"module.queue": np.ones((8, 16), "f"), "module.queue_ptr": np.zeros(1, np.int64)}
 MOCO_V1 = ENCODER | {"fc.weight": np.ones((5, 64), "f"), "fc.bias": np.ones(5, "f")}
@@ -113,7 +119,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts_are_read(layout, write, capsys):
     parts, by, which, classes, left = LAYOUTS[layout]
-    path = write({name: of for part in parts for name, of in part.items()})
+    path = write({name: value for part in parts for name, value in part.items()})
     variables, meta = torch_weights.read(path)
     source, model = meta["source"], meta["config"]["model"]
     assert by in source["by"] and meta["num_classes"] == classes and source["left"] == left
@@ -123,9 +129,9 @@ def test_published_layouts_are_read(layout, write, capsys):
     assert (model["depth"], model["width"], model["stem"]) == (18, 0.125, "imagenet")
     assert (model["max_pool"], model["project_first"], model["input_mean"]) == ("torch", False, MEAN)
     assert model["input_std"] == ((0.228, 0.224, 0.225) if layout == "SwAV" else STD)
-    told = capsys.readouterr().out
-    assert f"ResNet-18 0.125x of {source['by']}" in told
-    assert f"it is {which}" in told if which else "it is" not in told
+    printed = capsys.readouterr().out
+    assert f"ResNet-18 0.125x of {source['by']}" in printed
+    assert f"it is {which}" in printed if which else "it is" not in printed
 
 
 OF_OTHER_SHAPES = [(34, {}), (50, {}), (50, {"bottleneck_width": 2.0}), (18, {"stem": "cifar"})]
@@ -137,8 +143,10 @@ def test_networks_are_told_from_shapes(depth, changes, write):
     read, loaded, _ = pretrained.load_model(write(to_torch(variables)), dtype="float32")
     images = np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
     assert read.encoder.bottleneck_width == changes.get("bottleneck_width", 1)
-    expected, found = (jax.jit(of.apply)(tree, images) for of, tree in ((model, variables), (read, loaded)))
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    expected, actual = (
+        jax.jit(network.apply)(tree, images) for network, tree in ((model, variables), (read, loaded))
+    )
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_images_are_normalised_before_they_are_padded():
@@ -146,9 +154,9 @@ def test_images_are_normalised_before_they_are_padded():
     images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
     normalised = (images / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     apply = jax.jit(plain.apply)
-    ours, theirs = jax.jit(MODEL.apply)(VARIABLES, images), apply(VARIABLES, normalised)
-    np.testing.assert_allclose(ours["features"], theirs["features"], rtol=1e-5)
-    assert np.abs(ours["features"] - apply(VARIABLES, images)["features"]).max() > 1e-3
+    inside, before = jax.jit(MODEL.apply)(VARIABLES, images), apply(VARIABLES, normalised)
+    np.testing.assert_allclose(inside["features"], before["features"], rtol=1e-5)
+    assert np.abs(inside["features"] - apply(VARIABLES, images)["features"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [32, 34])
@@ -175,7 +183,9 @@ def ones(**shapes):
     return {name.replace("_", "."): np.ones(shape, "f") for name, shape in shapes.items()}
 
 
-DEEPER = {name.replace("layer4.1", "layer4.2"): of for name, of in TENSORS.items() if "layer4.1" in name}
+DEEPER = {
+    name.replace("layer4.1", "layer4.2"): value for name, value in TENSORS.items() if "layer4.1" in name
+}
 GROUPED = ones(
     conv1_weight=(8, 3, 7, 7), layer1_0_conv1_weight=(16, 8, 1, 1), layer1_0_conv3_weight=(32, 16, 1, 1)
 )
@@ -211,8 +221,8 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_no_such_network_is_refused_by_name(kind, write):
-    tensors, told = FOREIGN[kind]
-    with pytest.raises(UserError, match=told) as caught:
+    tensors, message = FOREIGN[kind]
+    with pytest.raises(UserError, match=message) as caught:
         torch_weights.read(write(tensors))
     assert "\n" not in str(caught.value)
 
@@ -293,12 +303,12 @@ def test_files_of_pytorch_are_read_as_safetensors_are(tmp_path, write):
 
     nested = {
         "student": {},
-        "teacher": {f"backbone.{name}": torch.from_numpy(of) for name, of in ENCODER.items()},
+        "teacher": {f"backbone.{name}": torch.from_numpy(value) for name, value in ENCODER.items()},
     }
     torch.save(nested | {"epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "dino.pth")
-    theirs, meta = torch_weights.read(tmp_path / "dino.pth")
-    ours, _ = torch_weights.read(write(ENCODER))
-    jax.tree.map(np.testing.assert_array_equal, theirs, ours)
+    from_torch, meta = torch_weights.read(tmp_path / "dino.pth")
+    from_safetensors, _ = torch_weights.read(write(ENCODER))
+    jax.tree.map(np.testing.assert_array_equal, from_torch, from_safetensors)
     assert meta["source"]["network"] == "teacher.backbone"
 
 
@@ -307,22 +317,22 @@ def test_features_are_those_of_torchvision(name, tmp_path):
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
-    theirs = getattr(models, name)().eval()
-    for buffer, value in theirs.named_buffers():
+    network = getattr(models, name)().eval()
+    for buffer, value in network.named_buffers():
         if buffer.endswith(("running_mean", "running_var")):
             value.uniform_(0.5, 1.5)
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
     encoder = simclr_jax.load(tmp_path / "weights.pth")
     for size in (64, 65):
         images = np.random.default_rng(size).random((2, size, size, 3), np.float32)
         normalised = torch.from_numpy((images - np.float32(MEAN)) / np.float32(STD)).permute(0, 3, 1, 2)
         with torch.no_grad():
-            logits = theirs(normalised).numpy()
-        ours = np.asarray(jax.jit(encoder.model.apply)(encoder.variables, images)["logits"])
-        assert np.abs(ours - logits).max() <= 1e-4 * np.abs(logits).max()
+            logits = network(normalised).numpy()
+        own_logits = np.asarray(jax.jit(encoder.model.apply)(encoder.variables, images)["logits"])
+        assert np.abs(own_logits - logits).max() <= 1e-4 * np.abs(logits).max()
     again = tmp_path / "again"
     export.main([str(tmp_path / "weights.pth"), "--format=safetensors", f"--output={again}"])
-    theirs.load_state_dict(
+    network.load_state_dict(
         {k: torch.from_numpy(v) for k, v in load_file(again / "model.safetensors").items()}
     )
 
@@ -333,7 +343,8 @@ def test_export_gives_back_the_same_names_and_bits(write, tmp_path):
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == TENSORS.keys()
     assert all(
-        back[name].tobytes() == of.tobytes() and back[name].dtype == of.dtype for name, of in TENSORS.items()
+        back[name].tobytes() == value.tobytes() and back[name].dtype == value.dtype
+        for name, value in TENSORS.items()
     )
     card = (tmp_path / "back" / "README.md").read_text()
     assert hashlib.sha256(path.read_bytes()).hexdigest() in card and "weights.safetensors" in card
@@ -344,10 +355,13 @@ def test_export_gives_back_the_same_names_and_bits(write, tmp_path):
 def test_an_export_of_ours_comes_back_as_it_was(pretrained_run, tmp_path):
     export.main([str(pretrained_run), "--format=safetensors", f"--output={tmp_path / 'out'}"])
     model, variables, meta = pretrained.load_model(tmp_path / "out" / "model.safetensors", dtype="float32")
-    before, theirs, _ = pretrained.load_model(pretrained_run, dtype="float32")
+    before, variables_before, _ = pretrained.load_model(pretrained_run, dtype="float32")
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
-    found, expected = (jax.jit(of.apply)(tree, images) for of, tree in ((model, variables), (before, theirs)))
-    np.testing.assert_array_equal(found["features"], expected["features"])
+    actual, expected = (
+        jax.jit(network.apply)(tree, images)
+        for network, tree in ((model, variables), (before, variables_before))
+    )
+    np.testing.assert_array_equal(actual["features"], expected["features"])
     assert meta["config"]["image_size"] == 16 and meta["source"]["by"] == "simclr-jax"
 
 
@@ -355,7 +369,8 @@ def test_bfloat16_is_read(tmp_path):
     from safetensors.flax import save_file as save_jax
 
     save_jax(
-        {name: jnp.asarray(of, jnp.bfloat16) for name, of in ENCODER.items()}, tmp_path / "w.safetensors"
+        {name: jnp.asarray(value, jnp.bfloat16) for name, value in ENCODER.items()},
+        tmp_path / "w.safetensors",
     )
     variables, _ = torch_weights.read(tmp_path / "w.safetensors")
     kernel = variables["params"]["encoder"]["conv1"]["kernel"]
@@ -382,11 +397,11 @@ class TestTasks:
         model = config.model
         assert (model.depth, model.width, model.max_pool, model.project_first) == (18, 0.125, "torch", False)
         assert (model.input_mean, model.input_std) == (MEAN, STD)
-        told = capsys.readouterr().out
-        assert "model.max_pool=torch, model.input_mean=(0.485, 0.456, 0.406)" in told
+        printed = capsys.readouterr().out
+        assert "model.max_pool=torch, model.input_mean=(0.485, 0.456, 0.406)" in printed
         own = {"model.input_mean": None, "model.input_std": None, "model.max_pool": "tensorflow"}
-        ours = self.config("knn", file, **own)
-        assert ours.model.input_mean is None and ours.model.max_pool == "tensorflow"
+        overridden = self.config("knn", file, **own)
+        assert overridden.model.input_mean is None and overridden.model.max_pool == "tensorflow"
         with pytest.raises(
             UserError, match="model.depth=50 does not fit .*: leave it out, or set .*depth=18"
         ):

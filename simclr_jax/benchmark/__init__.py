@@ -29,7 +29,7 @@ def input_rate(config, seconds: float = 10.0) -> float:
 
     It reads the files of `jpeg_files`.
     """
-    return _rate_of(_input_batches(config, jpeg_files(config.image_size)), seconds)
+    return _measure_rate(_input_batches(config, jpeg_files(config.image_size)), seconds)
 
 
 def jpeg_files(image_size: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def _input_batches(config, records):
     return batches.train_batches(config, source, None, 0)
 
 
-def _rate_of(batches, seconds):
+def _measure_rate(batches, seconds):
     """Measures the images/s per core of an open pipeline, without the first batches, which it prefetched."""
     from simclr_jax.data import CORES
 
@@ -84,8 +84,8 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
     """Measures the images/s per core of the input pipeline and of other libraries' pipelines, in turns.
 
     Returns:
-      A number for each round, of 'ours', 'ours, on_device', 'official', and of 'albumentations' and 'lightly'
-      where they are installed.
+      The rates of all rounds, by the name of the pipeline: 'ours', 'ours, on_device', 'official', and
+      'albumentations' and 'lightly' where they are installed.
     """
     from simclr_jax.benchmark import official_chain
     from simclr_jax.data import CORES
@@ -96,9 +96,9 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
     for name, on_device in (("ours", False), ("ours, on_device", True)):
         variant = config.copy_and_resolve_references()
         variant.augment.on_device = on_device
-        measures[name] = partial(_rate_of, _input_batches(variant, records))
+        measures[name] = partial(_measure_rate, _input_batches(variant, records))
     chain = official_chain.batches(records, batch_size=BATCH_SIZE, **options)
-    measures["official"] = partial(_rate_of, chain)
+    measures["official"] = partial(_measure_rate, chain)
     with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
         for name in other_views.installed():
             measures[name] = partial(other_views.rate, pool, CORES, name, records.tolist(), **options)
@@ -106,7 +106,7 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
         for _ in range(1 + rounds):
             for name, measure in measures.items():
                 rates[name].append(measure(seconds))
-                time.sleep(1)  # lets its buffers fill before the turn of the next
+                time.sleep(1)  # its buffers fill up, which would take time of the next one
     return {name: samples[1:] for name, samples in rates.items()}  # the first round traced the functions
 
 
@@ -120,7 +120,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
       the seconds that the planner expects.
 
     Raises:
-      UserError: it does not fit, or the batch does not divide over the devices.
+      UserError: the step does not fit, or the batch does not divide over the devices.
     """
     task, plan, step = cost.compile_step(config, jax.devices())
     if step is None:

@@ -1,8 +1,8 @@
 """The pretraining step in plain PyTorch, for `benchmark step --peer=torch`: the same network, loss and batch.
 
-It is what PyTorch's users would write: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16
-by autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum,
-since PyTorch has no LARS: a few passes over the parameters less than ours.
+It uses the means of PyTorch's users: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16 by
+autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum,
+since PyTorch has no LARS; SGD passes over the parameters a few times less.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
 
     Returns:
       'seconds' of a step, the median; 'views' per second; 'devices', in words; on a GPU peak 'memory' in
-      bytes, and the bytes that the allocator 'reserved'.
+      bytes.
 
     Raises:
       UserError: see `check_torch`.
@@ -71,7 +71,7 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     encoder = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
     network = _make_network(torch, encoder, config.model, num_classes)
     network = network.to(device, memory_format=torch.channels_last)
-    encode = torch.compile(network) if on_gpu else network  # on CPUs it takes minutes
+    encode = torch.compile(network) if on_gpu else network  # compiling takes minutes on CPUs
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
 
     def autocast():
@@ -121,7 +121,6 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": device}
     if on_gpu:
         report["memory"] = torch.cuda.max_memory_allocated()
-        report["reserved"] = torch.cuda.max_memory_reserved()
     return report
 
 

@@ -13,7 +13,6 @@ Each is read back and compared with the original before it appears under its nam
 README.md, lies beside it.
 """
 
-import argparse
 import importlib.util
 import re
 import tempfile
@@ -33,9 +32,7 @@ FORMATS = {"savedmodel": savedmodel, "onnx": onnx, "safetensors": safetensors}
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = errors.command_parser(__doc__)
     parser.add_argument("run", help="workdir of a run, one checkpoint, or an official checkpoint")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="local folder to make; default: RUN/export/FORMAT")
@@ -70,7 +67,6 @@ def main(argv: list[str]) -> None:
         model,
         variables,
         meta,
-        image_size=size,
         outputs={name: shapes[name].shape for name in names},
         summary=_summary(run),
         licence=args.licence,
@@ -93,29 +89,28 @@ def main(argv: list[str]) -> None:
 
 
 def _summary(run) -> dict | None:
-    """Returns the scores of the weights in a workdir; None if there are none, as for a single checkpoint.
+    """Returns the scores of the weights in a workdir; None where none are known, as of a single checkpoint.
 
     A run with several draws of labels reports means, which belong to no draw, and the scores of each draw,
     which has a folder of its own.
     """
-    scratch, index = False, 0
-    if (run / "summary.json").exists():
-        summary = pretrained.read_summary(run / "summary.json")
-        if not summary.get("draws"):
-            return summary
-    elif (draw := re.fullmatch(r"(draw|scratch)(\d+)", run.name)) and (run.parent / "summary.json").exists():
-        summary = pretrained.read_summary(run.parent / "summary.json")
-        scratch, index = draw[1] == "scratch", int(draw[2])
-    else:
+    file, draw = run / "summary.json", None
+    if not file.exists() and (draw := re.fullmatch(r"(draw|scratch)(\d+)", run.name)):
+        file = run.parent / "summary.json"
+    if not file.exists():
         return None
+    summary = pretrained.read_summary(file)
     draws = summary.pop("draws", [])
+    if not draw and not draws:
+        return summary
+    kind, index = (draw[1], int(draw[2])) if draw else ("draw", 0)
     if index >= len(draws):
         return None
     prefix = "from_scratch_"
     scores = {
         name.removeprefix(prefix): value
         for name, value in draws[index].items()
-        if name.startswith(prefix) == scratch
+        if name.startswith(prefix) == (kind == "scratch")
     }
     run_scores = {name: value for name, value in summary.items() if name not in draws[index]}
     return scores | run_scores | {"draw": index}

@@ -14,11 +14,6 @@ from simclr_jax.models import describe
 
 _CALIBRATED = """ Divide them by {:.4g} first, the temperature
 that calibrates them: then the probabilities are right as often as they say."""
-_CLASS_NAMES = {
-    "savedmodel": "`model.class_names()` has them, too",
-    "onnx": "The metadata of the file has them, too",
-    "safetensors": "The metadata of the file has them, too",
-}
 
 _NORMALISE = """
 images = ((images - np.array({}, "f")) / np.array({}, "f")).astype("float32")  # as these weights want them"""
@@ -27,24 +22,18 @@ _AS_THEY_ARE = "RGB in [0, 1], without torchvision's usual normalisation"
 _TAGS = "simclr, self-supervised-learning, image-feature-extraction"
 _KIND = "An image encoder of SimCLR ([v1](https://arxiv.org/abs/2002.05709), [v2](https://arxiv.org/abs/2006.10029))"
 
-_NOTE = """
-`logits_sup` is right if the classifier was trained on layer {} of the projection head (0: the features),
-which the checkpoint does not tell. Else convert it first, by `simclr_jax.official` with `--supervised_layer`.
-"""
 
-
-def model_card(form: str, model, variables, meta, *, image_size, outputs, summary, licence) -> str:
+def model_card(form: str, model, variables, meta, *, outputs, summary, licence) -> str:
     """Returns the text of a model card.
 
     Args:
       form: 'savedmodel', 'onnx' or 'safetensors'.
       model, variables, meta: the network, from `export.load`.
-      image_size: pixels of its training.
       outputs: name -> shape for one image.
       summary: the scores of these weights, None if there are none.
       licence: name or sentence for the licence of the weights; None if nobody has stated one.
     """
-    config = meta["config"]
+    config, image_size = meta["config"], meta["config"]["image_size"]
     network, stem = describe(ConfigDict(config["model"])), getattr(model.encoder, "stem", None)
     params = variables["params"]
     if form == "safetensors":
@@ -70,12 +59,12 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
     if form == "safetensors" and stem == "imagenet" and model.encoder.max_pool == "tensorflow":
         load += "\n\n" + _text("pool.md").rstrip()
     load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
-    numbers = {
-        name: value
+    rows = [
+        f"| {name} | {value:.4g} |"
         for name, value in flatten_dict(summary or {}, sep=".").items()
         if isinstance(value, int | float)
-    }
-    results = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
+    ]
+    results = "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
     note, source = "", meta.get("source")
     title, tags, kind = f"SimCLR, {network}", _TAGS, _KIND
@@ -94,15 +83,14 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         average = ", the moving average of its weights" if config["ema"] else ""
         origin = f"by the code of google-research/simclr, read from {config['pretrained']}{average}"
         if "logits_sup" in outputs and config["model"]["projection_layers"]:
-            note = _NOTE.format(config["model"]["supervised_layer"])
+            note = Template(_text("layer.md")).substitute(layer=config["model"]["supervised_layer"])
         data = "The checkpoint does not tell."
         unlicensed = (
             "The code that trained these weights is under the Apache License 2.0; the checkpoint states none."
         )
-    # Model hubs know licences by short names.
-    name = licence.lower() if licence and re.fullmatch(r"[\w.-]+", licence) else "other"
+    is_short = licence and re.fullmatch(r"[\w.-]+", licence)  # model hubs know licences by short names
     return Template(_text("card.md")).substitute(
-        license=name,
+        license=licence.lower() if is_short else "other",
         tags=tags,
         title=title,
         kind=kind,
@@ -114,7 +102,7 @@ def model_card(form: str, model, variables, meta, *, image_size, outputs, summar
         shapes="\n".join(shapes),
         note=note,
         data=data,
-        results=_table(results),
+        results=results if rows else "Nothing was measured.",
         licence=licence or unlicensed,
         config=json.dumps(config, indent=2),
     )
@@ -129,7 +117,8 @@ def _classes(form, classes):
     if "calibration_temperature" in classes:
         text += _CALIBRATED.format(classes["calibration_temperature"])
     if names := classes.get("class_names"):
-        text += f"\n\nThe classes, in the order of the logits, as JSON. {_CLASS_NAMES[form]}.\n\n"
+        place = "`model.class_names()`" if form == "savedmodel" else "The metadata of the file"
+        text += f"\n\nThe classes, in the order of the logits, as JSON. {place} has them, too.\n\n"
         text += f"```json\n{json.dumps(names, ensure_ascii=False)}\n```"
     return text
 
@@ -137,12 +126,6 @@ def _classes(form, classes):
 def _origin(source) -> str:
     """Names who published the weights, and in which file."""
     return f"{source['by']}, as in {source['file']} (SHA-256 {source['sha256']})"
-
-
-def _table(rows: list[str]) -> str:
-    if not rows:
-        return "Nothing was measured."
-    return "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
 
 
 def _result_lines(form: str, outputs) -> str:

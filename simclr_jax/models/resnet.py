@@ -229,7 +229,10 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name=f"bn{index}")(x))
         if stem == "imagenet":
             padding = "SAME" if self.max_pool == "tensorflow" else ((1, 1), (1, 1))
-            x = on_cpu.max_pool(x, padding) if train else nn.max_pool(x, (3, 3), (2, 2), padding)
+            if train:
+                x = on_cpu.max_pool(x, padding)
+            else:  # jax2onnx takes these arguments by their names only
+                x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
         stages["initial_max_pool"] = x
 
         for group, size in enumerate(self.stage_sizes):

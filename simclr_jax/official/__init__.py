@@ -148,8 +148,8 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
         raise UserError(
             f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {first_few(kernels)}"
         )
-    threes = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
-    blocks = threes if bottleneck else threes // 2
+    num_3x3 = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
+    blocks = num_3x3 if bottleneck else num_3x3 // 2
     # A selective kernel has twice as many filters as inputs; the squeezing convolution comes next.
     squeezes = [after for kernel, after in pairwise(kernels) if kernel[0] == 3 and kernel[3] == 2 * kernel[2]]
     # Squeeze and excitation: the widths of its convolutions are reduced, whole, reduced, whole, ...
@@ -193,5 +193,5 @@ def _layers(shapes: dict[str, Shape]) -> tuple[list[dict[str, Shape]], list[Shap
 
 
 def _ratio(reduced: int, filters: int, least: int) -> float:
-    """Returns a ratio for which max(int(ratio * filters), least) is `reduced`: 0.0625 if that is one."""
+    """Returns a ratio for which max(int(ratio * filters), least) is `reduced`; 0.0625 where it is one."""
     return 0.0625 if max(int(filters * 0.0625), least) == reduced else min(reduced / filters, 1.0)

@@ -149,10 +149,10 @@ def model_keys(reader, shapes, *, ema: bool) -> tuple[dict[str, str], bool]:
     """
     if not any(key.endswith(_VALUE) for key in shapes):
         keys = shapes.keys() - _slots(shapes)
-        copy = "ema_model/" if ema else ""
-        scopes = tuple(copy + scope for scope in _TF1_SCOPES)
+        prefix = "ema_model/" if ema else ""
+        scopes = tuple(prefix + scope for scope in _TF1_SCOPES)
         heads = {key: key for key in keys if key.startswith("head_supervised/")}
-        named = heads | {key.removeprefix(copy): key for key in keys if key.startswith(scopes)}
+        named = heads | {key.removeprefix(prefix): key for key in keys if key.startswith(scopes)}
         if {name.split("/")[1] for name in named if name.startswith("head_contrastive/")} == {"nl_0"}:
             named = {name.replace("/nl_0/", "/l_0/"): key for name, key in named.items()}  # the same layer
         return named, False

@@ -68,8 +68,8 @@ def measure(config, topology: str) -> dict:
 
     Returns:
       'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops', 'bytes' and
-      'collectives', see `count`; 'memory' in bytes: 'arguments', 'temporaries', 'code', or 'refused' alone,
-      what it would take, where XLA refuses the step.
+      'collectives', see `count`; 'memory' in bytes: 'arguments', 'temporaries' and 'code', or where XLA
+      refuses the step 'refused' alone, the bytes that it would take.
 
     Raises:
       UserError: unknown topology or size of the dataset, or a batch that does not divide over the devices.
@@ -178,7 +178,7 @@ def count(jaxpr) -> tuple[float, float, dict[str, tuple[int, int]]]:
 
     Returns:
       FLOPs of the convolutions and products.
-      Bytes of their operands and results, each counted once: activations, which do not fit into registers.
+      Bytes of their operands and results, each counted once, since activations do not fit into registers.
       Collectives by name: {'psum': (how often, bytes that go in), 'all_gather': ..., ...}.
     """
     flops, traffic, collectives = 0.0, 0.0, {}
@@ -216,7 +216,7 @@ def roofline(plan: dict) -> dict[str, float]:
     if chip is None:
         return {}
     others = plan["devices"] - 1
-    # Around a ring of devices sums travel twice, rows once.
+    # In a ring of devices, the parts of a sum go around twice, gathered rows once.
     passes = {"psum": 2 * others / plan["devices"], "all_gather": others}
     passes["reduce_scatter"] = others / plan["devices"]
     sent = sum(passes[name] * size for name, (_, size) in plan["collectives"].items())

@@ -98,7 +98,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parts_outside(names, prefix: str) -> set[str]:
-    """Returns the first part of each name that differs from the prefix of the chosen network."""
+    """Returns the parts beside a network: for each name the first one that its prefix does not share."""
     pairs = (zip(name.split("."), prefix.split(".")[:-1]) for name in names)
     return {next((part for part, inside in parts if part != inside), "") for parts in pairs} - {""}
 
@@ -114,7 +114,7 @@ def _read_timm_config(path) -> dict[str, Any]:
             "input_std": [float(value) for value in inputs["std"]],
             "image_size": int(inputs["input_size"][-1]),
         }
-    except (OSError, ValueError, TypeError, KeyError):  # none, or the config.json of a run of ours
+    except (OSError, ValueError, TypeError, KeyError):  # no such file, or the config.json of a run of ours
         return {}
 
 
@@ -181,8 +181,8 @@ def _choose(path, tensors):
     for name in sorted(tensors):
         for first, second in (("conv1.weight", "layer1.0.conv1.weight"), ("0.weight", "4.0.conv1.weight")):
             prefix = name.removesuffix(first)
-            whole = prefix == "" or prefix.endswith(".")
-            if name.endswith(first) and whole and prefix + second in tensors:
+            ends_part = prefix == "" or prefix.endswith(".")
+            if name.endswith(first) and ends_part and prefix + second in tensors:
                 networks[prefix] = first == "0.weight"
     kind = other_network(tensors)
     if not networks or kind:

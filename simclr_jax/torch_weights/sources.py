@@ -7,7 +7,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torch
 
 
 class Source(NamedTuple):
-    """A method or library, whose files have a name that `pattern` finds.
+    """A method or library, recognised by `pattern` in a name of its files.
 
     All of them give their networks RGB in [0, 1], minus `mean`, divided by `std`, and pad max pools as
     PyTorch does; none uses BGR or [0, 255].
@@ -17,10 +17,10 @@ class Source(NamedTuple):
     pattern: str
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
-    classifier: bool = False  # whether `fc` is one, and not the end of a projection head
+    classifier: bool = False  # whether `fc` is a classifier, not the end of a projection head
 
 
-# The first one that fits is taken. The comments state where its preprocessing is defined.
+# The first source whose pattern matches is taken. The comments state where its preprocessing is defined.
 SOURCES = (
     # github.com/facebookresearch/swav, src/multicropdataset.py: 0.228
     Source("SwAV", r"(^|\.)prototypes\.", std=(0.228, 0.224, 0.225)),
@@ -39,7 +39,7 @@ SOURCES = (
 )
 
 ANTIALIASED = "a ResNet with antialiasing (BlurPool)"
-# timm's have the same tensors as plain ResNets: only names of files and architectures distinguish them.
+# timm's antialiased ResNets have the same tensors as plain ones, but other names of files and architectures.
 ANTIALIASED_NAMES = r"resnet(aa|blur)\d"
 
 # Networks other than these ResNets, with a pattern of a name in their files.
