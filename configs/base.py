@@ -142,7 +142,7 @@ def pretrain() -> ConfigDict:
                 # Mean of colours in [0, 1] that is subtracted, as (0.485, 0.456, 0.406); None: nothing is.
                 # Networks that others trained bring theirs along.
                 "input_mean": placeholder(tuple),
-                "input_std": placeholder(tuple),  # what the colours are divided by then, or None likewise
+                "input_std": placeholder(tuple),  # divides the colours after that; None: nothing does
                 "projection_layers": 2,  # layers of the projection head: 0: none, 1: linear; 3 in SimCLR v2
                 "projection_dim": 128,  # width of the projections that the loss compares
                 "supervised_layer": 0,  # projection layer that the linear classifier reads; 0: the features

@@ -73,8 +73,8 @@ def save(
       manager: from `open_manager`.
       step: number of steps behind `state`.
       state: the train state, equal on all devices.
-      meta: what JSON can hold: the config and the number of classes, see above.
-      metrics: of the evaluation at this step; they decide which checkpoint is the best.
+      meta: values that JSON can hold: the config and the number of classes, see above.
+      metrics: results of the evaluation at this step; they decide which checkpoint is the best.
 
     Raises:
       StorageError: it cannot be written.
@@ -203,7 +203,7 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
     """Moves damaged checkpoints to `WORKDIR/damaged`.
 
     Args:
-      folder: of the checkpoints.
+      folder: the folder of the checkpoints.
       damaged: step -> what is wrong with its checkpoint.
 
     Raises:
@@ -246,7 +246,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
 
     Args:
       path: a workdir, whose newest checkpoint is taken, or `WORKDIR/checkpoints/<step>`.
-      step: which checkpoint of the workdir.
+      step: the step of the checkpoint in the workdir.
 
     Returns:
       variables: {'params', 'batch_stats'} as numpy arrays.

@@ -27,7 +27,7 @@ class Encoder:
     through the evaluation view, see `augment.eval_view`, which needs TensorFlow.
 
     Attributes:
-      config: of the run, a ConfigDict; an official checkpoint has some of its keys.
+      config: config of the run, a ConfigDict; an official checkpoint has some of its keys.
       model: the Flax module.
       variables: {'params', 'batch_stats'}.
       class_names: in the order of `predict`'s columns; empty where unknown.

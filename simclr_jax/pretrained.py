@@ -101,7 +101,7 @@ def load(config, model) -> dict[str, Any]:
     """Loads encoder and projection head of `config.pretrained` for `model`.
 
     Args:
-      config: of a task; its `pretrained`, `image_size` and `model` are read.
+      config: the config of a task; its `pretrained`, `image_size` and `model` are read.
       model: from `make_model`; a classifier and projection layers that it does without are left behind.
 
     Returns:
@@ -139,7 +139,7 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Loads the whole model of a run or checkpoint as it was trained, classifier included.
 
     Args:
-      path: of the run or checkpoint.
+      path: a run or checkpoint.
       changes: keys of its `config.model` that leave the parameters as they are, such as `dtype`.
 
     Returns:

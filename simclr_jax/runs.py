@@ -23,7 +23,7 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
     Args:
       config: checked, and complete.
       workdir: folder that keeps everything; see docs/faults.md.
-      defaults: of the file that the config is from, for keys that an older run in `workdir` has not saved.
+      defaults: values in the file of the config, for keys that an older run in `workdir` has not saved.
       options: further arguments of the task, such as the `view` of pretraining.
 
     Returns:
@@ -56,8 +56,8 @@ def load_features(workdir) -> stored.StoredFeatures:
     """Reads the features of all images of a run.
 
     Args:
-      workdir: of the task embed, or of a run whose images were embedded in its folder `embed`. Where they
-        were not, the task embed is run there now.
+      workdir: folder of the task embed, or of a run whose images were embedded in its folder `embed`. Where
+        they were not, the task embed is run there now.
 
     Raises:
       UserError: it is no workdir of a run with a checkpoint.

@@ -22,10 +22,10 @@ def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task
     """Builds the training of `model` on the single images of `source` for the train loop.
 
     Args:
-      config: of a task that trains.
+      config: the config of a task that trains.
       model: from `make_model`.
       source: from `datasets.load`.
-      init, loss, evaluate: of `train.Task`.
+      init, loss, evaluate: as in `train.Task`.
     """
     return train.make_task(
         config,
@@ -43,7 +43,7 @@ def make_loss(model, config, *, after_block: int | None):
 
     Args:
       model: from `make_model`.
-      config: of the task.
+      config: the config of the task.
       after_block: layers behind this block group are in training mode, with -1 all layers. With None all are
         in eval mode: the statistics of batch norm stay as they are.
 
@@ -150,7 +150,7 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
 
     Args:
       task: from `make_task`.
-      config, workdir: of the run.
+      config, workdir: config and folder of the run.
       model: from `make_model`.
       source: the training examples, all labels where there is a cross-validation.
       held_out: examples, or None.

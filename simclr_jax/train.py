@@ -35,7 +35,7 @@ class Task(NamedTuple):
       loss: (params, batch_stats, batch) -> (loss, (batch_stats, metrics)), of one device's rows. A `loss`
         among the metrics is reported in the place of the loss itself. With `extra`, it is the fourth
         argument.
-      optimizer: of the parameters.
+      optimizer: updates the parameters.
       schedule: step -> learning rate, for the log.
       batches: start step -> this process's batches from there on, as host arrays [rows, ...].
       num_steps: length of training.

@@ -1,4 +1,4 @@
-"""What tests of networks share: small ones, and the official ones that the goldens were computed with."""
+"""Networks that tests share: small ones, and the official ones that the goldens were computed with."""
 
 import json
 import zlib

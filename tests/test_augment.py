@@ -24,7 +24,7 @@ GOLDENS = pathlib.Path(__file__).parent / "goldens"
 OPERATIONS, COLORS, STATISTICS = (
     dict(np.load(GOLDENS / f"{name}.npz")) for name in ("augment", "augment_color", "augment_stats")
 )
-P_VALUE = 1e-4  # Of each distribution test.
+P_VALUE = 1e-4  # A distribution test fails below this.
 ATOL = 1e-5
 
 
@@ -211,7 +211,7 @@ def test_center_crop_equals_official(key):
     assert crop.shape == (*map(int, size), 3)
     if operation == "eval":
         crop = crop.clip(0, 1)
-    expected = OPERATIONS[key]  # Of large ones the first rows.
+    expected = OPERATIONS[key]  # Only the first rows of large crops are stored.
     np.testing.assert_allclose(crop[: len(expected)], expected, atol=ATOL)
 
 
@@ -347,7 +347,7 @@ def test_every_image_draws_its_own_sigma():
     blurred = edge < 1 - 1e-6
     center = (
         1 - 2 * (1 - edge)
-    ) ** 2  # What the kernel of 3 leaves of an impulse: its middle weight squared.
+    ) ** 2  # The share of an impulse that a kernel of 3 leaves: its middle weight squared.
     assert len(np.unique(center[blurred])) > 0.9 * blurred.sum()
 
     official = STATISTICS["tf2/batch_blur_32/impulse_center_view_image"]
@@ -441,7 +441,7 @@ def test_views_as_uint8_are_the_nearest_levels():
 
 def test_crops_as_float16_are_those_of_float32():
     image = tf.constant(OPERATIONS["in/img64"])
-    for seed in range(8):  # of which some are mirrored
+    for seed in range(8):  # some of the seeds mirror a view
         whole, half = (
             augment.two_crops(image, [seed, 7], 32, dtype=dtype) for dtype in ("float32", "float16")
         )
@@ -471,7 +471,7 @@ def test_uint8_and_float32_agree():
 
 
 def test_a_crop_is_resized_to_the_same_bits_as_bytes_and_as_floats(monkeypatch):
-    """Of small crops the floats are faster, of large ones the bytes."""
+    """Floats are faster for small crops, bytes for large ones."""
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     as_floats = augment.random_resized_crop(image, [1, 2], 32)
     monkeypatch.setattr(augment, "_CACHED_PIXELS", 0)

@@ -1,4 +1,4 @@
-"""What is saved, what is kept, and what comes back."""
+"""Checkpoints: what is saved, what is kept, and what comes back."""
 
 import shutil
 

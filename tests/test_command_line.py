@@ -1,4 +1,4 @@
-"""What the command line makes of a config: overrides, what was given, notes; the shipped ones pass."""
+"""A config from the command line: overrides, what was given, notes; the shipped ones pass."""
 
 import os
 import shlex

@@ -270,7 +270,7 @@ def test_the_catalogue_keeps_the_chatter_of_codecs_from_the_console(tmp_path, ca
     (tmp_path / "cut.jpg").write_bytes(contents[: len(contents) // 2])
     with suppress(tf.errors.OpError):
         decode.decode(str(tmp_path / "cut.jpg"))
-    assert "JPEG" in capfd.readouterr().err  # what there would be to hear
+    assert "JPEG" in capfd.readouterr().err  # the chatter that has to be kept out
     folder.catalogue(tmp_path, seed=0)
     printed = capfd.readouterr()
     assert printed.err == "" and "skipped 1 corrupt: cut.jpg" in printed.out

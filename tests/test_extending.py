@@ -1,4 +1,4 @@
-"""What docs/extending.md shows: an encoder and a loss of one's own, through all that a run has."""
+"""The examples of docs/extending.md: an encoder and a loss of one's own, through all that a run has."""
 
 import re
 from pathlib import Path

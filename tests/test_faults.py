@@ -1,6 +1,6 @@
 """Faults of storage, checkpoints, names, signals and neighbours: a line says why, and nothing saved is lost.
 
-Those of folders and pictures are in test_faults_folder.py, those of configs in test_faults_config.py.
+Faults of folders and pictures are in test_faults_folder.py, those of configs in test_faults_config.py.
 """
 
 import io

@@ -77,7 +77,7 @@ MISTAKES = [
     ("embed", "--config.splits=train+probe", "splits='train+probe'"),
     ("embed", "--config.splits=train+train", "splits='train+train'"),
     ("embed", "--config.splits=", "--config.splits has no value: expected a text"),
-    # What does not go together.
+    # Settings that do not go together.
     ("pretrain", "--config.num_epochs=3 --config.num_steps=4", "say how long to train: give one of them"),
     ("pretrain", "--config.model.supervised_layer=3", "model.supervised_layer=3, but there are 2 projection"),
     ("finetune", "--config.fine_tune_after_block=4", "a ResNet-8 has 3 block groups"),

@@ -63,7 +63,7 @@ class StandIns:
         self.env = {"PATH": f"{self.path}:/usr/bin:/bin", "HOME": str(folder)}
 
     def rule(self, pattern, *answers):
-        """What stand-ins do whose call holds `pattern`: each answer in turn, then the last one for ever.
+        """Sets the answers to calls that hold `pattern`: each in turn, then the last one for ever.
 
         An answer is an exit code, a space and what to print; or `sh ` and a line of bash.
         """

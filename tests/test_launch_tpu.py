@@ -18,7 +18,7 @@ SUMMARY = r"0 gs://bucket/run/summary.json\n"
 DELETE = "bash launch/tpu.sh delete --name=simclr --zone=us-central2-b\n"
 THERE = f"== simclr is still there and costs money until you delete it:\n{DELETE}"
 PERHAPS = f"== simclr may be there and cost money until you delete it:\n{DELETE}"
-# What `kinds` finds in a call of gcloud, in this order.
+# The words by which `kinds` tells a call of gcloud, tried in this order.
 KINDS = {
     "summary": "storage objects list",
     "queue": "queued-resources list",
@@ -42,7 +42,7 @@ def cloud(tmp_path):
 
 
 def answer(cloud, **answers):
-    """What gcloud answers to calls of a kind, one answer after the other."""
+    """Sets the answers of gcloud to calls of a kind, one after the other."""
     for kind, sequence in answers.items():
         cloud.rule(KINDS[kind], *([sequence] if isinstance(sequence, str) else sequence))
 
@@ -246,7 +246,7 @@ def test_dry_run_prints_what_is_run(cloud, verb, queued):
     cloud.check_dry_run("tpu.sh", *arguments)
 
 
-# What is refused.
+# Refused arguments.
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_watch_joins_a_training_that_runs(cloud):
 def test_watch_ends_at_a_user_error_and_shows_the_log(cloud):
     log = r"0 error: temperature=0\n"
     answer(cloud, summary="0 ", queue="0 ", machine="0 READY", tail=log)
-    # What an earlier training exited with does not count.
+    # The exit code of an earlier training does not count.
     answer(cloud, state=["0 exited 2", "0 running", r"0 exited 1\nexited 2\n"])
     out, err = cloud.run("tpu.sh", "watch", *MACHINE, *V4, *MAIN, code=2)
     assert kinds(cloud) == ["scp", "install", "start", "tail"]

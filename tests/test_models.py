@@ -170,7 +170,7 @@ def test_initial_values_are_those_of_the_standard_initialisers():
 
 @pytest.mark.parametrize("zero_init_logits", [True, False])
 def test_zero_initialisation(zero_init_logits):
-    """Of every branch's last batch norm; and, on request, of the supervised head."""
+    """The last batch norm of every branch starts at zero; on request the supervised head does, too."""
     model = build(depth=50, width=0.0625, zero_init_logits=zero_init_logits)
 
     @jax.jit

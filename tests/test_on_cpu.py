@@ -1,4 +1,4 @@
-"""What CPUs compute otherwise is what the plain operations give, and other platforms get these."""
+"""The forms for CPUs give what the plain operations give, and other platforms get the plain ones."""
 
 import jax
 import jax.numpy as jnp

@@ -152,7 +152,7 @@ class TestTrainBatches:
         epochs = [run[start : start + STEPS] for start in range(0, 3 * STEPS, STEPS)]
         for one, two in itertools.combinations(epochs, 2):
             assert (joined(one, "index") != joined(two, "index")).mean() > 0.5
-        # Of equal examples, wherever they come in the run, no two are augmented alike.
+        # No two equal examples are augmented alike, wherever they come in the run.
         noise = joined(run, "noise").reshape(3 * STEPS * BATCH, -1)
         assert len(np.unique(noise, axis=0)) == len(noise)
 
@@ -265,13 +265,13 @@ class TestStreamed:
         reads.clear()
         assert_equal(train(stream, 2, batch_size=1, start_step=step), fresh)
         left = N - step % N
-        assert left <= reads[0] <= left + 32  # of 103, and the buffer's 32
+        assert left <= reads[0] <= left + 32  # left of the epoch's 103, and at most the buffer's 32 more
 
     def test_blocks_of_the_buffers_size_are_shuffled(self, sources):
         order = joined(train(sources[False], N, batch_size=1), "index")
         begins = [begin for begin in range(N) if ((order[:24] - begin) % N < 32).all()]
         assert begins and len(set(order)) == N  # 24 to 32 in a block
-        assert np.median(np.abs(np.diff(order))) > 5  # of some ten, where each place is as likely
+        assert np.median(np.abs(np.diff(order))) > 5  # about ten, if every place is equally likely
 
     def test_mocked(self):
         with tfds.testing.mock_data(num_examples=3):
@@ -325,7 +325,7 @@ class TestEvalBatches:
 
 
 def digest(data_dir):
-    """What two epochs of both kinds of source look like."""
+    """The digest of two epochs of both kinds of source."""
     total = hashlib.sha256()
     for in_memory in (True, False):
         keys = config("shards", data_dir=data_dir, in_memory=in_memory, shuffle_buffer=32)

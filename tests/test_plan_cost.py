@@ -1,4 +1,4 @@
-"""What a step is counted to cost, against sums by hand."""
+"""The counted cost of a step, against sums by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a classifier says of every image: rows in order, probabilities, and what labels tell of them."""
+"""Predictions for every image: rows in order, probabilities, and what labels tell of them."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What the pretraining loss trains, and what it leaves alone."""
+"""The pretraining loss: what it trains, and what it leaves alone."""
 
 from functools import partial
 

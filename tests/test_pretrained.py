@@ -1,4 +1,4 @@
-"""What a task takes from a checkpoint, and how it refuses one that does not fit."""
+"""Starting from a checkpoint: what a task takes from it, and how it refuses one that does not fit."""
 
 import json
 import shutil

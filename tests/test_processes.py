@@ -76,7 +76,7 @@ def examine(folder):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """What `examine` wrote on 2 processes x 4 devices, 1 x 8 and 1 x 1; and where."""
+    """The arrays that `examine` wrote on 2 processes x 4 devices, 1 x 8 and 1 x 1; and their folder."""
     folder = tmp_path_factory.mktemp("shapes")
     script = "import sys, pathlib, test_processes; from simclr_jax.process import group\n"
     script += "given = [kind(flag.partition('=')[2]) for kind, flag in zip((str, int, int), sys.argv[2:])]\n"
@@ -155,7 +155,7 @@ def twenty_steps(folder, until):
 def main_of_two_processes(workdir):
     """The same run on two processes with two devices each; SIGTERM to the second one after three steps.
 
-    That one then takes longer to end than silence is borne while a run lasts.
+    The second one then takes longer to end than a process may be silent while a run lasts.
     """
     config, defaults = (
         flatten_dict(of.to_dict(), sep=".") for of in (config_and_task(STEPS)[0], digits.get_config())

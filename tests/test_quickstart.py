@@ -23,7 +23,7 @@ RUN = [cell for cell in CODE if "installation" not in cell["metadata"].get("tags
 
 
 def text_of(cell):
-    """What a cell prints and returns, as text."""
+    """The output of a cell, printed and returned, as text."""
     lines = []
     for output in cell["outputs"]:
         lines += output.get("text", [])

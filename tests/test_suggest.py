@@ -1,4 +1,4 @@
-"""What to label first: typical images of every cluster, in an order of which every beginning is good."""
+"""Images to label first: typical ones of every cluster, in an order of which every beginning is good."""
 
 import csv
 
@@ -51,7 +51,7 @@ def test_every_cluster_gives_its_most_typical_image_the_largest_first():
     sizes = [40, 30, 60, 10, 20, 50, 15, 25, 35, 45]
     features, labels = blobs(sizes, width=10)
     middle = features[labels == 2].mean(axis=0)
-    features[3] = middle / np.linalg.norm(middle)  # of a cluster that it does not come from
+    features[3] = middle / np.linalg.norm(middle)  # the middle of a cluster that it does not come from
     chosen = selection.typical(features, 10, NOBODY, 0)
     assert chosen[0] == 3
     np.testing.assert_array_equal(labels[chosen[1:]], np.argsort(sizes)[::-1][1:])

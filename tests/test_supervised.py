@@ -1,4 +1,4 @@
-"""What training with labels shares: its loss, what it leaves alone, its labels and its evaluation."""
+"""The shared parts of training with labels: loss, what it leaves alone, labels and evaluation."""
 
 import json
 from functools import partial

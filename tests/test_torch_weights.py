@@ -57,8 +57,8 @@ QUEUE = {"module.queue": np.ones((8, 16), "f"), "module.queue_ptr": np.zeros(1, 
 MOCO_V1 = ENCODER | {"fc.weight": np.ones((5, 64), "f"), "fc.bias": np.ones(5, "f")}
 PROTOTYPES = {"module.prototypes.weight": np.ones((9, 8), "f")}
 
-# What lies in the files that each published, who it is told to be by, which of several networks it is, its
-# classes, and what of the file is left behind.
+# Layouts of published files: their parts, who they are told to be by, which of several networks is read, its
+# classes, and the parts that are left behind.
 LAYOUTS = {
     "torchvision": ([TENSORS], "torchvision", "", 10, []),
     "an encoder alone": ([ENCODER], "torchvision", "", 0, []),
@@ -423,7 +423,7 @@ class TestTasks:
         start = VARIABLES["params"]["encoder"]["conv1"]["kernel"]
         np.testing.assert_allclose(variables["params"]["encoder"]["conv1"]["kernel"], start, atol=1e-4)
         assert "projection_head" in variables["params"]
-        # What starts from there knows where it came from, and so does its card.
+        # A run that starts from there knows where it came from, and so does its card.
         evaluated = self.config("linear_eval", tmp_path / "run", num_steps=2)
         simclr_jax.run(evaluated, tmp_path / "linear")
         export.main([str(tmp_path / "linear"), "--format=safetensors"])

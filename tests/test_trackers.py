@@ -68,7 +68,7 @@ def id_of(workdir, name):
 
 
 def records_of(folder):
-    """What a run's .wandb file holds: records behind heads of a checksum, a length and a kind, in blocks."""
+    """The records of a run's .wandb file, in blocks, behind heads of a checksum, a length and a kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("*.wandb")

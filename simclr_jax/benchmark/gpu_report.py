@@ -40,7 +40,7 @@ def lines(
     """Yields the lines of a Markdown file.
 
     Args:
-      config: of pretraining.
+      config: a config of pretraining.
       images: batch sizes of steps without microbatches; the row of one that does not fit says so.
       large: batch size and microbatches of one more step.
       pairs: positive pairs of the largest NT-Xent.

@@ -68,7 +68,7 @@ def rate(pool: Executor, cores: int, name: str, records: list[bytes], seconds: f
       pool, cores: processes, and their number.
       name: the library.
       records: JPEG files.
-      seconds: of measuring.
+      seconds: how long to measure.
       options: `image_size` and `strength` of the views.
     """
     futures = [pool.submit(_work, name, records, seconds, **options) for _ in range(cores)]

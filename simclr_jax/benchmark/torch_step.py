@@ -48,8 +48,8 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     """Runs the pretraining step in PyTorch on random images, on one device.
 
     Args:
-      config: of pretraining.
-      num_classes: of the linear probe that learns beside it; 0 for none.
+      config: a config of pretraining.
+      num_classes: classes of the linear probe that learns beside it; 0 for none.
       steps: timed, after two that are not.
 
     Returns:

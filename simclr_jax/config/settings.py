@@ -139,7 +139,7 @@ def one_line(error) -> str:
 
 
 def _locate(path):
-    """Returns the path of a config file; that of a shipped one where 'configs/NAME.py' is not here."""
+    """Returns the path of a config file; a missing 'configs/NAME.py' gives the shipped one of that name."""
     file = shipped.FOLDER / Path(path).name
     is_shipped = os.path.normpath(path) == os.path.join("configs", file.name)
     return str(file) if is_shipped and not os.path.exists(path) and file.exists() else path

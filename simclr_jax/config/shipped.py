@@ -20,7 +20,7 @@ def files() -> dict[str, Path]:
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """Makes the package `configs` that folder, while config files import `configs.base` from it.
+    """Lets config files import `configs.base` from `FOLDER` inside the context.
 
     A package of this name that a program has of its own is back afterwards.
     """

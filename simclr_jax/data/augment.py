@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from simclr_jax.views.recipe import DEFAULT, DRAWS, LUMA, OPERATIONS, ORDERS, Recipe, blur_radius
 
-_EVAL_PROPORTION = 0.875  # of the image's side, as in the official code: 256 -> 224
-_CACHED_PIXELS = 900 * 900  # of a crop; up to that, its floats stay in the cache and resize faster
+_EVAL_PROPORTION = 0.875  # share of the image's side, as in the official code: 256 -> 224
+_CACHED_PIXELS = 900 * 900  # pixels of a crop up to which its floats stay in the cache and resize faster
 _BLOCK = 32  # rows or columns that are blurred at a time
 
 

@@ -122,7 +122,7 @@ def decode_plain(contents: tf.Tensor) -> tf.Tensor:
 def is_plain(contents: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Returns whether TensorFlow decodes a file as photo programs show it, bool [].
 
-    That holds for JPEG files that no tag turns, and for opaque PNG files of up to 8 bits without tags, of at
+    It does so for JPEG files that no tag turns, and for opaque PNG files of up to 8 bits without tags, of at
     most `max_pixels` pixels.
     """
     limit = min(max_pixels, MAX_PIXELS)

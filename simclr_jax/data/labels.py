@@ -20,9 +20,9 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     """Reads the labels of images from a CSV file.
 
     Args:
-      path: of the file, local or gs://.
-      names: of all images, relative to their folder.
-      where: that folder, for messages.
+      path: the file, local or gs://.
+      names: the names of all images, relative to their folder.
+      where: the folder itself, for messages.
       classes: the smallest number of classes.
 
     Returns:

@@ -44,11 +44,11 @@ def train_batches(
       transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: image [s, s, 3], float32 or `dtype`, or a
         vector}.
       batch_size: rows of the global batch; may exceed the number of examples, but not of a stream.
-      seed: of the order and the augmentations.
+      seed: decides the order and the augmentations.
       start_step: the first step to yield; records of earlier ones are not decoded.
       process_index: this process.
       process_count: number of processes that share every batch.
-      dtype: of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
+      dtype: type of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
 
     Returns:
       Iterator of dicts, b = batch_size // process_count: the values of `transform`, images as `dtype`
@@ -111,7 +111,7 @@ def eval_batches(
       image_size: s.
       batch_size: rows over all processes.
       transform: as in `train_batches`, in epoch 0; None: `augment.eval_view`, as 'image'.
-      seed: of `transform`.
+      seed: decides the random numbers of `transform`.
       process_index: this process.
       process_count: number of processes that share the examples.
 

@@ -29,8 +29,8 @@ class Source(NamedTuple):
       class_names: empty where the dataset has none.
       value_range: the values that become black and white in a folder of images with 16 bits.
       lost: the files of a folder that can no longer be read.
-      read: of a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
-      shuffle_buffer: of a stream, undecoded records held for shuffling, over all readers of all processes.
+      read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
+      shuffle_buffer: for a stream, undecoded records held for shuffling, over all readers of all processes.
     """
 
     name: str

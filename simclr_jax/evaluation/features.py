@@ -33,9 +33,9 @@ def batches_of(config, source, *, proportion: float | None = None, **options):
     A task with microbatches evaluates batches of that size: the whole batch might not fit into memory.
 
     Args:
-      config: of the task.
+      config: the config of the task.
       source: from `datasets.load`.
-      proportion: of `augment.eval_view`.
+      proportion: as in `augment.eval_view`.
       options: another `transform` than that view, and its `seed`.
     """
     from simclr_jax.data import augment, pipeline
@@ -72,9 +72,9 @@ def make_pretrained_extract(config, proportion: float | None = None):
     """Builds `extract(source) -> Features` with the encoder of `config.pretrained`.
 
     Args:
-      config: of a task; its `model.supervised_layer` is an index in the model's `projection_hiddens`: 0 the
-        features, 1 the first projection layer, and so on.
-      proportion: of `augment.eval_view`.
+      config: the config of a task; its `model.supervised_layer` is an index in the model's
+        `projection_hiddens`: 0 the features, 1 the first projection layer, and so on.
+      proportion: as in `augment.eval_view`.
     """
     model = make_model(config.model, 0, whole_projection=False)
     variables = parallel.replicate(pretrained.load(config, model))
@@ -123,8 +123,8 @@ def make_map(function: Callable):
     """Builds `mapped(variables, batches) -> {name: rows}`, with every unmasked row, on every process.
 
     The batches are those of `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
-    The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`. Of a train
-    state, the `variables` are `params` and `batch_stats`.
+    The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`. The
+    `variables` may be a whole train state, whose `params` and `batch_stats` alone are used.
 
     Args:
       function: (variables, batch) -> {name: [b, ...]}, for the images and labels of one device.

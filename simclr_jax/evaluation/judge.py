@@ -16,7 +16,8 @@ from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
 SPACES = ("features", "projection")
-HEALTH_EXAMPLES = 2048  # Images, with two views of each; their effective rank is at most twice that.
+# Images whose health is measured; with two views of each, the effective rank is at most twice this number.
+HEALTH_EXAMPLES = 2048
 _BASELINES = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
 
 
@@ -50,7 +51,7 @@ class Judge:
         """Opens the examples.
 
         Args:
-          config: of pretraining.
+          config: a config of pretraining.
           model: from `make_model`.
           source: the training images.
           load: split -> examples of `config.dataset`.
@@ -146,7 +147,7 @@ class Judge:
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each baseline than which the trained features are no better."""
+    """Returns a sentence for each baseline that the trained features do not beat in every score."""
     sentences = []
     for baseline in [name for name in _BASELINES if name in summary]:
         worse = [

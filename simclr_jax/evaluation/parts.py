@@ -87,7 +87,7 @@ def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: C
 
     Args:
       plan: from `make_plan`.
-      config, workdir: of the run.
+      config, workdir: config and folder of the run.
       column: name of the features in the parts.
       extract: source -> `Features` of the examples that can be read.
       join: () -> None, writes `plan.result` from the parts, on process 0.

@@ -5,7 +5,7 @@ Each is a function (features, count, labelled, seed) -> rows, int [count], the b
   features: float32 [n, d], rows of length 1.
   count: number of images to choose; a larger choice begins with the smaller one.
   labelled: rows that have a label already.
-  seed: of samples and random orders.
+  seed: decides samples and random orders.
 """
 
 import numpy as np

@@ -180,7 +180,7 @@ class ResNet(nn.Module):
       project_first: whether the first group opens with a convolution on its shortcut, needed or not.
       bottleneck_width: multiplies the filters inside bottlenecks, on top of `width`.
       sync_batch_norm: see `batch_norm`.
-      dtype: of activations; parameters and statistics are always float32.
+      dtype: type of activations; parameters and statistics are always float32.
       remat: stores the activations between residual blocks only; backpropagation computes the others again.
     """
 

@@ -21,7 +21,7 @@ def begin(config, workdir, views: Callable[[], dict]) -> None:
     """Writes the config, and some training images with two views of each, as step 0.
 
     Args:
-      config, workdir: of the run.
+      config, workdir: config and folder of the run.
       views: makes the batch of `figures.views`.
     """
     text = json.dumps(config.to_dict(), indent=2).replace("\n", "\n    ")

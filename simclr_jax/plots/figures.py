@@ -87,7 +87,7 @@ def scores(summary: dict, labels_per_class: int) -> Figure:
     """Draws the accuracies of the trained encoder, the untrained one and raw pixels as bars.
 
     Args:
-      summary: of pretraining; its `few_label_deviation`, where it has one, is drawn as whiskers.
+      summary: a summary of pretraining; its `few_label_deviation`, where it has one, is drawn as whiskers.
       labels_per_class: the number of labels of the few-label score.
     """
     probes = {
@@ -124,7 +124,7 @@ def few_labels(summaries: list[dict]) -> Figure:
     """Plots the top-1 accuracy against the labels a class, of fine-tuning and of training from scratch.
 
     Args:
-      summaries: of fine-tuning runs, with `labels_per_class` and `draws`.
+      summaries: summaries of fine-tuning runs, with `labels_per_class` and `draws`.
     """
     figure, axes = _subplots(figsize=(6, 3.6))
     summaries = sorted(summaries, key=lambda summary: summary["labels_per_class"])
@@ -210,7 +210,7 @@ def embedding_map(
       places: float [n, 2] in [0, 1], see `tsne.places_of`.
       labels: int [n], -1 where there are none.
       class_names: names of the classes; their numbers where empty.
-      title: by default the number of images.
+      title: if not given, the number of images.
     """
     classes = np.unique(labels[labels >= 0])
     columns = 2 if len(classes) else 1

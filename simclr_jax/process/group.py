@@ -46,7 +46,7 @@ def join(
     Args:
       coordinator_address: HOST:PORT of process 0.
       num_processes: how many processes the run has.
-      process_id: which of them this one is, from 0.
+      process_id: number of this process, from 0.
       timeout: seconds in which all of them have to join.
 
     Raises:
@@ -163,7 +163,7 @@ def make_stop_agreement() -> Callable[[list[signal.Signals]], signal.Signals | N
 
 
 def announce_end() -> None:
-    """Announces the end of the run: this process may be silent from now on, while others still end."""
+    """Tells the other processes that the run is over here, so that silence of this one is no failure."""
     if alone():
         return
     _run_over.set()

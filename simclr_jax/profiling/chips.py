@@ -8,7 +8,7 @@ class Chip(NamedTuple):
 
     memory: float  # GiB that a program may use: on NVIDIA's, jax takes three quarters by default
     flops: float  # bfloat16, dense, 1e12 a second
-    bandwidth: float  # of the memory, GB/s
+    bandwidth: float  # bandwidth of the memory, GB/s
     link: float  # GB/s over all links to other devices, in one direction
     slowness: float  # seconds of a ResNet-50's step over those of its FLOPs plus its traffic at the peaks
 

@@ -32,7 +32,7 @@ def run(config, workdir) -> dict:
         return {"examples": plan.images}
     with (workdir / stored.FILE).open("rb") as file:
         table = parquet.ParquetFile(file)
-        # Files that could not be read are missing.
+        # Files that could not be read have no row.
         examples, schema = table.metadata.num_rows, table.schema_arrow
     return {"examples": examples, "dimensions": schema.field("features").type.list_size}
 

@@ -22,8 +22,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     """Pretrains, then measures how good the features are.
 
     Args:
-      config: of pretraining.
-      workdir: of the run.
+      config: a config of pretraining.
+      workdir: folder of the run.
       view: makes the views in the place of the recipe in `config.augment`.
 
     Returns:

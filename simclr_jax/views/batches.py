@@ -19,7 +19,7 @@ def views(config, view: View | None, image, seed) -> dict:
     """Makes two views of an image, `view1` and `view2`.
 
     Args:
-      config: of pretraining.
+      config: a config of pretraining.
       view: the user's own view function; None follows the recipe of `config.augment`.
       image: uint8 [h, w, 3].
       seed: int32 [2].

@@ -26,7 +26,7 @@ DRAWS = (
 # The operations of the colour jitter, and all 24 orders of them.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = np.array(list(itertools.permutations(range(len(OPERATIONS)))), np.int32)
-LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 
 
 class Recipe(NamedTuple):

@@ -144,7 +144,7 @@ class Meter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside that comes after the end of the previous step, when the devices are idle."""
+        """Adds the time inside that comes after the end of the previous step: the devices are idle then."""
         start = time.monotonic()
         yield
         if self._ready is None:

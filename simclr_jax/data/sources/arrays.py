@@ -43,7 +43,7 @@ def given(train, held_out=None) -> Iterator[str]:
 
 
 def load(split: str) -> Source:
-    """Returns the examples of 'eval', or those of 'train', which are also the examples of 'probe'.
+    """Returns the examples of a split: 'eval', or 'train', which also serves as 'probe'.
 
     Raises:
       UserError: the program has given no examples.

@@ -107,7 +107,7 @@ def catalogue(
 
     Args:
       path: the folder; any file system that TensorFlow reads.
-      seed: of the held-out images.
+      seed: decides which images are held out.
       workdir: keeps the list in images.json, which the next start reads instead: it does not decode
         again, and no index moves when files are added. A damaged one is set aside and made anew.
       classes: whether sub-folders are classes; if not, the images beside `train/` are trained on too.
