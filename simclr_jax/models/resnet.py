@@ -131,8 +131,9 @@ class Block(nn.Module):
         if self.sk_ratio > 0:  # ResNet-D: pool, then a convolution that drops no pixel
             if stride > 1:  # zeros beyond the edge count
                 x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+            window = {"window_shape": (2, 2), "strides": (stride, stride)}  # by name, as jax2onnx wants them
             padding = "SAME" if stride == 1 else "VALID"
-            x = nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
+            x = nn.avg_pool(x, **window, padding=padding, count_include_pad=False)
             stride = 1
         x = self.conv(self.expansion * self.filters, 1, stride, name="conv_shortcut")(x)
         return self.norm(name="bn_shortcut")(x)
