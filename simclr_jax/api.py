@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
             options = {} if view is None else {"view": view}
             return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
     except _CallbackError as error:
-        raise error.args[0] from None
+        raise (error.__cause__ or error) from None
     except stopping.Stopped:
         return None
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def _check_view(view, config):
 
 
 class _CallbackError(Exception):
-    """Holds an exception that `on_report` has raised, not the run."""
+    """`on_report` has raised the cause of this exception, not the run. A message might look like storage's."""
 
 
 def _mark_errors(on_report):
@@ -93,6 +93,6 @@ def _mark_errors(on_report):
         try:
             on_report(step, metrics)
         except Exception as error:
-            raise _CallbackError(error) from error
+            raise _CallbackError from error
 
     return call
