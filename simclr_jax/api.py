@@ -85,7 +85,7 @@ def _check_view(view, config):
 
 
 class _CallbackError(Exception):
-    """`on_report` has raised the cause of this exception, not the run. A message might look like storage's."""
+    """`on_report` raised the cause of this exception, which has no message that might look like storage's."""
 
 
 def _mark_errors(on_report):

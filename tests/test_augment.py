@@ -200,7 +200,7 @@ def test_crop_resize_equals_official(key):
     y, x, height, width = map(int, box.split("_"))
     size = tuple(map(int, size.split("x")))
     box = tf.constant(OPERATIONS[f"in/{image}"])[y : y + height, x : x + width]
-    crop = augment._resize(box, size) * augment._unit(box)
+    crop = augment._resize(box, size) * augment._scale_to_unit(box)
     np.testing.assert_allclose(crop, OPERATIONS[key], atol=ATOL)
 
 

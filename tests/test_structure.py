@@ -59,6 +59,7 @@ ALLOWED = {
     "optim.py": "config/ranges.py",
     "models/": "config/ranges.py config/saved.py parallel.py process/",
     "config/": "losses.py models/ optim.py process/",
+    "views/": "",
     "views/recipe.py": "",
     "views/distort.py": "views/recipe.py",
     "data/": "config/ranges.py process/ views/recipe.py",

@@ -41,7 +41,7 @@ def views_batch(seed=0, on_device=False):
     images |= {"label": rng.integers(0, 10, ROWS).astype(np.int32)}
     if on_device:
         images |= {name: images[name].astype(np.float32) for name in ("view1", "view2")}
-        images |= {name: rng.random((ROWS, len(recipe.DRAWS)), np.float32) for name in ("draws1", "draws2")}
+        images |= {name: rng.random((len(recipe.DRAWS), ROWS), np.float32).T for name in ("draws1", "draws2")}
     return images
 
 

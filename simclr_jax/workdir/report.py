@@ -187,8 +187,9 @@ class Meter:
         if self._writes and slow and step == self._start_step + 3:
             say(
                 f"note: about {hours:.2g} hours for {self._num_steps - step:,} more steps of {seconds:.1f} s "
-                "each. Published weights (docs/published.md) take less, or smaller images and a smaller "
-                "network, as in --config.image_size=64 --config.model.depth=8 --config.model.width=0.75"
+                "each. It takes less with published weights (docs/published.md), or smaller images and "
+                "a smaller network, as in --config.image_size=64 --config.model.depth=8 "
+                "--config.model.width=0.75"
             )
 
     def _report(self, step, evaluation):
