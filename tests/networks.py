@@ -75,9 +75,9 @@ def write_tensors(prefix, tensors):
     return prefix
 
 
-def assert_close(actual, expected, tolerance=1e-4, what=""):
+def assert_close(actual, expected, tolerance=1e-4, name=""):
     """Largest difference relative to the largest value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, what
+    assert actual.shape == expected.shape, name
     error = np.abs(actual - expected).max() / np.abs(expected).max()
-    assert error <= tolerance, f"{what}: relative error {error:.2e} > {tolerance:.0e}"
+    assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"

@@ -238,7 +238,7 @@ def test_a_run_of_an_older_version_goes_on(finished, tmp_path):
 @pytest.mark.journey
 def test_arrays_are_learnt_from_as_the_same_dataset_is(finished, tmp_path):
     splits = {name: datasets.load(finished_config().dataset, name, seed=0) for name in ("train", "eval")}
-    train, held_out = ((np.asarray(of.records), of.labels) for of in splits.values())
+    train, held_out = ((np.asarray(split.records), split.labels) for split in splits.values())
     config = finished_config()
     summary = simclr_jax.run(config, tmp_path / "run", train=train, held_out=held_out)
     assert log_losses(tmp_path / "run") == log_losses(finished[0])

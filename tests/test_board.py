@@ -19,11 +19,11 @@ def entries_of(workdir):
     """{name: (step, strings)} of everything that is no number."""
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
     events.Reload()
-    found = {
+    tensors = {
         name: events.Tensors(name) for name in ("config", "views", "map") if name in events.Tags()["tensors"]
     }
-    assert all(len(entries) == 1 for entries in found.values())
-    return {name: (entry.step, entry.tensor_proto.string_val) for name, (entry,) in found.items()}
+    assert all(len(entries) == 1 for entries in tensors.values())
+    return {name: (entry.step, entry.tensor_proto.string_val) for name, (entry,) in tensors.items()}
 
 
 def pixels(strings):
@@ -47,27 +47,27 @@ def fail(*arguments, **options):
 def test_a_run_shows_its_config_views_and_a_map_once(tmp_path):
     config = tiny_config("pretrain", num_steps=2, **{"evaluate.pictures": True})
     runs.run(config, tmp_path)
-    found = entries_of(tmp_path)
-    assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0, "map": 2}
-    (text,) = found["config"][1]
+    entries = entries_of(tmp_path)
+    assert {name: step for name, (step, _) in entries.items()} == {"config": 0, "views": 0, "map": 2}
+    (text,) = entries["config"][1]
     assert all(line.startswith(b"    ") for line in text.splitlines())
     assert json.loads(text) == json.loads(json.dumps(config.to_dict()))
     for name in ("views", "map"):
-        picture = pixels(found[name][1])
+        picture = pixels(entries[name][1])
         assert picture.size > 100_000 and picture.std() > 5
     runs.run(config, tmp_path)  # which is over
-    assert entries_of(tmp_path).keys() == found.keys()
+    assert entries_of(tmp_path).keys() == entries.keys()
 
 
 def test_the_config_and_views_are_shown_at_the_beginning(tmp_path):
     config = tiny_config("pretrain")
     board.begin(config, tmp_path, views)
-    found = entries_of(tmp_path)
-    assert {name: step for name, (step, _) in found.items()} == {"config": 0, "views": 0}
-    (text,) = found["config"][1]
+    entries = entries_of(tmp_path)
+    assert {name: step for name, (step, _) in entries.items()} == {"config": 0, "views": 0}
+    (text,) = entries["config"][1]
     assert all(line.startswith(b"    ") for line in text.splitlines())
     assert json.loads(text) == json.loads(json.dumps(config.to_dict()))
-    picture = pixels(found["views"][1])
+    picture = pixels(entries["views"][1])
     assert picture.size > 100_000 and picture.std() > 5
 
 

@@ -37,8 +37,10 @@ SETTINGS = [
 def test_settings_are_the_papers(name, task, examples, peak, optimizer, decay, steps):
     config = config_of(name, task)
     ours = config.optimizer
-    found = optim.scaled_learning_rate(ours.learning_rate, scaling=ours.scaling, batch_size=config.batch_size)
-    assert (found, ours.name, ours.weight_decay) == (pytest.approx(peak), optimizer, decay)
+    actual = optim.scaled_learning_rate(
+        ours.learning_rate, scaling=ours.scaling, batch_size=config.batch_size
+    )
+    assert (actual, ours.name, ours.weight_decay) == (pytest.approx(peak), optimizer, decay)
     assert train.make_schedule(config, examples)[1] == steps
 
 

@@ -56,13 +56,13 @@ def test_known_labels_weigh_the_same_on_whatever_device_they_are():
     def mean(batch):
         return jax.lax.pmean(distill.masked_cross_entropy(batch["logits"], batch["label"]), parallel.AXIS)
 
-    found = parallel.pmap(lambda _, batch: mean(batch))(
+    actual = parallel.pmap(lambda _, batch: mean(batch))(
         np.zeros(()), parallel.shard({"logits": logits, "label": labels})
     )
-    assert found == pytest.approx(float(losses.softmax_cross_entropy(logits[:7], labels[:7])), rel=1e-5)
+    assert actual == pytest.approx(float(losses.softmax_cross_entropy(logits[:7], labels[:7])), rel=1e-5)
     nobody = parallel.shard({"logits": logits, "label": np.full(32, -1)})
     assert parallel.pmap(lambda _, batch: mean(batch))(np.zeros(()), nobody) == 0
-    assert distill.masked_cross_entropy(jnp.asarray(logits), labels) == pytest.approx(float(found), rel=1e-5)
+    assert distill.masked_cross_entropy(jnp.asarray(logits), labels) == pytest.approx(float(actual), rel=1e-5)
 
 
 def test_teacher_answers_in_eval_mode_for_the_rows_it_is_asked(student):

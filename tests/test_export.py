@@ -101,7 +101,7 @@ def test_savedmodel(network):
             outputs = call(images)
             assert outputs.keys() == {name for name in HUB if not name.startswith("block")} | groups
             for name, value in outputs.items():
-                assert_close(value, expected[our_names.get(name, name)], what=name)
+                assert_close(value, expected[our_names.get(name, name)], name=name)
     with pytest.raises(ValueError, match="Could not find matching concrete function"):
         loaded(images, trainable=True)
     saved = tf.train.list_variables(str(folder / "variables" / "variables"))  # no constants of the graph

@@ -124,8 +124,8 @@ def test_its_gradient_is_that_of_the_global_batch():
     def gradient(devices):
         def of_device(scale, views):
             loss = losses.LOSSES["barlow_twins"]
-            found = jax.grad(lambda s: loss(*(views * s), temperature=1.0, axis_name=AXIS)[0])(scale)
-            return jax.lax.pmean(found, AXIS)
+            gradient_here = jax.grad(lambda s: loss(*(views * s), temperature=1.0, axis_name=AXIS)[0])(scale)
+            return jax.lax.pmean(gradient_here, AXIS)
 
         mapped = jax.pmap(of_device, AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:devices])
         parts = views.reshape(2, devices, -1, 8).swapaxes(0, 1)

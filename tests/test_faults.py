@@ -243,9 +243,11 @@ PLACES = {
 def test_places_that_cannot_be_workdirs_are_one_line(place, tmp_path):
     path = tmp_path / "below" / "run" if place == "below a file" else tmp_path / "run"
     PLACES[place](path)
-    with pytest.raises(UserError, match=r"cannot be written to \(.+: .+\): choose another --workdir") as told:
+    with pytest.raises(
+        UserError, match=r"cannot be written to \(.+: .+\): choose another --workdir"
+    ) as raised:
         lock.prepare(path)
-    assert told.value.exit_code == 2
+    assert raised.value.exit_code == 2
 
 
 @pytest.mark.parametrize("path", ["/proc/none/run", "x" * 300, "a\0b"], ids=["proc", "too long", "NUL"])
@@ -314,8 +316,8 @@ def test_storage_that_fails_while_running_ends_it_in_one_line(fault, tmp_path):
     if run.exists():
         small = Small(run, tmp_path / "again", num_steps=12)
         code, lines = end_of(small, 60)
-        told = [line for line in lines if line.startswith("resuming after step")]
-        assert code == 0 and len(told) == 1  # before it, perhaps, that the last save was cut short
+        resuming = [line for line in lines if line.startswith("resuming after step")]
+        assert code == 0 and len(resuming) == 1  # before it, perhaps, that the last save was cut short
 
 
 @pytest.fixture
@@ -366,9 +368,9 @@ def test_workdirs_of_any_name_are_written_and_read_back(name, tmp_path):
     assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
     assert len([path for path in workdir.iterdir() if path.name.startswith("events")]) == 2
     cut(workdir / "checkpoints" / "6" / "state" / "d", 0.5)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         checkpoint.load_params(workdir)
-    assert escape(workdir) in str(told.value) and "\n" not in str(told.value)
+    assert escape(workdir) in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -415,14 +417,14 @@ SIGNALS = {
 
 @pytest.mark.parametrize("case", SIGNALS)
 def test_signals_save_and_stop(case, tmp_path):
-    numbers, pause, code, told = SIGNALS[case]
+    numbers, pause, code, message = SIGNALS[case]
     small = Small(tmp_path / "run", tmp_path / "log", num_steps=999, pause=pause)
     small.wait_for("step   1/")
     for number in numbers:
         os.kill(small.process.pid, number)
         time.sleep(0.3)
     ended, lines = end_of(small, 30)
-    assert ended == code and told in "\n".join(lines)
+    assert ended == code and message in "\n".join(lines)
     step = int(lines[-1].partition("saved after step ")[2].partition(":")[0])
     assert max(checkpoint.steps_in(tmp_path / "run")) == step and checkpoint.newest_is_whole(tmp_path / "run")
 
@@ -561,11 +563,11 @@ def test_errors_of_storage_that_nobody_foresaw_are_one_line(capsys, monkeypatch)
 @pytest.mark.parametrize("kind, code", [(UserError, 2), (files.StorageError, 1)])
 def test_errors_are_one_line_and_a_code(kind, code, capsys, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
-    told = []
-    with pytest.raises(SystemExit) as ended, errors.one_line_errors(lambda *line: told.append(line)):
+    printed = []
+    with pytest.raises(SystemExit) as ended, errors.one_line_errors(lambda *line: printed.append(line)):
         raise kind("two\nlines")
     assert ended.value.code == code and capsys.readouterr().err == "error: two\\nlines\n"
-    assert told == [("error: two\\nlines", code)]
+    assert printed == [("error: two\\nlines", code)]
 
 
 def test_bugs_keep_their_traceback():

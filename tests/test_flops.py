@@ -39,7 +39,7 @@ def test_what_no_gradient_reaches_counts_forwards_alone():
     assert flops.training_flops(loss, weights, data) == (2 + 2) * 2 * 5 * 3 * 3
 
 
-@pytest.mark.parametrize("again", [lambda of: of, jax.checkpoint])
+@pytest.mark.parametrize("again", [lambda function: function, jax.checkpoint])
 def test_a_loop_counts_as_often_as_it_runs_and_what_is_computed_again_once(again):
     data, weights = shapes((5, 3), (3, 3))
 
@@ -81,7 +81,9 @@ def parts_of(config, *, task):
 
 @pytest.mark.parametrize("form", [{}, {"microbatches": 2}, {"remat": True}])
 def test_pretraining_counts_what_its_gradient_computes_but_nothing_twice(form):
-    plain, ours = (parts_of(tiny_config("pretrain", **of), task=pretrain.make_loss) for of in ({}, form))
+    plain, ours = (
+        parts_of(tiny_config("pretrain", **settings), task=pretrain.make_loss) for settings in ({}, form)
+    )
     gradient = jax.make_jaxpr(jax.grad(plain[0]), axis_env=[(AXIS, 8)])(*plain[1:])
     assert flops.training_flops(*ours) == cost.count(gradient.jaxpr)[0]
 
@@ -98,7 +100,7 @@ def test_a_frozen_encoder_counts_forwards_alone():
         return loss(params_with(head), *others)
 
     def params_with(head):
-        rest = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), params)
+        rest = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), params)
         return rest | {"supervised_head": rest["supervised_head"] | {"kernel": head}}
 
     assert flops.training_flops(of_head, head, *others) == forward + 2 * 4 * head.size

@@ -80,11 +80,11 @@ def collapsed_space(kind, images, width):
 @pytest.mark.parametrize("width", [2, 16, 512])
 @pytest.mark.parametrize("kind", ["zeros", "same", "ones", "noise around zeros", "noise"])
 def test_a_space_without_differences_is_collapsed_at_any_number_of_images(kind, width, images):
-    found = health.measure(*collapsed_space(kind, images, width))
-    assert found["uniformity"] == pytest.approx(0, abs=1e-3) and found["alignment"] == pytest.approx(
+    figures = health.measure(*collapsed_space(kind, images, width))
+    assert figures["uniformity"] == pytest.approx(0, abs=1e-3) and figures["alignment"] == pytest.approx(
         0, abs=1e-3
     )
-    assert found["effective_rank"] == pytest.approx(1, abs=0.05) and found["collapsed"] == 1
+    assert figures["effective_rank"] == pytest.approx(1, abs=0.05) and figures["collapsed"] == 1
 
 
 @pytest.mark.filterwarnings("error")

@@ -20,9 +20,9 @@ def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrai
         run_task("pretrain", tmp_path / "started", pretrained=str(pretrained_run), **settings),
     ]
     scratch, started = summaries
-    for of in ("features", "projection"):
-        assert started["health"][f"untrained_{of}"] == scratch["health"][f"untrained_{of}"]
-        assert started["health"][of] != scratch["health"][of]
+    for space in ("features", "projection"):
+        assert started["health"][f"untrained_{space}"] == scratch["health"][f"untrained_{space}"]
+        assert started["health"][space] != scratch["health"][space]
     assert started["untrained"] == scratch["untrained"] and started["raw_pixels"] == scratch["raw_pixels"]
     for summary in summaries:
         spread = summary["few_label_deviation"]

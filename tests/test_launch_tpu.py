@@ -49,11 +49,11 @@ def answer(cloud, **answers):
 
 def kinds(cloud, *, but=("summary", "queue", "machine", "state")):
     """The kinds of the calls of gcloud so far, in order, without those that only look."""
-    found = [
+    kinds = [
         next(kind for kind, words in KINDS.items() if words in " ".join(call))
         for call in cloud.calls("gcloud")
     ]
-    return [kind for kind in found if kind not in but]
+    return [kind for kind in kinds if kind not in but]
 
 
 def command_of(call):

@@ -39,7 +39,7 @@ def assert_stages_close(outputs, golden):
         corners = x[:, [0, 0, -1, -1], [0, -1, 0, -1]]
         statistics = {"shape": x.shape, "spatial_mean": x.mean(axis=(1, 2)), "std": x.std(),
                       "corners": corners, "corner_00": corners[:, 0]}  # fmt: skip
-        assert_close(statistics[statistic], golden[key], what=key)
+        assert_close(statistics[statistic], golden[key], name=key)
 
 
 @pytest.mark.parametrize("case", ["r18_cifar_h2", "r18_imagenet_stem", "r50_1x", "r50_1x_sk"])
@@ -59,15 +59,15 @@ def test_evaluation_matches_official(case):
 
     outputs, logits = apply(variables, images)
     assert_stages_close(outputs, golden)
-    assert_close(outputs["features"], golden["final_avg_pool"], what="features")
-    assert_close(outputs["projection"], golden["proj_output"], what="projection")
-    assert_close(outputs["logits"], golden["logits_from_final_avg_pool"], what="logits")
+    assert_close(outputs["features"], golden["final_avg_pool"], name="features")
+    assert_close(outputs["projection"], golden["proj_output"], name="projection")
+    assert_close(outputs["logits"], golden["logits_from_final_avg_pool"], name="logits")
     np.testing.assert_array_equal(outputs["projection_hiddens"][0], outputs["features"])
     for k, hidden in enumerate(outputs["projection_hiddens"][1:], start=1):
-        assert_close(hidden, golden[f"proj_hidden/{k}"], what=f"hidden {k}")
+        assert_close(hidden, golden[f"proj_hidden/{k}"], name=f"hidden {k}")
     for k in layers:
         expected = golden[f"logits_for_ft_proj_selector/{k}"]
-        assert_close(logits[k][:, : expected.shape[1]], expected, what=f"logits of hidden {k}")
+        assert_close(logits[k][:, : expected.shape[1]], expected, name=f"logits of hidden {k}")
 
 
 def test_training_step_matches_official():
@@ -89,9 +89,9 @@ def test_training_step_matches_official():
         return value, outputs, gradient, {"params": jax.tree.map(jnp.add, params, updates), **new}
 
     loss, outputs, gradient, after = step(variables, images)
-    assert_close(loss, golden["f64/loss"], what="loss")
-    assert_close(outputs["features"], golden["f64/final_avg_pool"], what="features")
-    assert_close(outputs["projection"], golden["f64/proj_output"], what="projection")
+    assert_close(loss, golden["f64/loss"], name="loss")
+    assert_close(outputs["features"], golden["f64/final_avg_pool"], name="features")
+    assert_close(outputs["projection"], golden["f64/proj_output"], name="projection")
     assert_stages_close(outputs, golden)
 
     gradient, before, after = by_tf1_name({"params": gradient}), by_tf1_name(variables), by_tf1_name(after)
@@ -107,9 +107,9 @@ def test_training_step_matches_official():
     for key in golden:
         kind, _, name = key.partition("/")
         if kind in ours:
-            assert_close(ours[kind][name], golden[key], what=key)
+            assert_close(ours[kind][name], golden[key], name=key)
         elif kind.endswith("_first64"):
-            assert_close(ours[kind.removesuffix("_first64")][name].ravel()[:64], golden[key], what=key)
+            assert_close(ours[kind.removesuffix("_first64")][name].ravel()[:64], golden[key], name=key)
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -62,7 +62,7 @@ def test_the_file_lists_every_group(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ([], "expected image files, or --duplicates"),
         (["x.png", "--duplicates"], "expected image files, or --duplicates"),
@@ -71,8 +71,8 @@ def test_the_file_lists_every_group(tmp_path):
         (["none.png", "--count=0"], "--count=0"),
     ],
 )
-def test_wrong_arguments_are_one_line(tmp_path, arguments, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_arguments_are_one_line(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
         neighbours.main([str(tmp_path), *arguments])
 
 

@@ -217,11 +217,11 @@ def test_formats(case, form, tmp_path):
         return
     model = make_model(config, len(variables["params"]["supervised_head"]["bias"]))
     outputs = jax.jit(model.apply)(variables, images)
-    assert_close(outputs["features"], golden["final_avg_pool"], what="features")
-    assert_close(outputs["projection"], golden["proj_output"], what="projection")
-    assert_close(outputs["logits"], golden["logits_from_final_avg_pool"], what="logits")
+    assert_close(outputs["features"], golden["final_avg_pool"], name="features")
+    assert_close(outputs["projection"], golden["proj_output"], name="projection")
+    assert_close(outputs["logits"], golden["logits_from_final_avg_pool"], name="logits")
     for index, hidden in enumerate(outputs["projection_hiddens"][1:], start=1):
-        assert_close(hidden, golden[f"proj_hidden/{index}"], what=f"hidden {index}")
+        assert_close(hidden, golden[f"proj_hidden/{index}"], name=f"hidden {index}")
 
 
 @pytest.mark.parametrize("case", TF2_NAMES)

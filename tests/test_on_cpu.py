@@ -23,8 +23,8 @@ def assert_same(ours, plain, *arguments):
 
         return jax.jit(jax.value_and_grad(call, tuple(range(len(arguments))), has_aux=True))
 
-    found, expected = weighed(ours)(*arguments), weighed(plain)(*arguments)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    actual, expected = weighed(ours)(*arguments), weighed(plain)(*arguments)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -65,5 +65,7 @@ def test_other_platforms_get_the_plain_operations():
         platform: gradient.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
         for platform in ("cpu", "tpu", "cuda")
     }
-    assert all(("stablehlo.convolution" in of) == (platform != "cpu") for platform, of in text.items())
-    assert all(("select_and_scatter" in of) == (platform != "cpu") for platform, of in text.items())
+    assert all(
+        ("stablehlo.convolution" in module) == (platform != "cpu") for platform, module in text.items()
+    )
+    assert all(("select_and_scatter" in module) == (platform != "cpu") for platform, module in text.items())

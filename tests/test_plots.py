@@ -85,8 +85,8 @@ def test_neighbours_have_names_and_similarities():
     names = [[f"a$b {row}" * 4 for row in line] for line in chosen]
     similar = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]])
     figure = figures.neighbours(pictures, names, labels[chosen], similar, ("dark", "light"))
-    told = [cell.get_xlabel() for cell in figure.axes]
-    assert told[:4] == ["light", "light\n0.900", "dark\n0.800", "a\\$b 2a\\$b 2a\\$b…\n0.700"]
+    labels = [cell.get_xlabel() for cell in figure.axes]
+    assert labels[:4] == ["light", "light\n0.900", "dark\n0.800", "a\\$b 2a\\$b 2a\\$b…\n0.700"]
     framed = [tuple(cell.spines["top"].get_edgecolor()) != (0, 0, 0, 1) for cell in figure.axes]
     assert framed == [False, False, True, False, False, False, True, False]
     assert [len(cell.images) for cell in figure.axes] == [1] * 7 + [0]

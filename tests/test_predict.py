@@ -35,7 +35,7 @@ def photos(tmp_path_factory):
     return root
 
 
-def of(photos, **settings):
+def dataset_of(photos, **settings):
     return {"dataset.name": "folder", "dataset.path": str(photos / "photos"), **settings}
 
 
@@ -43,7 +43,7 @@ def of(photos, **settings):
 def classifier(pretrained_run, photos, tmp_path_factory):
     """The workdir of a linear classifier on those labels, and its summary."""
     workdir = tmp_path_factory.mktemp("classifier") / "run"
-    settings = of(photos, **{"dataset.labels": str(photos / "labels.csv"), "num_steps": 3})
+    settings = dataset_of(photos, **{"dataset.labels": str(photos / "labels.csv"), "num_steps": 3})
     summary = run_task("linear_eval", workdir, pretrained=str(pretrained_run), **settings)
     return workdir, summary
 
@@ -51,7 +51,7 @@ def classifier(pretrained_run, photos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def predicted(classifier, photos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("predicted")
-    summary = run_task("predict", workdir, pretrained=str(classifier[0]), **of(photos))
+    summary = run_task("predict", workdir, pretrained=str(classifier[0]), **dataset_of(photos))
     return workdir, summary
 
 
@@ -79,20 +79,20 @@ def test_every_image_has_a_row_in_order(classifier, predicted, photos):
     files = [photos / "photos" / row["name"] for row in rows]
     images = [np.asarray(Image.open(path))[..., None] for path in files]
     expected = simclr_jax.load(classifier[0]).predict(images)
-    found = np.array([[row[name] for name in list(row)[3:]] for row in rows], float)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    actual = np.array([[row[name] for name in list(row)[3:]] for row in rows], float)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
     classes = np.array(["label", "null", "zwei"])
-    assert [row["label"] for row in rows] == classes[found.argmax(axis=1)].tolist()
-    np.testing.assert_allclose([float(row["probability"]) for row in rows], found.max(axis=1))
+    assert [row["label"] for row in rows] == classes[actual.argmax(axis=1)].tolist()
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], actual.max(axis=1))
     table = parquet.read_table(workdir / "predictions.parquet")
     assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
-    np.testing.assert_allclose(table["zwei"].to_numpy(), found[:, 2], atol=1e-6)
+    np.testing.assert_allclose(table["zwei"].to_numpy(), actual[:, 2], atol=1e-6)
     assert not (workdir / "parts").exists()
 
 
 def test_parts_and_stops_change_nothing(classifier, predicted, photos, tmp_path, monkeypatch):
     written = stop_at_part(monkeypatch, 3)
-    settings = of(photos, examples_per_part=32)
+    settings = dataset_of(photos, examples_per_part=32)
     with pytest.raises(KeyboardInterrupt):
         run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
     assert written == ["all-000000000.parquet", "all-000000032.parquet"]
@@ -107,13 +107,15 @@ def test_labels_tell_accuracy_by_the_names_of_classes(classifier, photos, tmp_pa
         (tmp_path / "photos" / name).mkdir(parents=True)
         for path in (photos / "photos").glob(f"*-{digit}.png"):
             (tmp_path / "photos" / name / path.name).write_bytes(path.read_bytes())
-    summary = run_task("predict", tmp_path / "run", pretrained=str(classifier[0]), **of(tmp_path))
+    summary = run_task("predict", tmp_path / "run", pretrained=str(classifier[0]), **dataset_of(tmp_path))
     rows = rows_in(tmp_path / "run")
-    told = [(row["name"].split("/")[0], row["label"]) for row in rows if not row["name"].startswith("seven")]
-    assert summary["labelled"] == len(told) < len(rows)
-    assert summary["top1"] == pytest.approx(np.mean([one == other for one, other in told]))
+    labelled = [
+        (row["name"].split("/")[0], row["label"]) for row in rows if not row["name"].startswith("seven")
+    ]
+    assert summary["labelled"] == len(labelled) < len(rows)
+    assert summary["top1"] == pytest.approx(np.mean([one == other for one, other in labelled]))
     classes = ["label", "null", "zwei"]
-    expected = [[told.count((true, said)) for said in classes] for true in classes]
+    expected = [[labelled.count((true, said)) for said in classes] for true in classes]
     assert summary["confusion"] == expected and expected[2] == [0, 0, 0]
     shares = {name: row[i] / sum(row) for i, (name, row) in enumerate(zip(classes, expected)) if sum(row)}
     assert summary["per_class"] == pytest.approx(shares) and list(shares) == ["label", "null"]
@@ -136,7 +138,7 @@ def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predict
     for name in ("config.json", "checkpoints"):
         (tmp_path / "run" / name).symlink_to(classifier[0] / name)
     (run / "summary.json").write_text(json.dumps({"calibration_temperature": 0.25}))
-    summary = run_task("predict", tmp_path / "predicted", pretrained=str(run), **of(photos))
+    summary = run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
     assert summary["calibration_temperature"] == 0.25
 
     def probabilities(workdir):
@@ -151,7 +153,7 @@ def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predict
 
 def test_a_network_without_a_classifier_is_refused(tmp_path, photos):
     run = tmp_path / "run"
-    run_task("pretrain", run, num_steps=1, **of(photos, batch_size=64))
+    run_task("pretrain", run, num_steps=1, **dataset_of(photos, batch_size=64))
     with pytest.raises(UserError, match="holds no classifier: give the workdir of a linear_eval, finetune"):
-        run_task("predict", tmp_path / "predicted", pretrained=str(run), **of(photos))
+        run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
     assert not (tmp_path / "predicted" / "parts").exists()

@@ -86,13 +86,13 @@ def test_knn_votes_do_not_depend_on_the_chunk(digits):
 def test_knn_votes_are_those_of_a_plain_loop_also_with_padding(digits):
     bank = Features(digits[0].features[:83], digits[0].labels[:83])  # 8 devices hold 11 rows, the last one 6
     queries = Features(digits[1].features[:5], digits[1].labels[:5])
-    found = probes.knn_votes(bank, queries, k=20, temperature=0.5)  # more than one device holds
+    votes = probes.knn_votes(bank, queries, k=20, temperature=0.5)  # more than one device holds
     a, b = (x.features / np.linalg.norm(x.features, axis=1, keepdims=True) for x in (queries, bank))
     expected = np.zeros((5, 10))
     for row, similarities in zip(expected, a @ b.T):
         for neighbour in np.argsort(-similarities)[:20]:
             row[bank.labels[neighbour]] += np.exp((similarities[neighbour] - 1) / 0.5)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(votes, expected, rtol=1e-4, atol=1e-6)
 
 
 def objective(weights, examples, l2):
@@ -204,12 +204,12 @@ def test_odd_labels_and_features_are_scored_without_a_warning(case, kind):
             part[:] = {"constant": np.float32(0.1), "zeros": 0, "large": part * 1e8}[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = scores(
+        actual = scores(
             Features(train, np.array(labels, np.int32)),
             Features(held_out, np.array(held_out_labels, np.int32)),
         )
-    assert all(0 <= score <= 1 for score in found)
-    assert expected is None or found == (expected,) * 3
+    assert all(0 <= score <= 1 for score in actual)
+    assert expected is None or actual == (expected,) * 3
 
 
 def test_two_classes_are_told_apart_also_with_fewer_images_than_dimensions():
@@ -226,8 +226,8 @@ def test_fewer_images_than_dimensions_give_the_same_classifier(digits):
     model = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(*train)
     np.testing.assert_array_equal(classes, model.classes_)
     expected = model.decision_function(digits[1].features / 16)
-    found = probes.predict(weights, digits[1].features / 16)
-    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+    logits = probes.predict(weights, digits[1].features / 16)
+    np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_regressions_keep_to_one_thread_iterations_and_products(digits, monkeypatch):
@@ -251,9 +251,9 @@ def test_regressions_keep_to_one_thread_iterations_and_products(digits, monkeypa
 
 
 def test_images_without_a_label_are_left_out():
-    found = probes.labelled(Features(rows(4), np.array([1, -1, 0, -1])))
-    np.testing.assert_array_equal(found.features, rows(4)[[0, 2]])
-    np.testing.assert_array_equal(found.labels, [1, 0])
+    labelled = probes.labelled(Features(rows(4), np.array([1, -1, 0, -1])))
+    np.testing.assert_array_equal(labelled.features, rows(4)[[0, 2]])
+    np.testing.assert_array_equal(labelled.labels, [1, 0])
 
 
 @pytest.mark.parametrize(
@@ -270,8 +270,8 @@ def test_images_without_a_label_are_left_out():
     ],
 )
 def test_notes_say_what_is_left_out(train, held_out, expected):
-    found = probes.notes(np.array(train), np.array(held_out), labels_per_class=5)
-    assert len(found) == len(expected) and all(part in note for part, note in zip(expected, found))
+    notes = probes.notes(np.array(train), np.array(held_out), labels_per_class=5)
+    assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes))
 
 
 @pytest.mark.parametrize("counts", [[10, 10, 10], [1, 2, 7], [3, 2], [1, 1]])

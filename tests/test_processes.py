@@ -91,9 +91,9 @@ def shapes(tmp_path_factory):
         ]
         assert [process.wait(timeout=300) for process in started] == [0] * len(started)
     examine(folder / "eight")
-    found = {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
-    assert sorted(found) == ["1x1-0", "1x8-0", "2x4-0", "2x4-1"]
-    return found, folder
+    arrays = {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+    assert sorted(arrays) == ["1x1-0", "1x8-0", "2x4-0", "2x4-1"]
+    return arrays, folder
 
 
 def assert_close(actual, expected, prefix, tolerance):
@@ -105,12 +105,12 @@ def assert_close(actual, expected, prefix, tolerance):
 
 @pytest.mark.journey
 def test_processes_share_one_global_batch(shapes):
-    found, _ = shapes
+    arrays, _ = shapes
     for key in ("batch/view1", "batch/view2", "batch/label", "batch/index"):
-        halves = np.concatenate([found["2x4-0"][key], found["2x4-1"][key]])
-        np.testing.assert_array_equal(halves, found["1x8-0"][key])
-        np.testing.assert_array_equal(halves, found["1x1-0"][key])
-        assert len(found["2x4-0"][key]) == 8
+        halves = np.concatenate([arrays["2x4-0"][key], arrays["2x4-1"][key]])
+        np.testing.assert_array_equal(halves, arrays["1x8-0"][key])
+        np.testing.assert_array_equal(halves, arrays["1x1-0"][key])
+        assert len(arrays["2x4-0"][key]) == 8
 
 
 @pytest.mark.journey
@@ -135,11 +135,11 @@ def test_processes_agree_to_the_bit(shapes):
 
 @pytest.mark.journey
 def test_checkpoint_of_two_processes_is_restored_by_one(shapes):
-    found, folder = shapes
+    arrays, folder = shapes
     variables, meta = checkpoint.load_params(folder / "two")
     restored = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path({"after": variables})}
     for key, leaf in restored.items():
-        np.testing.assert_array_equal(leaf, found["2x4-0"][key])
+        np.testing.assert_array_equal(leaf, arrays["2x4-0"][key])
     assert meta["num_classes"] == 10 and len(restored) > 10
 
 
@@ -158,7 +158,7 @@ def main_of_two_processes(workdir):
     The second one then takes longer to end than a process may be silent while a run lasts.
     """
     config, defaults = (
-        flatten_dict(of.to_dict(), sep=".") for of in (config_and_task(STEPS)[0], digits.get_config())
+        flatten_dict(config.to_dict(), sep=".") for config in (config_and_task(STEPS)[0], digits.get_config())
     )
     flags = ["--config=configs/digits.py", f"--workdir={workdir}"]
     flags += [f"--config.{key}={value}" for key, value in config.items() if value != defaults[key]]
@@ -230,11 +230,11 @@ def start_digits(workdir, changes, *, num_processes=2):
 
 def ends_of(started, seconds):
     """Exit code and lines of stderr of each process."""
-    found = []
+    outputs = []
     for process in started:
         _, err = process.communicate(timeout=seconds)
-        found.append((process.returncode, err.strip().splitlines()))
-    return found
+        outputs.append((process.returncode, err.strip().splitlines()))
+    return outputs
 
 
 @pytest.mark.journey

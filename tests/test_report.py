@@ -132,13 +132,13 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
     run(make_meter(tmp_path), range(1, 5))
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
     events.Reload()
-    found = {
+    losses = {
         event.step: float(np.frombuffer(event.tensor_proto.tensor_content, np.float32)[0])
         if event.tensor_proto.tensor_content
         else event.tensor_proto.float_val[0]
         for event in events.Tensors("loss")
     }
-    assert found == {2: 1.5, 4: 3.5}
+    assert losses == {2: 1.5, 4: 3.5}
 
 
 def test_pictures_go_into_the_file_of_an_open_meter(tmp_path):
@@ -202,9 +202,9 @@ def test_a_run_that_takes_long_without_an_accelerator_is_told_early(tmp_path, mo
     (tmp_path / "long").mkdir()
     for start in (0, 7):
         run(make_meter(tmp_path / "long", start_step=start, num_steps=1000), range(start + 1, start + 6))
-        told = capsys.readouterr().out
-        assert told.count(f"hours for {1000 - start - 3} more steps of 0.0 s") == 1
-        assert "published weights (docs/published.md)" in told
+        printed = capsys.readouterr().out
+        assert printed.count(f"hours for {1000 - start - 3} more steps of 0.0 s") == 1
+        assert "published weights (docs/published.md)" in printed
 
 
 def test_notes_of_a_summary_are_told(tmp_path, capsys):

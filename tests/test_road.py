@@ -59,8 +59,8 @@ def test_thirty_suggested_labels_classify_unseen_images_better_than_thirty_rando
     main("embed", "digits/new", "--config.pretrained=run", "--workdir=new")
     photos, new = (np.load(tmp_path / place / "embeddings.npz") for place in ("run/embed", "new"))
     scaler = StandardScaler().fit(photos["features"])
-    x, unseen = (scaler.transform(of["features"]) for of in (photos, new))
-    y, truth = (np.array([digit_in(name) for name in of["name"]]) for of in (photos, new))
+    x, unseen = (scaler.transform(table["features"]) for table in (photos, new))
+    y, truth = (np.array([digit_in(name) for name in table["name"]]) for table in (photos, new))
 
     def accuracy(chosen):
         return LogisticRegression(max_iter=300).fit(x[chosen], y[chosen]).score(unseen, truth)

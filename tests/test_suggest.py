@@ -72,8 +72,8 @@ def test_what_is_labelled_is_not_suggested_nor_its_cluster(method):
     labelled = np.flatnonzero(labels < 5)[::40]
     chosen = selection.METHODS[method](features, 10, labelled, 0)
     assert set(labels[chosen]) == set(range(5, 15))
-    everything = selection.METHODS[method](features, len(features) - len(labelled), labelled, 0)
-    assert set(everything) | set(labelled) == set(range(len(features)))
+    order = selection.METHODS[method](features, len(features) - len(labelled), labelled, 0)
+    assert set(order) | set(labelled) == set(range(len(features)))
 
 
 def test_every_choice_brings_the_most_images_near_to_a_label():
@@ -142,7 +142,7 @@ def test_held_out_images_are_not_suggested_and_names_are_made_where_there_are_no
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--method=best"], "--method=best is unknown: choose one of typical, coverage, random"),
         (["--count=0"], "--count=0: expected 1 to 40, the images without a label"),
@@ -151,9 +151,9 @@ def test_held_out_images_are_not_suggested_and_names_are_made_where_there_are_no
         (["--labelled=none.csv"], "none.csv cannot be read"),
     ],
 )
-def test_wrong_arguments_are_one_line(tmp_path, arguments, told):
+def test_wrong_arguments_are_one_line(tmp_path, arguments, message):
     run = write_embedded(tmp_path / "run", blobs([20, 20])[0])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         suggest.main([str(run), f"--output={tmp_path}/labels.csv", *arguments])
     assert not (tmp_path / "labels.csv").exists()
     with pytest.raises(UserError, match=r"holds no config.json: give the workdir of a run"):

@@ -89,8 +89,8 @@ def test_evaluation_counts_every_example_once(model, variables, batch_size):
     ranks = np.arange(83) % 7  # the label is what the model ranks first, ..., seventh
     source = source._replace(labels=ranked[np.arange(83), ranks].astype(np.int32))
     config = tiny_config("finetune", batch_size=batch_size)
-    found = supervised.make_evaluate(config, model, source)(parallel.replicate(variables))
-    assert found == {"top1": (ranks < 1).sum() / 83, "top5": (ranks < 5).sum() / 83}
+    accuracies = supervised.make_evaluate(config, model, source)(parallel.replicate(variables))
+    assert accuracies == {"top1": (ranks < 1).sum() / 83, "top5": (ranks < 5).sum() / 83}
 
 
 def test_labels_that_may_be_used_are_drawn_and_written_down(tmp_path):

@@ -227,22 +227,22 @@ def test_a_tracker_that_cannot_be_opened_stops_a_first_start_alone(tmp_path, mon
 @pytest.fixture
 def opened(monkeypatch):
     """[(known id, [(step, loss), ...], [(status, summary)])] of every tracker that is opened."""
-    found = []
+    calls = []
 
     class Noted:
         id = "some"
 
         def __init__(self, known, name, config):
-            found.append((known, [], []))
+            calls.append((known, [], []))
 
         def log(self, prefix, step, metrics):
-            found[-1][1].append((step, metrics["loss"]))
+            calls[-1][1].append((step, metrics["loss"]))
 
         def end(self, status, summary):
-            found[-1][2].append((status, summary.get("trained.knn_accuracy")))
+            calls[-1][2].append((status, summary.get("trained.knn_accuracy")))
 
     monkeypatch.setitem(trackers._TRACKERS, "mlflow", Noted)
-    return found
+    return calls
 
 
 def test_the_key_is_read_by_every_trained_task_and_free_to_change(tmp_path, monkeypatch, opened):

@@ -168,7 +168,8 @@ def test_microbatches_normalise_by_their_own_statistics():
         return value, statistics
 
     actual, expected = (
-        jax.jit(jax.value_and_grad(of, has_aux=True))(variables["params"]) for of in (loss, expected_loss)
+        jax.jit(jax.value_and_grad(function, has_aux=True))(variables["params"])
+        for function in (loss, expected_loss)
     )
     # Sums in another order: 1.1e-5 on one processor, less on others.
     assert_trees_close(actual, expected, tolerance=3e-5)

@@ -61,8 +61,8 @@ def test_a_fifth_of_every_class_validates():
 
 def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
     def half(source):
-        found = pixels(source)
-        return found._replace(labels=np.where(np.arange(source.num_examples) % 2, found.labels, -1))
+        examples = pixels(source)
+        return examples._replace(labels=np.where(np.arange(source.num_examples) % 2, examples.labels, -1))
 
     monkeypatch.setattr(transfer, "L2_WEIGHTS", np.array([1.0]))
     monkeypatch.setattr(transfer, "_save", lambda *_: None)
