@@ -208,15 +208,16 @@ def _jitter(planes, draw, recipe):
     order = tf.gather(ORDERS, tf.cast(draw["order"] * len(ORDERS), tf.int32))
     strength = recipe.color_jitter_strength
 
-    def factor(operation):
-        return 1 + recipe.factor_range * strength * (2 * draw[operation] - 1)
+    # Inside the loop they would be computed four times.
+    factors = {name: 1 + recipe.factor_range * strength * (2 * draw[name] - 1) for name in OPERATIONS[:3]}
+    turn = recipe.hue_range * strength * (2 * draw["hue"] - 1)
 
     def adjust(i, x):
         branches = {
-            "brightness": lambda: _brightness(x, factor("brightness")),
-            "contrast": lambda: _contrast(x, factor("contrast")),
-            "saturation": lambda: _saturation(x, factor("saturation")),
-            "hue": lambda: _hue(x, recipe.hue_range * strength * (2 * draw["hue"] - 1)),
+            "brightness": lambda: _brightness(x, factors["brightness"]),
+            "contrast": lambda: _contrast(x, factors["contrast"]),
+            "saturation": lambda: _saturation(x, factors["saturation"]),
+            "hue": lambda: _hue(x, turn),
         }
         operation = tf.gather(order, i)
         return i + 1, _clip(tf.switch_case(operation, [branches[name] for name in OPERATIONS]))

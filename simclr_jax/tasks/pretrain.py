@@ -87,8 +87,9 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
         meta=meta | {"view": view and getattr(view, "__qualname__", repr(view))},
     )
     if isinstance(loss, losses.StatefulLoss):
-        task = task._replace(extra=lambda _: loss.init(config.model.projection_dim))
-        task = task._replace(after_update=_next_loss_state)
+        task = task._replace(
+            extra=lambda _: loss.init(config.model.projection_dim), after_update=_next_loss_state
+        )
     return task
 
 
