@@ -7,6 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 prepare_environment() {
   local venv=$ROOT/.venv base=${BASE_PYTHON:-python3} wanted mark
+  local supported='import sys; 11 <= sys.version_info[1] < 14 or sys.exit("it is " + sys.version.split()[0])'
   PYTHON=$venv/bin/python
   if [ -n "${ACCELERATOR:-}" ]; then
     set -- "$@" "$ROOT/launch/requirements-$ACCELERATOR.txt"
@@ -15,22 +16,35 @@ prepare_environment() {
       return 2
     fi
   fi
-  if ! "$PYTHON" -c '' 2>/dev/null; then
-    if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      echo "error: '$base' is no Python 3.11 or newer: set BASE_PYTHON to one" >&2
-      return 2
-    fi
-    echo "== making $venv"
-    "$base" -m venv --clear "$venv"
-  fi
   wanted=$(cat "$@" | cksum)
   mark=$venv/installed-${1##*/}-$#${ACCELERATOR:+-$ACCELERATOR}
-  if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
+  if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ] || ! "$PYTHON" -c '' 2>/dev/null; then
+    # An environment that was half made, copied or of a Python that is gone has no pip that works.
+    "$PYTHON" -c "$supported; import pip._internal.commands.install" &>/dev/null || make_environment || return
     echo "== installing ${*#"$ROOT"/} into $venv (some minutes the first time)"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}"
     echo "$wanted" >"$mark"
   fi
   export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+}
+
+# usage: make_environment   (makes the .venv of prepare_environment anew, whose variables it takes)
+make_environment() {
+  local text
+  if ! text=$("$base" -c "$supported" 2>&1); then
+    text=${text##*$'\n'}
+    echo "error: '$base' is no Python 3.11 or newer, up to 3.13${text:+ ($text)}: set BASE_PYTHON to one" >&2
+    return 2
+  fi
+  echo "== making $venv"
+  if ! text=$("$base" -m venv --clear "$venv" 2>&1); then
+    case $text in
+      *"ensurepip is not"*) text="apt install python3-venv, or python3.12-venv for a Python 3.12" ;;
+      *) text=${text##*$'\n'} ;;
+    esac
+    echo "error: '$base' cannot make $venv: $text; or set BASE_PYTHON to another Python" >&2
+    return 2
+  fi
 }
 
 # usage: find_configs MAIN ARGUMENTS...   (sets `arguments`: a config that is not there is the repository's)

@@ -57,7 +57,8 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
         say_once(f"note: {note}")
     listening = report.listening(_mark_errors(on_report)) if on_report else nullcontext()
     try:
-        with errors.storage_errors_as_run_errors(), stopping.handled(ends_process=False), listening:
+        outside = errors.outside_errors_as_run_errors("config.")
+        with outside, stopping.handled(ends_process=False), listening:
             pretrained.inherit_settings(config, given)
             defaults = shipped.defaults_of(config.task).to_dict()
             options = {} if view is None else {"view": view}

@@ -16,7 +16,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from simclr_jax import parallel
-from simclr_jax.process import RunError, UserError, escape, files, reason_of
+from simclr_jax.process import RunError, UserError, escape, files, reason_of, say
 from simclr_jax.workdir import records
 
 
@@ -40,7 +40,22 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
     folder = _folder(path)
     _set_aside(folder, {step: reason for step in steps_in(path) if (reason := _damage(folder / str(step)))})
     with files.storage(folder):
-        return ocp.CheckpointManager(folder, options=options)
+        manager = ocp.CheckpointManager(folder, options=options)
+    delete = manager._checkpoint_deleter.delete
+
+    def delete_or_note(step):
+        try:
+            delete(step)
+        except Exception as error:  # another owner's files, or some that NFS keeps while they are open
+            _note_unremovable(folder / str(step), error)
+
+    manager._checkpoint_deleter.delete = delete_or_note
+    return manager
+
+
+def _note_unremovable(saved, error):
+    place = escape(files.user_path(saved))
+    say(f"note: {place} cannot be removed ({reason_of(error)}): the run goes on; remove it yourself")
 
 
 @contextmanager
@@ -225,7 +240,13 @@ def _set_aside(folder, damaged: dict[int, str]) -> None:
             (run / "damaged").mkdir(exist_ok=True)
             for step, reason in sorted(damaged.items()):
                 aside = files.free_path(run / "damaged" / str(step))
-                (folder / str(step)).rename(aside)
+                try:
+                    (folder / str(step)).rename(aside)
+                except OSError as error:
+                    if step > max(kept):
+                        raise
+                    _note_unremovable(folder / str(step), error)
+                    continue
                 place = escape(files.user_path(aside))
                 print(f"checkpoint {step} is damaged ({escape(reason)}): moved to {place}", flush=True)
         if (newest := max(kept)) < max(damaged):

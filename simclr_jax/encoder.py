@@ -8,14 +8,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import pretrained
-from simclr_jax.process import UserError, errors, escape, files
+from simclr_jax.process import UserError, errors, escape, files, machine
 
 
 def load(path) -> "Encoder":
     """See `simclr_jax.load`."""
     path = os.path.expanduser(path)
-    with errors.storage_errors_as_run_errors():
+    with errors.outside_errors_as_run_errors():
         files.check_reachable(path)
+        machine.note_unused_accelerator()
         return Encoder(path, *pretrained.load_model(path))
 
 
@@ -83,8 +84,9 @@ class Encoder:
         for start in range(0, max(1, len(images)), rows):
             batch = self._views(images[start : start + rows], start)
             padding = [(0, rows - len(batch))] + [(0, 0)] * 3
-            output = self._apply(self.variables, np.pad(batch, padding))[name]
-            outputs.append(np.asarray(output[: len(batch)], np.float32))
+            with errors.outside_errors_as_run_errors():
+                output = self._apply(self.variables, np.pad(batch, padding))[name]
+                outputs.append(np.asarray(output[: len(batch)], np.float32))
         return np.concatenate(outputs)
 
     def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:

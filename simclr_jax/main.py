@@ -11,7 +11,7 @@ import jax
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import command_line
-from simclr_jax.process import escape, files, group
+from simclr_jax.process import escape, files, group, machine
 from simclr_jax.workdir import report
 
 
@@ -21,7 +21,7 @@ def main(_) -> None:
     pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled")
+        jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled/{machine.cpu_kind()}")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())

@@ -13,7 +13,7 @@ from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import stored
-from simclr_jax.process import escape, files, group
+from simclr_jax.process import escape, files, group, machine
 from simclr_jax.workdir import lock, records, report, trackers
 
 
@@ -34,6 +34,7 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
       UserError: something is wrong with config, data or workdir.
     """
     workdir = epath.Path(workdir)
+    machine.note_unused_accelerator()
     group.check_agreement("config", flatten_dict(config.to_dict(), sep=".") | {"workdir": str(workdir)})
     train.check_batch_size(config.batch_size, jax.device_count())
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.config import manual, settings, shipped, validation
-from simclr_jax.process import UserError, errors, group, say, stopping
+from simclr_jax.process import UserError, console, errors, group, say, stopping
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "File of configs/, as in configs/digits.py:pretrain; --config.KEY=VALUE sets its keys."
@@ -21,7 +21,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where neither Cloud TPU nor Slurm tells it."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Processes of the run; needs coordinator_address."
+    "num_processes", None, "Processes of the run; needs coordinator_address, but where it is 1."
 )
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0; needs coordinator_address.")
 _JOIN_TIMEOUT = flags.DEFINE_integer(
@@ -80,7 +80,8 @@ def run(command) -> None:
     Args:
       command: function that `absl.app.run` calls with the remaining arguments, once all are checked.
     """
-    with errors.one_line_errors(group.leave), stopping.handled():
+    console.keep_temporary_files_apart()
+    with errors.one_line_errors(group.leave, "--config."), stopping.handled():
         try:
             app.run(command, flags_parser=parse)
         except errors.UserError:
@@ -198,7 +199,7 @@ def _check_processes():
     """Raises a UserError unless the flags of the process are all missing, or all there and consistent."""
     values = this_process()
     missing = [name for name, value in values.items() if value is None]
-    if len(missing) == len(values):
+    if len(missing) == len(values) or values == {"num_processes": 1} | dict.fromkeys(missing):
         return
     if missing:
         raise UserError(

@@ -11,10 +11,12 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
 import tensorflow as tf
 
+from simclr_jax.process import machine
+
 tf.config.set_visible_devices([], "GPU")
 # XLA would run each program on all cores, which other images keep busy: on two cores, views would take 1.3
 # times as long.
 with contextlib.suppress(RuntimeError):  # Raised in a program that has used TensorFlow before.
     tf.config.threading.set_intra_op_parallelism_threads(1)
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = machine.count_cores()

@@ -1,9 +1,12 @@
 """The console: lines printed once for all processes, names escaped, and writes that never fail a run."""
 
+import atexit
 import errno
 import functools
 import os
+import shutil
 import sys
+import tempfile
 from contextlib import suppress
 
 _silent = False
@@ -52,11 +55,25 @@ def protect() -> None:
             setattr(sys, name, _Console(stream))
 
 
+_temporary = []  # the folder of this process's temporary files, such as TensorFlow's sources
+
+
+def keep_temporary_files_apart() -> None:
+    """Gives this process, and not a program around it, a temporary folder that goes however it ends."""
+    with suppress(OSError):
+        if not _temporary:
+            _temporary.append(tempfile.mkdtemp(prefix="simclr-"))
+            tempfile.tempdir = _temporary[0]
+            atexit.register(shutil.rmtree, _temporary[0], ignore_errors=True)
+
+
 def end_process(code: int) -> None:
     """Ends this process at once, without waiting for its threads; lines that it has printed appear."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
+    for folder in _temporary:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(code)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax.process.console import escape
-from simclr_jax.process.errors import RunError, UserError, is_storage_error, reason_of
+from simclr_jax.process.errors import RunError, UserError, is_full, is_storage_error, reason_of
 
 STORAGE_TIMEOUT = 25  # Seconds in which storage has to answer before a run begins.
 _PORTABLE = re.compile(r"[\w/.,:=@+ -]*", re.ASCII)
@@ -44,9 +44,10 @@ def storage(path) -> Iterator[None]:
     except Exception as error:
         if not is_storage_error(error):
             raise
+        mended = "there is room" if is_full(error) else "this is mended"
         raise StorageError(
             f"{escape(user_path(path))}: {reason_of(error)}; what was saved is kept, and the same command "
-            "goes on once this is mended"
+            f"goes on once {mended}"
         ) from error
 
 

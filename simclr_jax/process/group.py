@@ -20,13 +20,14 @@ from typing import Any
 import jax
 
 from simclr_jax import parallel
-from simclr_jax.process import console, relay, stopping
+from simclr_jax.process import console, launchers, relay, stopping
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import RunError, UserError, reason_of
 
 BEAT = 2.0  # Seconds between two heartbeats.
 SILENCE = 16.0  # Seconds without a heartbeat after which a process counts as dead; jax aborts after 100.
 SILENCE_AT_END = 300.0  # The same for a process that has announced its end: others may get there later.
+PATIENCE = 15  # Seconds for joining where nothing shows that a launcher started this process.
 _GOES_ON = "the run ends here, what was saved is kept, and the same command goes on"
 
 _ending = threading.Event()  # this process is about to end
@@ -45,46 +46,31 @@ def join(
 
     Args:
       coordinator_address: HOST:PORT of process 0.
-      num_processes: how many processes the run has.
+      num_processes: how many processes the run has; 1 suffices, whatever launcher the environment names.
       process_id: number of this process, from 0.
       timeout: seconds in which all of them have to join.
 
     Raises:
       UserError: some do not join in time.
     """
-    joined = threading.Event()
-    address = coordinator_address
-    if address:
-        if process_id:
-            console.be_silent()
-            address = relay.start(address, timeout, partial(_end_without_coordinator, address))
-
-        def give_up():
-            if not joined.wait(timeout + 2):
-                _end(
-                    f"error: {num_processes} processes were to join at {escape(coordinator_address)}, but "
-                    f"not all are there after {timeout} s (--join_timeout): start each with the same "
-                    "--num_processes and a --process_id of its own",
-                    2,
-                )
-
-        threading.Thread(target=give_up, daemon=True).start()
-    try:
-        jax.distributed.initialize(
-            address,
-            num_processes,
-            process_id,
-            initialization_timeout=timeout + 60 if coordinator_address else timeout,
-        )
-    except ValueError as error:
-        if coordinator_address or "coordinator_address" not in str(error):
-            raise UserError(f"the processes cannot join: {reason_of(error)}; check the three flags") from None
+    if num_processes == 1 and not coordinator_address:
         return
-    except RuntimeError as error:
-        raise UserError(
-            f"the processes cannot join at {escape(coordinator_address or 'the coordinator')}: "
-            f"{reason_of(error)}; check --coordinator_address, --num_processes and --process_id"
-        ) from None
+    launcher = None if coordinator_address else launchers.find()
+    remedy, started = launcher or ("start each with the same flags, but a --process_id of its own", True)
+    timeout = timeout if started else min(timeout, PATIENCE)
+    limit = f"{timeout} s (--join_timeout)" if started else f"{timeout} s"
+    joined, address = threading.Event(), coordinator_address
+    arguments = joined, address, num_processes, process_id, timeout, f"{limit}: {remedy}"
+    threading.Thread(target=_watch_joining, args=arguments, daemon=True).start()
+    try:
+        if address and process_id:
+            console.be_silent()
+            address = relay.start(address, partial(_end_without_coordinator, address))
+        jax.distributed.initialize(address, num_processes, process_id, initialization_timeout=timeout + 60)
+    except Exception as error:  # Kubernetes raises errors of its own
+        if not coordinator_address and "coordinator_address" in str(error):
+            return
+        raise UserError(f"the processes cannot join ({reason_of(error)}): {remedy}") from None
     finally:
         joined.set()
         stopping.retake_signals()
@@ -95,6 +81,21 @@ def join(
     check_agreement("command", {"--num_processes": num_processes})
     atexit.register(_ending.set)
     threading.Thread(target=_watch, args=(coordinator_address, jax.process_count()), daemon=True).start()
+
+
+def _watch_joining(joined, address, count, index, timeout, remedy):
+    """Says whom this process waits for, until it has joined, and ends it after `timeout` seconds."""
+    begun = time.monotonic()
+    for seconds in (*(moment for moment in (5, *range(30, timeout, 30)) if moment < timeout), timeout + 2):
+        if joined.wait(max(0.0, begun + seconds - time.monotonic())):
+            return
+        count, index = count or _distributed().num_processes, index or _distributed().process_id
+        place = escape(address or _distributed().coordinator_address or "an address yet unknown")
+        whom = "process 0" if index else f"{count - 1} other processes" if count else "other processes"
+        if seconds < timeout:
+            print(f"waiting for {whom} at {place}, {seconds} s of {remedy}", flush=True)
+    missing = "no process 0" if index else f"{count or 'several'} processes were to join"
+    _end(f"error: {missing} at {place}, or not all are there after {remedy}", 2)
 
 
 def run_on_first(function: Callable[[], Any]) -> Any:

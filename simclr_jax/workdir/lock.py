@@ -1,6 +1,5 @@
 """One run at a time in a workdir: `lock.json` names the process that is running there."""
 
-import errno
 import json
 import os
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax.process import RunError, UserError, escape, files, reason_of, say
-from simclr_jax.process.errors import is_storage_error
+from simclr_jax.process.errors import is_full, is_storage_error
 
 BEAT = 5.0  # Seconds between two heartbeats in lock.json.
 SILENCE = 3 * BEAT  # Seconds without a heartbeat after which a run counts as dead.
@@ -196,7 +195,7 @@ def _beat(path, claim, stop):
             if stop.is_set():
                 return
             cause = error.__cause__ or error
-            if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # the next save reports it
+            if is_full(cause):  # the next save reports it
                 continue
             _failures.append(_lost_folder_message(path, reason_of(cause)))
             return

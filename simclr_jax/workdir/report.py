@@ -216,7 +216,7 @@ class Meter:
         if step > self._written:
             from simclr_jax.data import tf
 
-            with files.storage(self._path), self._tensorboard.as_default(step):
+            with files.storage(self._workdir), self._tensorboard.as_default(step):
                 self._file.write(json.dumps({"step": step, **metrics}) + "\n")
                 self._file.flush()
                 for name, value in metrics.items():
@@ -252,7 +252,7 @@ class Meter:
             del _writers[self._workdir]
             if sys.stdout.isatty():
                 print()
-            with files.storage(self._path):
+            with files.storage(self._workdir):
                 self._file.close()
                 self._tensorboard.close()
 

@@ -1,0 +1,69 @@
+"""The machine around a process: its cores, the kind of its CPU, and an accelerator that jax does not use."""
+
+import hashlib
+import math
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from simclr_jax.process.console import say_once
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may keep busy, by its affinity and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([cores, *map(math.ceil, _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """Yields the cores that the control groups around this process grant, of version 1 and 2."""
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            files = (
+                ("cpu/{}/cpu.cfs_quota_us", "cpu/{}/cpu.cfs_period_us") if controllers else ("{}/cpu.max",)
+            )
+            for folder in (Path(group), *Path(group).parents):  # inside a container its own group is the root
+                with suppress(OSError, ValueError):  # there is no such group here, or its quota is 'max'
+                    texts = [Path(f"/sys/fs/cgroup/{file.format(folder)}").read_text() for file in files]
+                    quota, period = map(int, " ".join(texts).split())
+                    if quota > 0:
+                        yield quota / period
+
+
+# XLA would start a thread for each core of the affinity, whatever the quota.
+os.environ.setdefault("PJRT_NPROC", str(count_cores()))
+
+
+def cpu_kind() -> str:
+    """Returns a digest of what the CPU is and can do, since programs compiled for it may fail on another."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else platform.processor()
+    kinds = set(re.findall(r"(?m)^(?:flags|Features|model name|CPU part).*", cpuinfo)) or {cpuinfo}
+    return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()[:12]
+
+
+def note_unused_accelerator() -> None:
+    """Prints a note where an NVIDIA GPU or a TPU is there, but jax has only CPUs, which nobody chose."""
+    if jax.config.jax_platforms or jax.default_backend() != "cpu":
+        return
+    from jax._src import hardware_utils  # jax has no public name for it
+
+    version, hidden = jax.__version__, os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    if not hidden and hardware_utils.has_visible_nvidia_gpu():
+        remedy = (
+            f"an NVIDIA GPU is not used, jax has only CPUs: pip install 'jax[cuda13]=={version}', or where "
+        )
+        remedy += "nvidia-smi shows a driver before 580 'jax[cuda12]"
+    elif hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        remedy = "a TPU is not used, jax has only CPUs: pip install 'jax[tpu]"
+    else:
+        return
+    reason = "python -c 'import jax; jax.devices()' prints jax's own reason"
+    say_once(f"note: {remedy}=={version}'; {reason}, and JAX_PLATFORMS=cpu chooses CPUs")
