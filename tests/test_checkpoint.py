@@ -56,6 +56,32 @@ def test_newest_and_best_are_kept(tmp_path):
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")) == [2, 4, 5]
 
 
+def test_a_checkpoint_that_cannot_be_removed_is_a_note(tmp_path, monkeypatch, capsys):
+    kind = type(checkpoint.epath.Path(tmp_path))
+    rmtree, rename = kind.rmtree, kind.rename
+
+    def refuse_the_first(path, **options):
+        if path.name == "1":
+            (path / "state" / "_METADATA").unlink()  # as where the rest is another owner's
+            raise PermissionError(1, "Operation not permitted")
+        rmtree(path, **options)
+
+    monkeypatch.setattr(kind, "rmtree", refuse_the_first)
+    save(tmp_path, 1, 2, 3, keep=1)
+    steps = checkpoint.steps_in(tmp_path)
+    note = f"note: {tmp_path}/checkpoints/1 cannot be removed (Operation not permitted): the run goes on"
+    assert steps == [1, 3] and note in capsys.readouterr().out
+
+    def refuse_to_move_the_first(path, target):
+        if path.name == "1":
+            raise PermissionError(1, "Operation not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(kind, "rename", refuse_to_move_the_first)
+    save(tmp_path, 4, keep=1)
+    assert 4 in checkpoint.steps_in(tmp_path) and note in capsys.readouterr().out
+
+
 def test_load_params_reads_the_newest_or_the_named_step(tmp_path):
     save(tmp_path, 1, 2)
     for path, step in [(tmp_path, 2), (tmp_path / "checkpoints" / "1", 1)]:

@@ -138,6 +138,7 @@ MISTAKES = [
     # Processes.
     ("pretrain", "--process_id=-1", "--coordinator_address is missing beside --process_id"),
     ("pretrain", ADDRESS, "--num_processes is missing beside --coordinator_address"),
+    ("pretrain", "--num_processes=2", "--coordinator_address is missing beside --num_processes"),
     ("pretrain", f"{ADDRESS} --num_processes=2 --process_id=5", "--process_id=5: expected 0 to 1"),
     ("pretrain", f"{ADDRESS} --num_processes=2 --process_id=-1", "--process_id=-1: expected 0 to 1"),
     ("pretrain", f"{ADDRESS} --num_processes=0 --process_id=0", "--num_processes=0: expected at least 1"),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 RECORD = """#!/usr/bin/env bash
 echo "$PWD|$*" >>"{log}"
 if [ "$*" = "-m venv --clear {root}/.venv" ]; then
+  rm -rf "{root}/.venv" # its Python may be a link
   mkdir -p "{root}/.venv/bin" && cp "$0" "{root}/.venv/bin/python"
 fi
 """
@@ -208,6 +209,46 @@ def test_old_python_is_named(clone):
         text=True,
     )
     assert done.returncode == 2 and "no Python 3.11 or newer" in done.stderr
+
+
+def test_new_python_is_refused_before_anything_is_made(clone):
+    (clone.parent / "python").write_text("#!/usr/bin/env bash\necho it is 3.14.0 >&2\nexit 1\n")
+    assert "(it is 3.14.0): set BASE_PYTHON to one" in error_of_local(clone)
+    assert not (clone / ".venv").exists()
+
+
+def test_a_missing_venv_package_is_named(clone):
+    text = "not created successfully because ensurepip is not\navailable"
+    script = f"#!/usr/bin/env bash\n[ $1 = -c ] || {{ echo '{text}'; exit 1; }}\n"
+    (clone.parent / "python").write_text(script)
+    assert "apt install python3-venv" in error_of_local(clone)
+    (clone.parent / "python").write_text(script.replace("ensurepip", "the disk"))
+    assert "venv: available; or set BASE_PYTHON" in error_of_local(clone)
+
+
+def error_of_local(clone):
+    """The one line with which local.sh ends."""
+    done = subprocess.run(
+        ["bash", str(clone / "launch" / "local.sh")],
+        env={"PATH": "/usr/bin:/bin", "BASE_PYTHON": str(clone.parent / "python")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("damage", ["no pip", "part of pip", "no Python"])
+def test_a_damaged_environment_is_made_anew(damage, clone):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+    if damage == "part of pip":
+        (package,) = (clone / ".venv" / "lib").glob("python3*/site-packages")
+        (package / "pip").mkdir()
+        (package / "pip" / "__init__.py").touch()
+    elif damage == "no Python":
+        (clone / ".venv" / "bin" / "python").unlink()
+    out, calls = run(clone, "local.sh")
+    assert "== making" in out and calls[0][1].startswith("-m venv --clear")
 
 
 @pytest.fixture

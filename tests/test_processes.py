@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from configs import digits
 from simclr_jax import checkpoint, train
 from simclr_jax.models import make_model
-from simclr_jax.process import group
+from simclr_jax.process import group, launchers
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
@@ -281,3 +281,77 @@ def test_processes_that_do_not_come_are_one_line(which, tmp_path):
     (started,) = start_digits(tmp_path / "run", [[*changes, "--join_timeout=3"]])
     ((code, (line,)),) = ends_of([started], 60)
     assert code == 2 and message in line and "3 s (--join_timeout" in line
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
+MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+BY_SRUN = SLURM | {"SLURM_STEP_NUM_TASKS": "2"}
+IN_A_SHELL = SLURM | {"SLURM_STEP_NUM_TASKS": "1"}
+
+
+def mpi(port):
+    return MPI | {"OMPI_MCA_orte_hnp_uri": f"1531576320.0;tcp://127.0.0.1,10.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        (BY_SRUN, ("SLURM_NTASKS=2", "srun", True)),
+        (IN_A_SHELL, ("SLURM_NTASKS=2", "srun", False)),
+        (SLURM, ("SLURM_NTASKS=2", "srun", False)),
+        (mpi(1), ("OMPI_COMM_WORLD_SIZE=2", "mpirun", False)),
+        (KUBERNETES, ("KUBERNETES_SERVICE_HOST=10.0.0.1", "an Indexed Job", False)),
+        (KUBERNETES | {"JOB_COMPLETION_INDEX": "0"}, ("JOB_COMPLETION_INDEX=0", "an Indexed Job", True)),
+        (KUBERNETES | {"TPU_WORKER_HOSTNAMES": "a,b"}, None),
+    ],
+)
+def test_a_launcher_is_known_by_its_variables(environment, expected, monkeypatch):
+    for name in (*SLURM, *mpi(1), *KUBERNETES, "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    launcher = launchers.find()
+    if expected is None:
+        assert launcher is None
+    else:
+        variable, start, started = expected
+        assert variable in launcher[0] and launcher[0].endswith(f"start all of them by {start}")
+        assert "--num_processes=1" in launcher[0] and launcher[1] is started
+
+
+def test_an_mpirun_that_listens_has_started_the_process(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for name, value in mpi(listener.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        assert launchers.find()[1]
+
+
+JOIN = "import sys; from simclr_jax.process import errors, group\n"
+JOIN += "with errors.one_line_errors(): group.join(None, *eval(sys.argv[1]), timeout=int(sys.argv[2]))\n"
+JOIN += "print('alone', group.alone()); group.announce_end()"
+
+
+def start_joining(variables, *arguments):
+    command = [sys.executable, "-c", JOIN, *arguments]
+    environment_of_all = environment(1) | variables
+    return subprocess.Popen(
+        command, env=environment_of_all, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_command_in_the_shell_of_an_allocation_learns_both_ways_out():
+    process = start_joining(IN_A_SHELL | {"SLURM_PROCID": "0"}, "None, None", "7")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1
+    for line in (out, err):
+        assert "SLURM_NTASKS=2, SLURM_PROCID=0" in line and "--num_processes=1" in line and "srun" in line
+    assert out.startswith("waiting for 1 other processes at localhost:")
+    process = start_joining(IN_A_SHELL | {"SLURM_PROCID": "0"}, "1, None", "7")
+    assert process.communicate(timeout=60)[0] == "alone True\n" and process.returncode == 0
+
+
+def test_processes_that_srun_starts_join():
+    started = [start_joining(BY_SRUN | {"SLURM_PROCID": str(index)}, "None, None", "60") for index in (0, 1)]
+    assert [process.communicate(timeout=90)[0].splitlines()[-1] for process in started] == ["alone False"] * 2
