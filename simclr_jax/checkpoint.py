@@ -47,6 +47,8 @@ def open_manager(path, *, keep: int, best: str | None = None) -> ocp.CheckpointM
         try:
             delete(step)
         except Exception as error:  # another owner's files, or some that NFS keeps while they are open
+            if not (folder / str(step)).exists():
+                raise
             _note_unremovable(folder / str(step), error)
 
     manager._checkpoint_deleter.delete = delete_or_note

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 
 def start(address: str, on_loss: Callable[[OSError | None], None]) -> str:
@@ -23,7 +24,11 @@ def start(address: str, on_loss: Callable[[OSError | None], None]) -> str:
     """
     host, _, port = address.rpartition(":")
     target = host.strip("[]"), int(port)
-    _wait_for(target)
+    while True:  # until process 0 accepts connections
+        with suppress(OSError):
+            socket.create_connection(target, timeout=5).close()
+            break
+        time.sleep(0.3)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -47,16 +52,6 @@ def start(address: str, on_loss: Callable[[OSError | None], None]) -> str:
 
     threading.Thread(target=serve, daemon=True).start()
     return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def _wait_for(target):
-    """Returns once process 0 accepts connections."""
-    while True:
-        try:
-            socket.create_connection(target, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.3)
 
 
 def _copy(source, target) -> OSError | None:
