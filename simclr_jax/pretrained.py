@@ -1,8 +1,10 @@
 """Starts tasks from `--config.pretrained=PATH`: a workdir, a checkpoint, or weights that others trained."""
 
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -173,6 +175,15 @@ def make_init(config, model):
     """Builds a `Task.init` that starts from `config.pretrained`; the classifier starts afresh."""
     init, loaded = models.make_init(model, config.image_size), load(config, model)
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
+
+
+def fingerprint(path) -> dict[str, Any]:
+    """Returns the `step` of a run's newest checkpoint, None for other weights, and a digest, `network`."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(read(path)[0], sep="/").items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return {"step": max(checkpoint.steps_in(path), default=None), "network": digest.hexdigest()[:12]}
 
 
 def make_meta(config, model, source) -> dict:

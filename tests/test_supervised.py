@@ -124,7 +124,9 @@ def test_few_labels_are_not_held_out_and_the_note_tells_how_many_folds(capsys):
     assert labelled_by_csv(lambda split: source)[1] is not None
 
 
-@pytest.mark.parametrize("per_class, expected", [([1] * 10, "cannot be measured"), ([1] * 9 + [4], "without")])
+@pytest.mark.parametrize(
+    "per_class, expected", [([1] * 10, "cannot be measured"), ([1] * 9 + [4], "without")]
+)
 def test_classes_of_one_label_are_not_measured(per_class, expected, capsys):
     few = few_digits(per_class)
     labelled, held_out = labelled_by_csv(lambda split: few)
