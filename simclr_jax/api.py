@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import settings, shipped, validation
+from simclr_jax.images import eager_execution
 from simclr_jax.process import UserError, errors, say_once, stopping
 from simclr_jax.workdir import report
 
 
-def get_config(name: str, overrides: dict) -> ConfigDict:
+def get_config(name: str | os.PathLike, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
     stem, colon, task = os.fspath(name).partition(":")
     names = shipped.files()
@@ -61,7 +62,8 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
             pretrained.inherit_settings(config, given)
             defaults = shipped.defaults_of(config.task).to_dict()
             options = {} if view is None else {"view": view}
-            return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
+            with eager_execution():
+                return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
     except _CallbackError as error:
         raise (error.__cause__ or error) from None
     except stopping.Stopped:

@@ -152,9 +152,14 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     file = checkpoint.split(path)[0] / "summary.json"
     summary = {} if third_party_reader(path) or not files.exists(file) else read_summary(file)
     meta = {"calibration_temperature": summary.get("calibration_temperature")} | meta
+    return model_of(meta, **changes), variables, meta
+
+
+def model_of(meta: dict[str, Any], **changes):
+    """Builds the model of a checkpoint's meta; `changes` are those of `load_model`."""
     whole_projection = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"] | changes)
-    return make_model(model_config, meta["num_classes"], whole_projection=whole_projection), variables, meta
+    return make_model(model_config, meta["num_classes"], whole_projection=whole_projection)
 
 
 def read_summary(file) -> dict:

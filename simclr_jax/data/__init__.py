@@ -11,7 +11,10 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 
 import tensorflow as tf
 
-tf.config.set_visible_devices([], "GPU")
+try:
+    tf.config.set_visible_devices([], "GPU")
+except RuntimeError:
+    print("note: the program has used TensorFlow with a GPU before, whose memory it may hold", flush=True)
 # XLA would run each program on all cores, which other images keep busy: on two cores, views would take 1.3
 # times as long.
 with contextlib.suppress(RuntimeError):  # Raised in a program that has used TensorFlow before.
