@@ -56,7 +56,8 @@ def run(
     Args:
       config: from `get_config`.
       workdir: local or gs:// folder that keeps everything of this run.
-      on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps.
+      on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps;
+        pretraining also reports step 0, whose `loss` is NaN.
       train: instead of the config's dataset, images uint8 [n, h, w, c], c 3 or 1, or (images, labels) with
         int labels [n], -1 where there is none.
       held_out: likewise, with labels, to judge features on.

@@ -1,5 +1,6 @@
 """The implementation of `simclr_jax.get_config` and `simclr_jax.run`, imported when they are called."""
 
+import math
 import os
 from contextlib import nullcontext
 
@@ -9,7 +10,6 @@ from ml_collections import ConfigDict
 
 from simclr_jax import pretrained, runs
 from simclr_jax.config import settings, shipped, validation
-from simclr_jax.images import eager_execution
 from simclr_jax.process import UserError, errors, say_once, stopping
 from simclr_jax.workdir import report
 
@@ -62,6 +62,8 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
             pretrained.inherit_settings(config, given)
             defaults = shipped.defaults_of(config.task).to_dict()
             options = {} if view is None else {"view": view}
+            from simclr_jax.data import eager_execution
+
             with eager_execution():
                 return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
     except _CallbackError as error:
@@ -93,7 +95,7 @@ class _CallbackError(Exception):
 def _mark_errors(on_report):
     def call(_, step, metrics):
         try:
-            on_report(step, metrics)
+            on_report(step, {"loss": math.nan} | metrics)  # Step 0 has none.
         except Exception as error:
             raise _CallbackError from error
 

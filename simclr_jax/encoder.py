@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import pretrained
-from simclr_jax.images import as_sequence, eager_execution, to_array
+from simclr_jax.images import as_sequence, to_array
 from simclr_jax.models import describe
 from simclr_jax.process import UserError, errors, escape, files
 
@@ -122,7 +122,7 @@ class Encoder:
 def _resize(images, size, proportion) -> list[np.ndarray]:
     """Makes the evaluation views of images; an image of that size stays as it is."""
     try:
-        from simclr_jax.data import pipeline
+        from simclr_jax.data import eager_execution, pipeline
     except ImportError:
         sizes = sorted({image.shape[:2] for image in images} - {(size, size)})
         raise UserError(

@@ -81,7 +81,7 @@ def _channels_last(image, name, is_torch):
 
 
 def _read(path, options):
-    from simclr_jax.data import decode
+    from simclr_jax.data import decode, eager_execution
 
     try:
         with eager_execution():
@@ -102,7 +102,7 @@ def _from_pillow(image, name, options):
     """Converts an image of Pillow as its file would be decoded."""
     from PIL import ImageOps
 
-    from simclr_jax.data import decode
+    from simclr_jax.data import decode, eager_execution
 
     image = ImageOps.exif_transpose(image)
     if image.mode in ("F", "I;16B", "I;16L"):
@@ -111,13 +111,3 @@ def _from_pillow(image, name, options):
     (image if image.mode in _MODES else image.convert("RGB")).save(file, "PNG", compress_level=0)
     with eager_execution():
         return decode.decode_with_pillow(file.getvalue(), **options)
-
-
-def eager_execution():
-    """Makes a context in which TensorFlow executes at once, whatever mode the program has it in.
-
-    `tf.init_scope` leaves neither a `tf.Graph` nor the mode of TensorFlow 1.
-    """
-    from tensorflow.python.eager import context
-
-    return context.eager_mode()

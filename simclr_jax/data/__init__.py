@@ -21,3 +21,13 @@ with contextlib.suppress(RuntimeError):  # Raised in a program that has used Ten
     tf.config.threading.set_intra_op_parallelism_threads(1)
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def eager_execution():
+    """Makes a context in which TensorFlow executes at once, whatever mode the program has it in.
+
+    `tf.init_scope` leaves neither a `tf.Graph` nor the mode of TensorFlow 1.
+    """
+    from tensorflow.python.eager import context
+
+    return context.eager_mode()
