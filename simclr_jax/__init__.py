@@ -7,12 +7,21 @@
 Importing this brings neither jax nor TensorFlow; calling it does.
 """
 
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from simclr_jax.process.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from simclr_jax.encoder import Encoder
 
 __all__ = ["UserError", "get_config", "load", "run"]
 
 
-def get_config(name: str, overrides: dict | None = None):
+def get_config(name: str | os.PathLike, overrides: dict[str, Any] | None = None) -> "ConfigDict":
     """The config of one of the shipped datasets and a task, as `--config=configs/NAME.py:TASK` has it.
 
     Args:
@@ -31,7 +40,15 @@ def get_config(name: str, overrides: dict | None = None):
     return api.get_config(name, overrides or {})
 
 
-def run(config, workdir, on_report=None, *, train=None, held_out=None, view=None) -> dict | None:
+def run(
+    config: "ConfigDict",
+    workdir: str | os.PathLike,
+    on_report: Callable[[int, dict[str, float]], Any] | None = None,
+    *,
+    train: Any = None,
+    held_out: Any = None,
+    view: Callable[..., Any] | None = None,
+) -> dict[str, Any] | None:
     """Runs any task, or goes on with it where an earlier call or command was stopped.
 
     Ctrl-C, or the stop button of a notebook, loses nothing: the run saves, and the same call goes on.
@@ -39,7 +56,8 @@ def run(config, workdir, on_report=None, *, train=None, held_out=None, view=None
     Args:
       config: from `get_config`.
       workdir: local or gs:// folder that keeps everything of this run.
-      on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps.
+      on_report: called as `on_report(step, metrics)` with {name: float}, after every `log_every_steps` steps;
+        pretraining also reports step 0, whose `loss` is NaN.
       train: instead of the config's dataset, images uint8 [n, h, w, c], c 3 or 1, or (images, labels) with
         int labels [n], -1 where there is none.
       held_out: likewise, with labels, to judge features on.
@@ -58,7 +76,7 @@ def run(config, workdir, on_report=None, *, train=None, held_out=None, view=None
     return api.run(config, workdir, on_report, train, held_out, view)
 
 
-def load(path):
+def load(path: str | os.PathLike) -> "Encoder":
     """The network of a run or checkpoint, ours or google-research/simclr's, as a function of images.
 
     Args:

@@ -1,5 +1,6 @@
 """The implementation of `simclr_jax.get_config` and `simclr_jax.run`, imported when they are called."""
 
+import math
 import os
 from contextlib import nullcontext
 
@@ -13,7 +14,7 @@ from simclr_jax.process import UserError, errors, say_once, stopping
 from simclr_jax.workdir import report
 
 
-def get_config(name: str, overrides: dict) -> ConfigDict:
+def get_config(name: str | os.PathLike, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
     stem, colon, task = os.fspath(name).partition(":")
     names = shipped.files()
@@ -62,7 +63,10 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
             pretrained.inherit_settings(config, given)
             defaults = shipped.defaults_of(config.task).to_dict()
             options = {} if view is None else {"view": view}
-            return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
+            from simclr_jax.data import eager_execution
+
+            with eager_execution():
+                return runs.run(config, epath.Path(os.path.expanduser(workdir)), defaults, **options)
     except _CallbackError as error:
         raise (error.__cause__ or error) from None
     except stopping.Stopped:
@@ -92,7 +96,7 @@ class _CallbackError(Exception):
 def _mark_errors(on_report):
     def call(_, step, metrics):
         try:
-            on_report(step, metrics)
+            on_report(step, {"loss": math.nan} | metrics)  # Step 0 has none.
         except Exception as error:
             raise _CallbackError from error
 

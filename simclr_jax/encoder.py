@@ -8,6 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import pretrained
+from simclr_jax.images import as_sequence, to_array
+from simclr_jax.models import describe
 from simclr_jax.process import UserError, errors, escape, files, machine
 
 
@@ -24,8 +26,9 @@ class Encoder:
     """A trained network, applied in eval mode on one device.
 
     `images` of its methods is uint8 or float [n, h, w, c], floats in [0, 1], c 3 or 1, which is grey; or a
-    sequence of such images [h, w, c] of any sizes. An image of the training size goes in as it is; others go
-    through the evaluation view, see `augment.eval_view`, which needs TensorFlow.
+    sequence of images of any sizes: such arrays, tensors of PyTorch, paths of files or images of Pillow, see
+    `images.to_array`. An image of the training size goes in as it is; others go through the evaluation view,
+    see `augment.eval_view`, which needs TensorFlow.
 
     Attributes:
       config: config of the run, a ConfigDict; an official checkpoint has some of its keys.
@@ -36,6 +39,7 @@ class Encoder:
 
     def __init__(self, path, model, variables: dict, meta: dict):
         self.config = ConfigDict(meta["config"])
+        self._meta = meta
         self.model = model
         self.variables = jax.device_put(variables)
         self.class_names = tuple(meta.get("class_names", ()))
@@ -43,6 +47,16 @@ class Encoder:
         self._proportion = meta.get("proportion")
         self._temperature = meta.get("calibration_temperature") or 1.0
         self._apply = jax.jit(model.apply)
+
+    def __repr__(self) -> str:
+        classes = self.model.supervised_head.features if self.model.supervised_head else 0
+        return (
+            f"<Encoder of {self._path}: {describe(self.config.model)}, images of {self._size} pixels, "
+            f"{f'{classes} classes' if classes else 'no classifier'}>"
+        )
+
+    def __reduce__(self):  # Compiled functions cannot be pickled.
+        return _unpickle, (self._path, jax.device_get(self.variables), self._meta)
 
     def __call__(self, images, batch_size: int = 256) -> np.ndarray:
         """Returns the encoder's features, float32 [n, d].
@@ -78,6 +92,7 @@ class Encoder:
     def _outputs(self, images, name, batch_size):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: expected at least 1, as in batch_size=256")
+        images = as_sequence(images)
         # Powers of two, of which few are compiled.
         rows = max(1, min(batch_size, 1 << (len(images) - 1).bit_length()))
         outputs = []
@@ -91,7 +106,12 @@ class Encoder:
 
     def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:
         """The images as inputs of the network, uint8 or float32 [n, size, size, 3]."""
-        checked = [_check(image, f"images[{start + row}]") for row, image in enumerate(images)]
+        dataset = self.config.get("dataset", {})
+        options = {
+            "value_range": self._meta.get("value_range"),
+            "max_pixels": dataset.get("max_pixels", None),
+        }
+        checked = [to_array(image, f"images[{start + row}]", **options) for row, image in enumerate(images)]
         if not checked:
             return np.zeros((0, self._size, self._size, 3), np.uint8)
         if any(image.shape[:2] != (self._size, self._size) for image in checked):
@@ -101,36 +121,22 @@ class Encoder:
         return np.stack(checked)
 
 
-def _check(image, name):
-    """Checks an image, and converts it to uint8 or float32 [h, w, 3]."""
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
-        raise UserError(
-            f"{name} has the shape {image.shape}: expected [height, width, 3], or 1 channel where it is grey"
-        )
-    if image.dtype != np.uint8:
-        if not np.issubdtype(image.dtype, np.floating):
-            raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
-        low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):  # NaN fails too.
-            raise UserError(
-                f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]: scale it"
-            )
-        image = image.astype(np.float32)
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-
-
 def _resize(images, size, proportion) -> list[np.ndarray]:
     """Makes the evaluation views of images; an image of that size stays as it is."""
     try:
-        from simclr_jax.data import pipeline
+        from simclr_jax.data import eager_execution, pipeline
     except ImportError:
         sizes = sorted({image.shape[:2] for image in images} - {(size, size)})
         raise UserError(
             f"an image of {sizes[0][0]} x {sizes[0][1]} pixels has to be scaled to {size} x {size}, which "
             "needs TensorFlow: pip install tensorflow, or give images of that size"
         ) from None
-    return [
-        image if image.shape[:2] == (size, size) else next(pipeline.eval_views([image], size, proportion))
-        for image in images
-    ]
+    with eager_execution():
+        return [
+            image if image.shape[:2] == (size, size) else next(pipeline.eval_views([image], size, proportion))
+            for image in images
+        ]
+
+
+def _unpickle(path, variables, meta) -> Encoder:
+    return Encoder(path, pretrained.model_of(meta), variables, meta)

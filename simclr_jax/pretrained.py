@@ -1,8 +1,10 @@
 """Starts tasks from `--config.pretrained=PATH`: a workdir, a checkpoint, or weights that others trained."""
 
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -150,9 +152,14 @@ def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     file = checkpoint.split(path)[0] / "summary.json"
     summary = {} if third_party_reader(path) or not files.exists(file) else read_summary(file)
     meta = {"calibration_temperature": summary.get("calibration_temperature")} | meta
+    return model_of(meta, **changes), variables, meta
+
+
+def model_of(meta: dict[str, Any], **changes):
+    """Builds the model of a checkpoint's meta; `changes` are those of `load_model`."""
     whole_projection = meta["config"]["task"] == "pretrain"
     model_config = ConfigDict(meta["config"]["model"] | changes)
-    return make_model(model_config, meta["num_classes"], whole_projection=whole_projection), variables, meta
+    return make_model(model_config, meta["num_classes"], whole_projection=whole_projection)
 
 
 def read_summary(file) -> dict:
@@ -173,6 +180,15 @@ def make_init(config, model):
     """Builds a `Task.init` that starts from `config.pretrained`; the classifier starts afresh."""
     init, loaded = models.make_init(model, config.image_size), load(config, model)
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
+
+
+def fingerprint(path) -> dict[str, Any]:
+    """Returns the `step` of a run's newest checkpoint, None for other weights, and a digest, `network`."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(read(path)[0], sep="/").items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return {"step": max(checkpoint.steps_in(path), default=None), "network": digest.hexdigest()[:12]}
 
 
 def make_meta(config, model, source) -> dict:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
-from simclr_jax.evaluation import stored
+from simclr_jax.evaluation import parts, stored
 from simclr_jax.process import escape, files, group, machine
 from simclr_jax.workdir import lock, records, report, trackers
 
@@ -58,7 +58,8 @@ def load_features(workdir) -> stored.StoredFeatures:
 
     Args:
       workdir: folder of the task embed, or of a run whose images were embedded in its folder `embed`. Where
-        they were not, the task embed is run there now.
+        they were not, or by another network, at another size or from other files than now, the task embed is
+        run there now; features that were there before keep a folder of their own.
 
     Raises:
       UserError: it is no workdir of a run with a checkpoint.
@@ -66,15 +67,29 @@ def load_features(workdir) -> stored.StoredFeatures:
     workdir = epath.Path(workdir)
     files.check_reachable(workdir)
     config = ConfigDict(complete(records.read_config(workdir)))
-    if not (workdir / stored.FILE).exists():
-        config = shipped.base().embed(config.copy_and_resolve_references())
-        if checkpoint.steps_in(workdir):  # Runs that train no network, as predict, use another run's.
-            config.pretrained = str(workdir)
-        pretrained.inherit_settings(config, given={})
-        workdir = workdir / "embed"
-        if not (workdir / stored.FILE).exists():
-            run(config, workdir)
-    return stored.read(workdir, config)
+    if (workdir / stored.FILE).exists():
+        if outdated := parts.changes(workdir, config):
+            report.say(f"note: {escape(workdir)} holds features of {', '.join(outdated.values())}")
+        return stored.read(workdir, config)
+    config = shipped.base().embed(config.copy_and_resolve_references())
+    if checkpoint.steps_in(workdir):  # Runs that train no network, as predict, use another run's.
+        config.pretrained = str(workdir)
+    pretrained.inherit_settings(config, given={})
+    folder = workdir / "embed"
+    if (folder / stored.FILE).exists():
+        saved = ConfigDict(complete(records.read_config(folder)))
+        config.dataset = saved.dataset  # The images may have been embedded from another place.
+        if outdated := parts.changes(folder, config):
+            aside = files.free_path(workdir / "embed-before")
+            report.say(
+                f"{escape(folder)} holds features of {', '.join(outdated.values())}: the images are embedded "
+                f"again, and the old features move to {escape(aside)}"
+            )
+            with files.storage(folder):
+                folder.rename(aside)
+    if not (folder / stored.FILE).exists():
+        run(config, folder)
+    return stored.read(folder, config)
 
 
 def _begin(workdir, config, defaults, stack):
@@ -82,6 +97,8 @@ def _begin(workdir, config, defaults, stack):
     files.check_reachable(workdir)
     records.check_config(workdir, config.to_dict(), defaults)
     if (summary := records.read_summary(workdir)) and checkpoint.newest_is_whole(workdir):
+        if outdated := parts.changes(workdir, config):
+            report.say(f"note: {escape(workdir)} is of {', '.join(outdated.values())}")
         return summary
     tracker = config.tracker if "tracker" in config else ""  # Tasks that report no steps have no tracker.
     if tracker:

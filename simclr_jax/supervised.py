@@ -175,7 +175,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
 
     Returns:
       `top1`, `top5`, `top1_spread`, the deviation of the top-1 accuracy over the folds, `folds`, `labels`;
-      and `calibration_temperature`, see `evaluation.calibration`.
+      and `calibration_temperature`, see `evaluation.calibration`. Where no class has two labels, `labels`.
     """
     from simclr_jax.data import datasets
 
@@ -186,6 +186,8 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
         logits = make_logits(config, model, datasets.subset(source, tested))
         results.append(logits(train.fit(fold, config, folder)))
+    if not results:
+        return {"labels": source.num_examples}
     joined = features.concatenate(results)
     spread = np.std([top_k(result, 1) for result in results])
     summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -330,8 +331,16 @@ def test_an_encoder_of_the_training_size_needs_no_tensorflow(finished, tmp_path)
 @pytest.mark.parametrize(
     "images, expected",
     [
-        (np.zeros((2, 16, 16), np.uint8), r"images\[0\] has the shape \(16, 16\)"),
-        (np.zeros((2, 16, 16, 4), np.uint8), "shape .*1 channel where it is grey"),
+        (np.zeros((2, 16, 16, 5), np.uint8), r"shape \(16, 16, 5\): expected .*, 3\], 1 channel"),
+        (np.zeros((16, 16, 3), np.uint8), r"may be one image: write encoder\(images\[None\]\)"),
+        (np.zeros((3, 16, 16), np.uint8), r"may be one image"),
+        (np.zeros((16, 16), np.uint8), r"may be one image"),
+        ("a.png", r"not one alone: write a list, as in encoder\(\[image\]\)"),
+        (Image.new("L", (16, 16)), "not one alone"),
+        (["missing.png"], "missing.png cannot be decoded: it is no file"),
+        ([__file__], "test_api.py cannot be decoded: "),
+        ([Image.new("F", (16, 16))], "mode F: give an array of floats"),
+        ([np.zeros(16, np.uint8)], r"images\[0\] has the shape \(16,\)"),
         (np.full((1, 16, 16, 3), 3.0), "values from 3 to 3"),
         (np.full((1, 16, 16, 3), np.nan), "values from nan to nan"),
         (np.zeros((1, 16, 16, 3), np.uint16), "is of uint16: expected uint8"),
@@ -340,6 +349,90 @@ def test_an_encoder_of_the_training_size_needs_no_tensorflow(finished, tmp_path)
 def test_images_of_another_kind_are_refused(finished, images, expected):
     with pytest.raises(simclr_jax.UserError, match=expected):
         simclr_jax.load(finished[0])(images)
+
+
+def test_an_encoder_takes_images_as_programs_have_them(finished, tmp_path):
+    encoder = simclr_jax.load(finished[0])
+    rng = np.random.default_rng(0)
+    grey, colours = rng.integers(0, 256, (16, 16), np.uint8), rng.integers(0, 256, (16, 16, 3), np.uint8)
+    alpha = np.dstack([colours, np.full((16, 16), 51, np.uint8)])
+    deep = np.repeat(np.repeat(rng.integers(0, 2**16, (4, 4), np.uint16), 4, 0), 4, 1)
+    expected = encoder(np.stack([np.dstack([grey] * 3), colours]))
+    on_white = encoder((0.2 * colours[None] + 0.8 * 255).round().astype(np.uint8))
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    turned = Image.fromarray(np.rot90(colours))
+    turned.getexif()[0x0112] = 6
+    alike = [
+        (expected, [grey, colours]),
+        (expected, [grey[..., None], np.moveaxis(colours, -1, 0)]),
+        (expected, [Image.fromarray(grey), Image.fromarray(colours)]),
+        (expected, (image for image in (grey, colours))),
+        (expected[1:], [tmp_path / "colours.png"]),
+        (expected[1:], [str(tmp_path / "colours.png")]),
+        (expected[1:], [turned]),
+        (expected[[0, 0]], np.stack([grey, grey])),
+        (expected[:1], [Image.fromarray(grey).convert("P")]),
+        (on_white, [alpha]),
+        (on_white, alpha[None]),
+        (on_white, [Image.fromarray(alpha)]),
+        (encoder([tmp_path / "deep.png"]), [Image.open(tmp_path / "deep.png")]),
+        (encoder([tmp_path / "deep.png"]), [(deep >> 8).astype(np.uint8)]),
+    ]
+    for features, images in alike:
+        np.testing.assert_allclose(encoder(images), features, rtol=1e-4, atol=1e-4)
+
+
+class Tensor:
+    """A tensor as PyTorch has it, as far as `images` looks."""
+
+    def __init__(self, values):
+        self.values, self.shape = values, values.shape
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, rows):
+        return Tensor(self.values[rows])
+
+    def detach(self):
+        return self
+
+    def cpu(self):
+        return self.values
+
+
+def test_channels_of_tensors_come_first_or_last(finished):
+    encoder = simclr_jax.load(finished[0])
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for values in (images, np.moveaxis(images, -1, 1)):
+        np.testing.assert_allclose(encoder(Tensor(values)), encoder(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(simclr_jax.UserError, match=r"may come first or last: write .*permute\(0, 2, 3, 1\)"):
+        encoder(Tensor(images[:, :3]))
+
+
+def test_an_encoder_can_be_pickled_and_says_what_it_is(finished, finetuned_run):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    for run, classes in ((finished[0], ""), (finetuned_run, "10 classes")):
+        encoder = simclr_jax.load(run)
+        again = pickle.loads(pickle.dumps(encoder))
+        np.testing.assert_array_equal(again(images), encoder(images))
+        assert f"{run}: ResNet-8 0.125x, images of 16 pixels" in repr(again) and classes in repr(again)
+
+
+def test_an_encoder_scales_images_inside_of_a_graph(finished, tmp_path):
+    code = "import numpy as np, simclr_jax, tensorflow as tf\n"
+    code += f"encoder = simclr_jax.load({str(finished[0])!r})\n"
+    code += "with tf.Graph().as_default():\n    print(encoder(np.zeros((2, 9, 9, 3), np.uint8)).shape)\n"
+    code += "tf.compat.v1.disable_eager_execution()\n"
+    code += "print(encoder(np.zeros((2, 9, 9, 3), np.uint8)).shape)"
+    assert python(code, tmp_path).splitlines() == ["(2, 32)"] * 2
+
+
+def test_tensorflow_that_holds_a_gpu_is_no_error(tmp_path):
+    code = "import tensorflow as tf\ndef fail(*_): raise RuntimeError('initialized')\n"
+    code += "tf.config.set_visible_devices = fail\nimport simclr_jax.data"
+    assert "note: the program has used TensorFlow with a GPU before" in python(code, tmp_path)
 
 
 def test_an_encoder_says_what_was_not_kept(finished, finetuned_run, tmp_path):

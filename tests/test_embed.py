@@ -1,6 +1,7 @@
 """Features as files: every image once, in order, whatever the parts and the stops."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from conftest import run_task, stop_at_part, tiny_config
 from PIL import Image
 from pyarrow import parquet
 
+from simclr_jax import runs
+from simclr_jax.config import shipped
 from simclr_jax.data import datasets
 from simclr_jax.evaluation import features, parts
 from simclr_jax.process.errors import UserError
@@ -45,6 +48,7 @@ def test_files_hold_the_features_of_every_image_in_order(pretrained_run, in_one_
         "config.json",
         "embeddings.npz",
         "embeddings.parquet",
+        "origin.json",
     ]
 
 
@@ -91,3 +95,79 @@ def test_folder_has_file_names_and_its_own_labels(pretrained_run, tmp_path):
 def test_unknown_split_is_a_user_error(pretrained_run, tmp_path):
     with pytest.raises(UserError, match="split 'test': expected 'train', 'eval'"):
         embedded(pretrained_run, tmp_path, splits="train+test")
+
+
+def photographs(folder, count):
+    """A folder of so many images."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run_on_photographs(pretrained_run, tmp_path):
+    """A copy of that run, whose config names a folder of twelve images."""
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["dataset"] |= {"name": "folder", "path": str(photographs(tmp_path / "photos", 12))}
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_features_are_made_again_when_images_came_or_the_network_changed(
+    run_on_photographs, tmp_path, capsys
+):
+    run = run_on_photographs
+    first = runs.load_features(run)
+    assert len(first.names) == 12 and len(runs.load_features(run).names) == 12
+    assert "embedded again" not in capsys.readouterr().out
+    photographs(tmp_path / "photos", 15)
+    assert len(runs.load_features(run).names) == 15
+    said = capsys.readouterr().out
+    assert "holds features of 12 image files (now 15)" in said and "embed-before" in said
+    assert len(runs.load_features(run / "embed-before").names) == 12
+    capsys.readouterr()
+
+    origin = json.loads((run / "embed" / "origin.json").read_text())
+    assert origin["step"] == 5 and origin["image_size"] == 16 and origin["files"] == 15
+    (run / "embed" / "origin.json").write_text(json.dumps(origin | {"network": "other", "step": 3}))
+    again = runs.load_features(run)
+    assert "holds features of the network of step 3 (now step 5)" in capsys.readouterr().out
+    rows = [again.names.index(name) for name in first.names]
+    np.testing.assert_array_equal(again.features[rows], first.features)
+    assert (run / "embed-before-2").is_dir()
+
+
+def test_features_without_their_images_are_read(run_on_photographs, tmp_path, capsys):
+    first = runs.load_features(run_on_photographs)
+    shutil.rmtree(tmp_path / "photos")
+    assert runs.load_features(run_on_photographs).names == first.names
+
+
+def test_parts_of_another_network_are_made_anew(pretrained_run, finetuned_run, tmp_path, monkeypatch, capsys):
+    network = tmp_path / "network"
+    shutil.copytree(finetuned_run, network)
+    settings = {"pretrained": str(network), "examples_per_part": 512}
+    stop_at_part(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_task("embed", tmp_path / "embed", **settings)
+    shutil.rmtree(network)
+    shutil.copytree(pretrained_run, network)
+    run_task("embed", tmp_path / "embed", **settings)
+    assert "holds parts of the network of step 5 (now another network)" in capsys.readouterr().out
+    run_task("embed", tmp_path / "whole", **settings)
+    features = [np.load(tmp_path / name / "embeddings.npz")["features"] for name in ("embed", "whole")]
+    np.testing.assert_array_equal(*features)
+
+
+def test_a_finished_run_says_that_its_folder_has_grown(run_on_photographs, tmp_path, capsys):
+    config = shipped.base().embed(tiny_config("embed"))
+    config.update(pretrained=str(run_on_photographs), image_size=16)
+    config.dataset.update(name="folder", path=str(tmp_path / "photos"))
+    runs.run(config, tmp_path / "own")
+    photographs(tmp_path / "photos", 14)
+    assert runs.run(config, tmp_path / "own")["examples"] == 12
+    assert "own is of 12 image files (now 14)" in capsys.readouterr().out

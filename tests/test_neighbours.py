@@ -41,6 +41,20 @@ def test_duplicates_are_found_in_groups(block, monkeypatch):
     np.testing.assert_allclose(best, similar.max(axis=1), atol=1e-6)
 
 
+def test_pairs_inside_of_one_group_take_no_memory(monkeypatch):
+    pairs = []
+    merge = similarity._merge
+
+    def count(groups, images, others):
+        pairs.append(len(images))
+        return merge(groups, images, others)
+
+    monkeypatch.setattr(similarity, "_BLOCK", 2**14)
+    monkeypatch.setattr(similarity, "_merge", count)
+    groups, _, _ = similarity.duplicates(np.tile(np.float32([0.6, 0.8]), (1000, 1)), 0.3)
+    assert (groups == 0).all() and sum(pairs) <= 2**14
+
+
 def test_without_duplicates_there_are_none(tmp_path, capsys):
     run = write_embedded(tmp_path / "run", blobs([40] * 3, spread=0.3)[0])
     output = tmp_path / "duplicates.csv"

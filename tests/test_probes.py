@@ -274,16 +274,19 @@ def test_notes_say_what_is_left_out(train, held_out, expected):
     assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes))
 
 
-@pytest.mark.parametrize("counts", [[10, 10, 10], [1, 2, 7], [3, 2], [1, 1]])
-def test_folds_share_out_every_class(counts):
+@pytest.mark.parametrize("counts", [[10, 10, 10], [1, 2, 7], [3, 2], [1, 1], [1, 1, 2]])
+def test_folds_share_out_every_class_but_those_of_one_image(counts):
     labels = np.repeat(np.arange(len(counts)), counts)[np.random.default_rng(0).permutation(sum(counts))]
     parts = probes.folds(labels)
-    assert len(parts) == min(5, max(counts))
-    assert sorted(np.concatenate([tested for _, tested in parts])) == list(range(len(labels)))
+    counts = np.array(counts)
+    assert len(parts) == (min(5, max(counts)) if max(counts) > 1 else 0)
+    tested = np.concatenate([tested for _, tested in parts]) if parts else []
+    assert sorted(tested) == np.flatnonzero(counts[labels] > 1).tolist()
     for learnt, tested in parts:
         assert not set(learnt) & set(tested) and len(learnt) + len(tested) == len(labels)
+        assert set(labels[learnt]) == set(labels)
         shares = np.bincount(labels[tested], minlength=len(counts))
-        assert (abs(shares - np.array(counts) / len(parts)) < 1).all()
+        assert (abs(shares - np.where(counts > 1, counts, 0) / len(parts)) < 1).all()
 
 
 def test_cross_validation_counts_every_image_once():

@@ -4,12 +4,12 @@ import json
 import re
 import threading
 import time
-import types
 from contextlib import closing
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr_jax.process.errors import UserError
@@ -17,7 +17,7 @@ from simclr_jax.workdir import report
 
 
 def make_meter(workdir, start_step=0, log_every_steps=2, num_steps=8):
-    config = types.SimpleNamespace(log_every_steps=log_every_steps, batch_size=4)
+    config = ConfigDict({"log_every_steps": log_every_steps, "batch_size": 4})
     return report.Meter(workdir, config, start_step=start_step, num_steps=num_steps)
 
 
@@ -204,7 +204,23 @@ def test_a_run_that_takes_long_without_an_accelerator_is_told_early(tmp_path, mo
         run(make_meter(tmp_path / "long", start_step=start, num_steps=1000), range(start + 1, start + 6))
         printed = capsys.readouterr().out
         assert printed.count(f"hours for {1000 - start - 3} more steps of 0.0 s") == 1
-        assert "published weights (docs/published.md)" in printed
+        assert "published weights (docs/published.md)\n" in printed
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, "--config.image_size=64 --config.model.depth=8 --config.model.width=0.75"),
+        ({"image_size": 64, "model.width": 0.5}, "as in --config.model.depth=8"),
+        ({"image_size": 64, "model.depth": 8, "model.width": 0.75}, None),
+        ({"pretrained": "RUN"}, "fewer steps"),
+    ],
+)
+def test_advice_is_cheaper_than_the_run(settings, expected):
+    config = ConfigDict({"pretrained": "", "image_size": 224, "model": {"depth": 50, "width": 1.0}})
+    config.update_from_flattened_dict(settings)
+    *_, advice = report._cheaper_than(config)
+    assert advice.endswith(expected or "published weights (docs/published.md)") or expected in advice
 
 
 def test_notes_of_a_summary_are_told(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import tomllib
 from pathlib import Path
 
@@ -78,7 +79,8 @@ ALLOWED = {
     "process/ supervised.py train.py views/ workdir/",
     "runs.py": "checkpoint.py config/ evaluation/ pretrained.py process/ train.py workdir/",
     "export/": "checkpoint.py data/ models/ pretrained.py process/ torch_weights/",
-    "encoder.py": "data/ pretrained.py process/",
+    "images.py": "data/ process/",
+    "encoder.py": "data/ images.py models/ pretrained.py process/",
     "plan/": "models/ parallel.py process/ profiling/ tasks/pretrain.py train.py views/",
     "benchmark/": "data/ losses.py parallel.py plan/ process/ train.py views/",
 }
@@ -188,6 +190,38 @@ def test_every_config_has_every_task_that_makes_sense():
     for path in CONFIGS:
         few = set() if path.stem in ("digits", "folder") else {"finetune_1pct", "finetune_10pct"}
         assert set(tasks_of(path)) == everywhere | few, path
+
+
+def texts_in(path):
+    """The texts of a file, with {} in the place of values."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_remedies_name_keys_commands_and_files_that_exist():
+    keys = {"KEY"}
+    for path in CONFIGS:
+        for task in tasks_of(path):
+            config = importlib.import_module(f"configs.{path.stem}").get_config(task)
+            keys |= set(flatten_dict(config.to_dict(), sep="."))
+    wrong = []
+    for path in SOURCES:
+        for text in texts_in(path):
+            named = re.findall(r"--config\.([A-Za-z_.0-9]+\b)(?![{.])", text)
+            wrong += [key for key in named if key not in keys and not text.endswith(f"--config.{key}")]
+            for module in re.findall(r"python -m (simclr_jax[\w.]*\w)(?!\.?{)", text):
+                command = ROOT / module.replace(".", "/")
+                if not command.with_suffix(".py").exists() and not (command / "__main__.py").exists():
+                    wrong.append(module)
+            wrong += [
+                name
+                for name in re.findall(r"\b(?:docs|launch)/[\w-]+\.\w+", text)
+                if not (ROOT / name).exists()
+            ]
+    assert set(wrong) <= {"docs/gpu.md"}  # which launch/gpu_report.sh writes
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

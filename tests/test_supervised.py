@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import run_task, tiny_config
 
-from simclr_jax import losses, parallel, supervised, train
+from simclr_jax import checkpoint, losses, parallel, supervised, train
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.held_out import labelled_by_csv
@@ -124,6 +124,41 @@ def test_few_labels_are_not_held_out_and_the_note_tells_how_many_folds(capsys):
     assert labelled_by_csv(lambda split: source)[1] is not None
 
 
+@pytest.mark.parametrize(
+    "per_class, expected", [([1] * 10, "cannot be measured"), ([1] * 9 + [4], "without")]
+)
+def test_classes_of_one_label_are_not_measured(per_class, expected, capsys):
+    few = few_digits(per_class)
+    labelled, held_out = labelled_by_csv(lambda split: few)
+    assert held_out is None and len(labelled.labels) == sum(per_class)
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["knn", "transfer", "linear_eval", "finetune"])
+def test_one_label_of_each_class_trains_a_classifier_without_an_accuracy(
+    task, pretrained_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(supervised, "load_labelled", lambda *_: (few_digits([1] * 10), None))
+    steps = {"num_steps": 1} if task in ("linear_eval", "finetune") else {}
+    summary = run_task(task, tmp_path, pretrained=str(pretrained_run), **steps)
+    assert not {"top1", "from_scratch_top1", "folds"} & set(summary)
+    if task == "knn":
+        assert summary == {"examples": 10}
+        return
+    assert summary["labels"] == 10
+    _, meta = checkpoint.load_params(tmp_path)
+    assert meta["num_classes"] == 10
+    if task == "finetune":
+        assert "note: all 10 labels are learnt from, not labels_per_class=5" in capsys.readouterr().out
+
+
+def few_digits(per_class):
+    """The first digits of each class, so many."""
+    source = datasets.load(tiny_config("linear_eval").dataset, "train", seed=0)
+    rows = [np.flatnonzero(source.labels == digit)[:count] for digit, count in enumerate(per_class)]
+    return datasets.subset(source, np.concatenate(rows))
+
+
 def test_folds_are_judged_on_what_they_have_not_learnt(monkeypatch, tmp_path):
     config = tiny_config("linear_eval")
     source = datasets.subset(datasets.load(config.dataset, "train", seed=0), np.arange(43))
@@ -148,6 +183,7 @@ def test_folds_are_judged_on_what_they_have_not_learnt(monkeypatch, tmp_path):
     task = train.Task(None, None, None, None, None, 1, {})
     summary = supervised.cross_validate(task, config, None, source, tmp_path)
     assert places == [f"fold{number}" for number in range(5)]
-    assert summary["top1"] == pytest.approx(np.mean(source.labels != 3))
+    tested = source.labels[np.bincount(source.labels)[source.labels] > 1]
+    assert summary["top1"] == pytest.approx(np.mean(tested != 3))
     assert summary["labels"] == 43 and summary["folds"] == 5 and summary["top1_spread"] >= 0
     assert summary["calibration_temperature"] > 0

@@ -1,10 +1,23 @@
 """Encoders that others trained: recognised, read exactly, refused in one line, and given back."""
 
+import collections
+import datetime
+import decimal
+import enum
+import functools
 import hashlib
+import importlib
 import json
 import os
+import pathlib
 import pickle
+import runpy
+import shutil
+import subprocess
 import sys
+import timeit
+import types
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -275,18 +288,20 @@ def test_what_timm_says_beside_a_file_holds(write, tmp_path):
     assert meta["config"]["image_size"] == 160 and meta["source"]["by"] == "timm"
 
 
-class Creates:
-    def __init__(self, path):
-        self.path = path
+class Calls:
+    """Is pickled as the call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return self.call
 
 
 @pytest.mark.parametrize("with_torch", [True, False])
 def test_nothing_in_a_file_is_executed(with_torch, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch") if with_torch else None
-    content = {"state_dict": Creates(tmp_path / "made")}
+    content = {"state_dict": Calls(os.mkdir, str(tmp_path / "made"))}
     if with_torch:
         torch.save(content, tmp_path / "evil.pth")
     else:
@@ -295,6 +310,90 @@ def test_nothing_in_a_file_is_executed(with_torch, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="posix.mkdir|pip install torch, or make it a safetensors"):
         torch_weights.read(tmp_path / "evil.pth")
     assert not (tmp_path / "made").exists()
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Own:
+    def __init__(self):
+        self.value = 3
+
+
+BESIDE = {
+    "a scalar of NumPy": np.float64(0.5),
+    "an array": np.arange(3.0),
+    "an array of objects": np.array([{"a": 1}, None], object),
+    "a dtype": np.dtype("float32"),
+    "a random state": np.random.RandomState(0),
+    "a generator": np.random.default_rng(0),
+    "a state of NumPy": np.random.get_state(),
+    "a path": pathlib.Path("runs/1"),
+    "a date": datetime.datetime(2026, 11, 29, tzinfo=datetime.UTC),
+    "a duration": datetime.timedelta(3),
+    "a defaultdict": collections.defaultdict(list, {"loss": [1.0]}),
+    "a counter": collections.Counter("aab"),
+    "a deque": collections.deque([1, 2]),
+    "a set": {1, 2},
+    "a complex number": 1 + 2j,
+    "a decimal": decimal.Decimal("0.1"),
+    "an enum": Colour.RED,
+    "an object of its own": Own(),
+    "a namespace": types.SimpleNamespace(lr=0.1),
+    "an identifier": uuid.UUID(int=3),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_data_beside_the_tensors_is_skipped(protocol, zipped, tmp_path, write):
+    torch = pytest.importorskip("torch")
+    tensors = collections.OrderedDict((name, torch.from_numpy(value)) for name, value in ENCODER.items())
+    tensors._metadata = {"version": 1}  # as of Module.state_dict
+    parameters = {
+        name: torch.nn.Parameter(value) for name, value in tensors.items() if value.is_floating_point()
+    }
+    expected, _ = torch_weights.read(write(ENCODER))
+    for state in (tensors, tensors | parameters):
+        content = BESIDE | {"state_dict": state, "dtype": torch.float16, "rng": torch.get_rng_state()}
+        options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+        torch.save(content, tmp_path / "run.pth", **options)
+        variables, _ = torch_weights.read(tmp_path / "run.pth")
+        jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+REFUSED = {
+    "eval": Calls(eval, "1 + 1"),
+    "system": Calls(os.system, "true"),
+    "Popen": Calls(subprocess.Popen, ["true"]),
+    "import": Calls(importlib.import_module, "this"),
+    "run": Calls(runpy.run_path, "x.py"),
+    "partial": Calls(functools.partial, print),
+    "loads": Calls(pickle.loads, b""),
+    "rmtree": Calls(shutil.rmtree, "/nowhere"),
+    "timeit": Calls(timeit.timeit, "1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_functions_that_act_are_refused(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"state_dict": {}, "other": REFUSED[name]}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="could execute anything") as caught:
+        torch_weights.read(tmp_path / "evil.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_programs_and_whole_models_are_refused_in_one_line(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    torch.save(model, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="holds no tensors, but Sequential: give a state_dict's file"):
+        torch_weights.read(tmp_path / "model.pth")
+    torch.jit.script(model).save(tmp_path / "program.pt")
+    with pytest.raises(UserError, match="a program of TorchScript, which could execute anything"):
+        torch_weights.read(tmp_path / "program.pt")
 
 
 def test_files_of_pytorch_are_read_as_safetensors_are(tmp_path, write):

@@ -78,6 +78,8 @@ if __name__ == "__main__":
     elif verb == "loss" and not sys.argv[1:]:
         for line in benchmark.loss_table(benchmark.PAIRS):
             say(line)
+    elif verb in ("-h", "--help"):
+        print(__doc__)
     else:
         unknown = " ".join([verb, *sys.argv[1:]])
         print(f"error: '{unknown}' is unknown: give input, step, or loss alone", file=sys.stderr)

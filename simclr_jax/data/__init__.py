@@ -13,10 +13,23 @@ import tensorflow as tf
 
 from simclr_jax.process import machine
 
-tf.config.set_visible_devices([], "GPU")
+try:
+    tf.config.set_visible_devices([], "GPU")
+except RuntimeError:
+    print("note: the program has used TensorFlow with a GPU before, whose memory it may hold", flush=True)
 # XLA would run each program on all cores, which other images keep busy: on two cores, views would take 1.3
 # times as long.
 with contextlib.suppress(RuntimeError):  # Raised in a program that has used TensorFlow before.
     tf.config.threading.set_intra_op_parallelism_threads(1)
 
 CORES = machine.count_cores()
+
+
+def eager_execution():
+    """Makes a context in which TensorFlow executes at once, whatever mode the program has it in.
+
+    `tf.init_scope` leaves neither a `tf.Graph` nor the mode of TensorFlow 1.
+    """
+    from tensorflow.python.eager import context
+
+    return context.eager_mode()

@@ -17,16 +17,24 @@ def labelled_by_csv(load):
 
     Returns:
       The labelled training images, and the held-out ones. Where labels are too few to hold some out, all
-      labelled images, and None: a classifier learns from all of them, and a cross-validation scores it.
+      labelled images, and None: a classifier learns from all of them, and a cross-validation scores it if a
+      class has two labels.
     """
     from simclr_jax.data import datasets
 
     labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
-    smallest = np.bincount(labelled.labels, minlength=labelled.num_classes).min()
+    counts = np.bincount(labelled.labels, minlength=labelled.num_classes)
+    smallest = counts.min()
     if smallest >= MIN_PER_CLASS and len(set(held_out.labels)) == labelled.num_classes:
         return datasets.labelled(load("train")), held_out
+    if folds := len(probes.folds(labelled.labels)):
+        accuracy = f"is that of a cross-validation ({folds} folds)"
+        if smallest == 1:
+            accuracy += f", without the {(counts == 1).sum()} classes that have one label"
+    else:
+        accuracy = "cannot be measured: label a second image of each class"
     say_once(
         f"note: {labelled.num_examples} labels, {smallest} of the smallest class: too few to hold some of "
-        f"them out, so accuracy is that of a cross-validation ({len(probes.folds(labelled.labels))} folds)"
+        f"them out, so accuracy {accuracy}"
     )
     return labelled, None

@@ -178,6 +178,8 @@ def _find_labelled(config, source, load) -> Labelled | None:
         return None
     if config.dataset.labels:
         source, held_out = labelled_by_csv(load)
+        if not held_out and not probes.folds(source.labels):
+            return None
     else:
         held_out = load("eval")
         if not held_out.num_classes:

@@ -4,6 +4,7 @@ Each part is a Parquet file in `WORKDIR/parts` until the task has joined them in
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,11 @@ import pyarrow
 from etils import epath
 from pyarrow import parquet
 
-from simclr_jax import parallel
-from simclr_jax.process import files, group
+from simclr_jax import parallel, pretrained
+from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.workdir import records, report
+
+ORIGIN = "origin.json"
 
 
 class Plan(NamedTuple):
@@ -67,9 +70,58 @@ def make_plan(config, workdir, result: str) -> Plan:
     ]
     paths = [workdir / "parts" / f"{split}-{start:09d}.parquet" for split, start, _ in spans]
     result = workdir / result
+    if jax.process_index() == 0 and not result.exists():
+        _remove_outdated(workdir, config)
     done = len(spans) if result.exists() else sum(path.exists() for path in paths)
     done = int(parallel.gather(np.array([done]))[0])  # All processes follow what process 0 sees.
     return Plan(sources, spans, paths, done, result)
+
+
+def _remove_outdated(workdir, config):
+    """Removes the parts of a stopped run if they were made by another network than the rest would be."""
+    network = changes(workdir, config).get("network")
+    if network and files.exists(workdir / "parts"):
+        report.say(f"{escape(workdir)} holds parts of {network}: they are made anew")
+        (workdir / "parts").rmtree()
+
+
+def origin(config) -> dict[str, Any]:
+    """Returns what the rows of embed and predict are made of: network, image size, and files of a folder.
+
+    `step` and `network` are those of `pretrained.fingerprint`, `files` and `digest` those of
+    `folder.files_in`.
+    """
+    from simclr_jax.data.sources import folder
+
+    made_of = pretrained.fingerprint(config.pretrained) | {"image_size": config.image_size}
+    if config.dataset.name == "folder":
+        with suppress(UserError):  # The images may be gone since.
+            made_of |= folder.files_in(config.dataset.path)
+    return made_of
+
+
+def changes(workdir, config) -> dict[str, str]:
+    """Returns how the rows in a workdir differ from those that `config` would make now, in words.
+
+    The keys are 'network', 'image_size' and 'files'. There are none where an earlier version made the rows,
+    or the network is gone.
+    """
+    if not files.exists(workdir / ORIGIN):
+        return {}
+    try:
+        old, new = files.read_json(workdir / ORIGIN), origin(config)
+    except UserError:
+        return {}
+    differences = {}
+    if old["network"] != new["network"]:
+        now = "another network" if old["step"] == new["step"] else f"step {new['step']}"
+        differences["network"] = f"the network of step {old['step']} (now {now})"
+    if old["image_size"] != new["image_size"]:
+        differences["image_size"] = f"image_size={old['image_size']} (now {new['image_size']})"
+    if "digest" in old and old["digest"] != new.get("digest", old["digest"]):
+        now = "others" if old["files"] == new["files"] else f"{new['files']:,}"
+        differences["files"] = f"{old['files']:,} image files (now {now})"
+    return differences
 
 
 def describe(plan: Plan) -> dict[str, str]:
@@ -97,6 +149,8 @@ def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: C
     is_unfinished = jax.process_index() == 0 and not plan.result.exists()
     if is_unfinished:
         records.save_config(workdir, config.to_dict())
+        if not files.exists(workdir / "parts"):
+            files.write_json(workdir / ORIGIN, origin(config), indent=2)
         with files.storage(workdir):
             (workdir / "parts").mkdir(exist_ok=True)
     for path, (split, start, stop) in list(zip(plan.paths, plan.spans))[plan.done :]:

@@ -88,24 +88,30 @@ def few_label_accuracies(
 
 
 def assign_folds(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Returns the fold of each example, int [n] below `count`; each fold has its share of every class."""
+    """Returns the fold of each example, int [n] below `count`; each fold has its share of every class.
+
+    The only example of a class is in no fold, -1: without it, no classifier would know its class.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), int)
-    fold[order] = np.arange(len(labels)) % count
+    order = order[np.bincount(labels)[labels[order]] > 1]
+    fold = np.full(len(labels), -1)
+    fold[order] = np.arange(len(order)) % count
     return fold
 
 
 def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns the rows to train on and the rows to test on, for every fold of a cross-validation.
 
-    There are up to `FOLDS`, and each tests its share of every class. The only label of a class is tested by a
-    classifier that has not seen its class.
+    There are up to `FOLDS`, and each tests its share of every class. The only label of a class is trained on
+    in all of them. Where no class has two labels, there are no folds.
 
     Args:
       labels: int [n].
     """
     count = min(FOLDS, int(np.bincount(labels).max()))
+    if count < 2:
+        return []
     fold = assign_folds(labels, count)
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(count)]
 

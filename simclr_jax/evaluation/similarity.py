@@ -4,7 +4,7 @@ import numpy as np
 
 SHARE = 0.3  # Default share of the median distance to the nearest neighbour: see `duplicates`.
 _SAMPLE = 2_000  # Largest number of images that the median is estimated from.
-_BLOCK = 2**26  # Similarities that `duplicates` holds at a time.
+_BLOCK = 2**23  # Similarities that `duplicates` holds at a time; all of them may be pairs of one group.
 _MEBIBYTES = 256  # Memory that scikit-learn takes for similarities in `nearest`.
 
 
@@ -60,7 +60,9 @@ def duplicates(features: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarr
         np.fill_diagonal(similar[:, start:], -2)  # An image is not its own neighbour.
         best[start : start + rows] = similar.max(axis=1)
         row, column = np.nonzero(similar >= threshold)
-        groups = _merge(groups, row + start, column)
+        apart = groups[row + start] != groups[column]
+        if apart.any():
+            groups = _merge(groups, row[apart] + start, column[apart])
     sizes = np.bincount(groups)
     numbers = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)
     return numbers[groups], best, float(threshold)

@@ -72,7 +72,12 @@ class Profile:
         self._local_folder = tempfile.TemporaryDirectory(prefix="simclr-profile-")
         try:
             with self._paused():
-                jax.profiler.start_trace(self._local_folder.name, create_perfetto_trace=True)
+                # Python's frames would be traced in the threads of tf.data, too, where that has crashed.
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0
+                jax.profiler.start_trace(
+                    self._local_folder.name, create_perfetto_trace=True, profiler_options=options
+                )
             self._pending = ()
         except Exception as error:  # a notebook may be tracing already
             self._local_folder.cleanup()

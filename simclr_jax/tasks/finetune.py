@@ -6,7 +6,6 @@ import numpy as np
 
 from simclr_jax import official, pretrained, supervised, train
 from simclr_jax.models import make_init, make_model
-from simclr_jax.process import UserError
 from simclr_jax.workdir import report
 
 
@@ -24,16 +23,18 @@ def run(config, workdir) -> dict:
     """
     source, held_out = supervised.load_labelled(config, workdir)
     if not held_out and config.labels_per_class:
-        raise UserError(
-            f"labels_per_class={config.labels_per_class}: the {source.num_examples} labels of "
-            f"{config.dataset.labels} are too few to draw some of them and judge by the others; leave it out"
+        report.say(
+            f"note: all {source.num_examples} labels are learnt from, not labels_per_class="
+            f"{config.labels_per_class} of each class: they are too few to judge by the others"
         )
+        config = config.copy_and_resolve_references()
+        config.labels_per_class = None
     warn_of_weights(config)
     model = make_model(config.model, source.num_classes, whole_projection=False)
     evaluate = held_out and supervised.make_evaluate(config, model, held_out)
     train_draws = partial(_train_draws, config, model, source, held_out, evaluate, workdir)
     draws, steps = train_draws(from_scratch=False)
-    if config.evaluate.compare:
+    if config.evaluate.compare and "top1" in draws[0]:
         for scores, scratch_scores in zip(draws, train_draws(from_scratch=True)[0]):
             scores |= {f"from_scratch_{name}": score for name, score in scratch_scores.items()}
     calibration = {name: draws[0].pop(name) for name in [*draws[0]] if name == "calibration_temperature"}

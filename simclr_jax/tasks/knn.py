@@ -11,12 +11,15 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `top1`, `top5` and `examples`. Where labels by CSV are few, they are those of a
-      cross-validation: every labelled image is classified by the images of the other folds.
+      cross-validation: every labelled image is classified by the images of the other folds. With one label
+      of each class there is no accuracy.
     """
     source, held_out = supervised.load_labelled(config, workdir)
     report.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": source.name})
     extract = features.make_pretrained_extract(config)
     train = probes.labelled(extract(source))
+    if not held_out and not probes.folds(train.labels):
+        return {"examples": len(train.labels)}
     if len(train.labels) < config.k:
         report.say(f"note: all {len(train.labels)} training images vote, fewer than k={config.k}")
 

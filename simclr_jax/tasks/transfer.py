@@ -14,6 +14,7 @@ from simclr_jax.workdir import report
 # Share of an image's shorter side in the view of the protocol: the largest square, where others take 0.875.
 PROPORTION = 1.0
 L2_WEIGHTS = np.logspace(-6, 5, 45)
+_FALLBACK_L2 = 1.0  # The weight where no class has an image to validate with.
 
 
 def run(config, workdir) -> dict:
@@ -24,7 +25,8 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score,
-      `calibration_temperature`; after a cross-validation also `folds` and `labels`.
+      `calibration_temperature`; after a cross-validation also `folds` and `labels`. With one label of each
+      class there is no accuracy.
     """
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
@@ -41,15 +43,19 @@ def run(config, workdir) -> dict:
             _predict(fit(probes.rows_of(train, rows))[0], probes.rows_of(train, tested))
             for rows, tested in probes.folds(train.labels)
         ]
-        logits = features.concatenate(parts)
-        choice |= {"folds": len(parts), "labels": len(train.labels)}
+        logits = features.concatenate(parts) if parts else None
+        choice |= {"folds": len(parts)} if parts else {}
+        choice |= {"labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
-    return score(logits) | choice | supervised.calibrated(logits)
+    return choice | (score(logits) | supervised.calibrated(logits) if logits else {})
 
 
 def _fit(config, classes, train, validation=None):
     """The weights for the L2 weight that is best on `validation`, fitted to both sets, and that choice."""
     train, validation = (train, validation) if validation else hold_out(train, seed=config.seed)
+    if not len(validation.labels):
+        [weights] = probes.logistic_regressions(train, classes, [_FALLBACK_L2])
+        return weights, {"l2": _FALLBACK_L2}
     strong_to_weak = L2_WEIGHTS[::-1]
     scores = [
         score(_predict(weights, validation))[config.metric]
@@ -87,6 +93,6 @@ def score(logits: Features) -> dict[str, float]:
 
 
 def hold_out(train: Features, *, seed: int) -> tuple[Features, Features]:
-    """Splits examples: a fifth of every class for validation, the rest for training."""
+    """Splits examples: a fifth of every class with two or more for validation, the rest for training."""
     validation = probes.assign_folds(train.labels, 5, seed) == 0
     return probes.rows_of(train, ~validation), probes.rows_of(train, validation)

@@ -6,7 +6,6 @@ pixels from `sources`; `--config.model.input_mean`, `input_std` and `max_pool` o
 Nothing in a file is ever executed.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 from simclr_jax.models import describe, make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.process import UserError, escape, first_few, reason_of, say_once
+from simclr_jax.torch_weights import tensors_only
 from simclr_jax.torch_weights.names import from_torch, name_of, torch_shape
 from simclr_jax.torch_weights.sources import ANTIALIASED, ANTIALIASED_NAMES, other_network, source_of
 
@@ -147,19 +147,17 @@ def _read_torch(path, data):
             f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{target}')\""
         ) from None
     try:
-        # DINO's checkpoints hold their arguments as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        loaded = tensors_only.load(io.BytesIO(data))
+    except tensors_only.Refused as refused:
+        raise UserError(
+            f"{escape(path)} holds {escape(refused)}, which could execute anything: save the state_dict "
+            "alone, as safetensors, where you trust the file"
+        ) from None
     except Exception as error:
-        if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{escape(path)} holds {forbidden[1]}, which is no data and could execute anything: save the "
-                "state_dict alone, as safetensors, where you trust the file"
-            ) from None
         raise _damaged(path, error) from None
     leaves = flatten_dict(loaded) if isinstance(loaded, dict) else {("",): loaded}
     tensors = {
-        ".".join(map(str, path)): value.float().numpy() if value.is_floating_point() else value.numpy()
+        ".".join(map(str, path)): (value.float() if value.is_floating_point() else value).numpy(force=True)
         for path, value in leaves.items()
         if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
     }

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from simclr_jax.process import UserError, escape, files, say
 
@@ -69,6 +70,8 @@ _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
 _LONG_RUN = 0.5  # Hours; a longer run on a CPU gets a note that says how long it takes.
+# A network and images that train in minutes on a CPU.
+_SMALL = {"image_size": 64, "model.depth": 8, "model.width": 0.75}
 
 _listeners: list[Callable[..., None]] = []
 
@@ -133,6 +136,7 @@ class Meter:
             _writers[self._workdir] = self._tensorboard
         self._log_every, self._batch_size = config.log_every_steps, config.batch_size
         self._num_steps, self._start_step = num_steps, start_step
+        self._config = config
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
         self._waiter = ThreadPoolExecutor(1)
         self._ready: Future | None = None  # the moment when the newest step was done
@@ -187,9 +191,7 @@ class Meter:
         if self._writes and slow and step == self._start_step + 3:
             say(
                 f"note: about {hours:.2g} hours for {self._num_steps - step:,} more steps of {seconds:.1f} s "
-                "each. It takes less with published weights (docs/published.md), or smaller images and "
-                "a smaller network, as in --config.image_size=64 --config.model.depth=8 "
-                "--config.model.width=0.75"
+                f"each. It takes less with {' or '.join(_cheaper_than(self._config))}"
             )
 
     def _report(self, step, evaluation):
@@ -255,6 +257,16 @@ class Meter:
             with files.storage(self._workdir):
                 self._file.close()
                 self._tensorboard.close()
+
+
+def _cheaper_than(config) -> list[str]:
+    """Returns what would make a run of this config cheaper, in words."""
+    if config.get("pretrained"):
+        return ["fewer steps (--config.num_steps)"]
+    flat = flatten_dict(config.to_dict(), sep=".")
+    settings = [f"--config.{key}={value}" for key, value in _SMALL.items() if flat.get(key, 0) > value]
+    smaller = [f"smaller images or a smaller network, as in {' '.join(settings)}"] if settings else []
+    return ["published weights (docs/published.md)", *smaller]
 
 
 def _ready_time(results) -> float:

@@ -189,6 +189,19 @@ def catalogue(
     return listed | {"lost": []}
 
 
+def files_in(path) -> dict[str, int | str]:
+    """Returns the number of image files in a folder, and a digest of their names and sizes.
+
+    Raises:
+      UserError: there is no such folder, or it cannot be read.
+    """
+    files, _ = _walk(os.path.expanduser(path).rstrip("/") or "/")
+    digest = hashlib.sha256()
+    for name, size in files.items():
+        digest.update(os.fsencode(name) + f"\0{size}\0".encode())
+    return {"files": len(files), "digest": digest.hexdigest()[:12]}
+
+
 def _read(listing, path):
     """Returns the list of an earlier start, or None; sets a damaged one aside."""
     if not listing.exists():

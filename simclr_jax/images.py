@@ -1,0 +1,113 @@
+"""Turns images as programs have them into arrays: files, Pillow's images, arrays and tensors."""
+
+import io
+import os
+import sys
+
+import numpy as np
+
+from simclr_jax.process import UserError, escape, reason_of
+
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # The modes of Pillow that PNG files have.
+
+
+def as_sequence(images):
+    """Returns images that can be counted and sliced; raises a UserError for what may be one image alone."""
+    if isinstance(images, str | os.PathLike) or _is_pillow(images):
+        raise UserError("expected several images, not one alone: write a list, as in encoder([image])")
+    shape = getattr(images, "shape", ())
+    if len(shape) == 2 or (len(shape) == 3 and (shape[-1] in (1, 3, 4) or shape[0] in (1, 3, 4))):
+        raise UserError(
+            f"images of shape {tuple(shape)} may be one image: write encoder(images[None]) for one, or "
+            "encoder(images[..., None]) for several that are grey"
+        )
+    return images if hasattr(images, "__len__") else list(images)
+
+
+def to_array(image, name: str, *, value_range=None, max_pixels=None) -> np.ndarray:
+    """Converts an image to uint8 or float32 [h, w, 3].
+
+    Args:
+      image: the path of a file; an image of Pillow; or an array or a tensor, uint8 or floats in [0, 1], of
+        shape [h, w], [h, w, c] or [c, h, w], where c is 1 or 3, or 4 with alpha, which is laid on white.
+      name: the image's name in messages.
+      value_range, max_pixels: as in `decode.decode_bytes`.
+
+    Raises:
+      UserError: it is another kind of image, or cannot be decoded.
+    """
+    options = {"value_range": tuple(value_range)} if value_range else {}
+    options |= {"max_pixels": max_pixels} if max_pixels else {}
+    if isinstance(image, str | os.PathLike):
+        return _read(image, options)
+    if _is_pillow(image):
+        return _from_pillow(image, name, options)
+    is_torch = hasattr(image, "detach")
+    image = np.asarray(image.detach().cpu() if is_torch else image)
+    image = _channels_last(image, name, is_torch)
+    if image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):  # NaN fails too.
+            raise UserError(
+                f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]: scale it"
+            )
+        image = image.astype(np.float32)
+    if image.shape[-1] == 4:
+        white = 255 if image.dtype == np.uint8 else 1
+        alpha = image[..., 3:] / np.float32(white)
+        on_white = image[..., :3] * alpha + white * (1 - alpha)
+        image = np.round(on_white).astype(np.uint8) if white == 255 else on_white
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def _channels_last(image, name, is_torch):
+    """Returns an image [h, w, c]; tells channels by their number."""
+    if image.ndim == 2:
+        image = image[..., None]
+    last, first = ((image.ndim == 3 and image.shape[place] in (1, 3, 4)) for place in (-1, 0))
+    if 0 in image.shape or not (last or first):
+        raise UserError(
+            f"{name} has the shape {image.shape}: expected [height, width, 3], 1 channel where it is grey, "
+            "or 4 with alpha"
+        )
+    if is_torch and last and first:
+        raise UserError(
+            f"{name} has the shape {image.shape}, whose channels may come first or last: write "
+            "images.permute(0, 2, 3, 1).numpy() where they come first, images.numpy() where they come last"
+        )
+    return image if last else np.moveaxis(image, 0, -1)
+
+
+def _read(path, options):
+    from simclr_jax.data import decode, eager_execution
+
+    try:
+        with eager_execution():
+            return decode.decode(os.fsencode(path), **options).numpy()
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow and Pillow raise errors of many types.
+        reason = reason_of(error, 80) if os.path.isfile(path) else "it is no file"
+        raise UserError(f"{escape(path)} cannot be decoded: {reason}") from None
+
+
+def _is_pillow(image):
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def _from_pillow(image, name, options):
+    """Converts an image of Pillow as its file would be decoded."""
+    from PIL import ImageOps
+
+    from simclr_jax.data import decode, eager_execution
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I;16B", "I;16L"):
+        raise UserError(f"{name} has Pillow's mode {image.mode}: give an array of floats in [0, 1]")
+    file = io.BytesIO()
+    (image if image.mode in _MODES else image.convert("RGB")).save(file, "PNG", compress_level=0)
+    with eager_execution():
+        return decode.decode_with_pillow(file.getvalue(), **options)
