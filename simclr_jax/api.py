@@ -14,6 +14,7 @@ from simclr_jax.process import UserError, errors, say_once, stopping
 from simclr_jax.workdir import report
 
 
+@errors.naming_python_keys()
 def get_config(name: str | os.PathLike, overrides: dict) -> ConfigDict:
     """See `simclr_jax.get_config`."""
     stem, colon, task = os.fspath(name).partition(":")
@@ -32,6 +33,7 @@ def get_config(name: str | os.PathLike, overrides: dict) -> ConfigDict:
     return config
 
 
+@errors.naming_python_keys()
 def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, view=None) -> dict | None:
     """See `simclr_jax.run`."""
     if not isinstance(config, ConfigDict):

@@ -13,6 +13,7 @@ from simclr_jax.models import describe
 from simclr_jax.process import UserError, errors, escape, files, machine
 
 
+@errors.naming_python_keys()
 def load(path) -> "Encoder":
     """See `simclr_jax.load`."""
     path = os.path.expanduser(path)

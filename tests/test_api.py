@@ -101,10 +101,10 @@ def test_every_shipped_config_is_found_by_its_name(name):
     [
         ("digts", {}, "did you mean 'digits'"),
         ("digits:knnn", {}, "task 'knnn' is unknown: expected one of pretrain"),
-        ("digits", {"learning_rate": 1.0}, "did you mean --config.optimizer.learning_rate"),
+        ("digits", {"learning_rate": 1.0}, "did you mean config.optimizer.learning_rate"),
         ("digits", {"batch_size": "16"}, "batch_size='16': expected a whole number"),
         ("digits", {"model": {}}, "config.model is a section"),
-        ("digits", {"temperature": -1.0}, "temperature=-1.0: set --config.temperature to a number above 0"),
+        ("digits", {"temperature": -1.0}, "temperature=-1.0: set config.temperature to a number above 0"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_one_line(name, overrides, expected):
@@ -144,6 +144,7 @@ def test_a_run_returns_its_summary_and_reports(finished, reports):
     workdir, summary = finished
     assert summary == json.loads((workdir / "summary.json").read_text()) and summary["steps"] == 4
     assert [step for step, _ in reports] == [0, 1, 2, 3, 4]
+    assert np.isnan(reports[0][1].pop("loss"))
     for (step, metrics), line in zip(reports, log_of(workdir)):
         assert line == {"step": step, **metrics}
 
@@ -155,6 +156,13 @@ def test_a_run_that_is_over_is_not_repeated(finished, reports):
     config.num_steps = 5
     with pytest.raises(simclr_jax.UserError, match="another config .num_steps is 4 there and 5 here"):
         simclr_jax.run(config, workdir)
+
+
+def test_errors_name_keys_as_programs_set_them(finished, tmp_path):
+    config = simclr_jax.get_config("folder", {"dataset.path": str(tmp_path / "none")})
+    with pytest.raises(simclr_jax.UserError, match="set config.dataset.path=") as caught:
+        simclr_jax.run(config, tmp_path / "run")
+    assert "--" not in str(caught.value)
 
 
 def test_a_task_takes_the_network_of_its_checkpoint(finished, tmp_path):

@@ -86,6 +86,18 @@ def outside_errors_as_run_errors(flag: str = "") -> Iterator[None]:
         raise RunError(f"{place}{reason_of(error)}") from error
 
 
+@contextmanager
+def naming_python_keys() -> Iterator[None]:
+    """Names keys in errors as programs set them, and not as flags of commands."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("--config.", "config.").replace("--workdir", "workdir")
+        if text == str(error):
+            raise
+        raise type(error)(text) from error.__cause__
+
+
 def _is_memory_error(error):
     # Names of jax's and TensorFlow's errors, which this module does not import.
     kinds = ("JaxRuntimeError", "XlaRuntimeError", "ResourceExhaustedError")
