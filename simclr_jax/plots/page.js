@@ -67,10 +67,11 @@ window.addEventListener("load", () => {
   wait();
 });
 show(0);
-for (const group of DATA.duplicates)
-  $("duplicate-groups").append(
-    make("div", { className: "group" }, ...group.map((row) => thumb(row, images.names[row]))),
-  );
+for (const group of DATA.duplicates) {
+  const shown = group.slice(0, 60).map((row) => thumb(row, images.names[row]));
+  const more = group.length > 60 ? [make("span", { textContent: `and ${group.length - 60} more` })] : [];
+  $("duplicate-groups").append(make("div", { className: "group" }, ...shown, ...more));
+}
 for (const row of DATA.outliers) $("outlier-rows").append(thumb(row, images.names[row]));
 for (const doubt of DATA.doubts) {
   const caption = make("figcaption", { textContent: `${doubt.name}: ${doubt.caption}` });
