@@ -235,4 +235,9 @@ def load_labelled(config, workdir, splits=("train", "eval")):
                 f"{source.name} has no labels, which {config.task} needs: choose a labelled dataset or "
                 "split; a folder needs a sub-folder for each class"
             )
+    source, held_out = sources[:2]
+    if held_out and source.random_access and held_out.random_access:
+        labels = (part.labels[part.labels >= 0] for part in (source, held_out))
+        for note in probes.notes(*labels, labels_per_class=1, k=1):
+            report.say(f"note: {note}")
     return sources

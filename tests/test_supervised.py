@@ -134,6 +134,13 @@ def test_classes_of_one_label_are_not_measured(per_class, expected, capsys):
     assert expected in capsys.readouterr().out
 
 
+def test_classes_that_are_held_out_alone_are_said(tmp_path, monkeypatch, capsys):
+    parts = {"train": few_digits([1] * 8 + [0, 0]), "eval": few_digits([0] * 7 + [1] * 3)}
+    monkeypatch.setattr(datasets, "load", lambda _, split, **__: parts[split])
+    supervised.load_labelled(tiny_config("knn"), tmp_path)
+    assert "2 of 3 held-out images are of classes without training images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", ["knn", "transfer", "linear_eval", "finetune"])
 def test_one_label_of_each_class_trains_a_classifier_without_an_accuracy(
     task, pretrained_run, tmp_path, monkeypatch, capsys
