@@ -116,8 +116,8 @@ def pretrain() -> ConfigDict:
                 "validation_split": placeholder(str),
                 "num_examples": placeholder(int),  # images in train_split, where the dataset does not tell
                 "num_classes": placeholder(int),  # classes, where the dataset does not tell
-                "in_memory": True,  # holds undecoded images in memory; False: streams them
-                "shuffle_buffer": 16384,  # undecoded images, over all hosts, when streaming
+                "in_memory": True,  # holds undecoded images in memory; False: reads them from disk
+                "shuffle_buffer": 16384,  # undecoded images, over all hosts; not of ArrayRecord files
             },
             "augment": {
                 "min_area": 0.08,  # smallest share of the image that a crop may cover

@@ -1,6 +1,6 @@
 r"""SimCLR on CIFAR-10: ResNet-18 with the stem for small images (arXiv 2002.05709, appendix B.9).
 
-    tfds build cifar10
+    python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10').download_and_prepare()"
     python -m simclr_jax.main --config=configs/cifar10.py --workdir=RUN
     python -m simclr_jax.main --config=configs/cifar10.py:linear_eval --config.pretrained=RUN \
         --workdir=RUN/linear_eval

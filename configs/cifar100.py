@@ -1,6 +1,6 @@
 """SimCLR on CIFAR-100: the recipes of cifar10.py, for which neither paper gives a result on these classes.
 
-    tfds build cifar100
+    python -c "import tensorflow_datasets as tfds; tfds.builder('cifar100').download_and_prepare()"
     python -m simclr_jax.main --config=configs/cifar100.py --workdir=RUN
 
 The tasks, their commands and their cost are those of cifar10.py; one percent of the labels is 5 a class here.

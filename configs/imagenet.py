@@ -5,9 +5,10 @@ r"""SimCLR on ImageNet (arXiv 2002.05709): ResNet-50, global batch 8192, LARS, N
 
 The paper trains on 128 TPU v3 cores, where 100 epochs at batch 4096 take about 1.5 hours (section 2.2).
 Prepare ImageNet once, from the archives of image-net.org in `DATA_DIR/downloads/manual`, and its subsets for
-few labels:
+few labels, with 'imagenet2012', 'imagenet2012_subset/1pct' and 'imagenet2012_subset/10pct' as NAME:
 
-    tfds build imagenet2012 imagenet2012_subset/1pct imagenet2012_subset/10pct --data_dir=DATA_DIR
+    python -c "import tensorflow_datasets as tfds; \
+        tfds.builder(NAME, data_dir='DATA_DIR').download_and_prepare()"
 
 The other tasks start from that run: `--config=configs/imagenet.py:TASK --config.pretrained=gs://BUCKET/RUN
 --workdir=gs://BUCKET/RUN/TASK`. The paper's results for ResNet-50 1x, 2x and 4x (`--config.model.width=2` or

@@ -1,6 +1,6 @@
 r"""SimCLR on the 100,000 unlabelled images of STL-10; features are judged on its labelled splits.
 
-    tfds build stl10
+    python -c "import tensorflow_datasets as tfds; tfds.builder('stl10').download_and_prepare()"
     python -m simclr_jax.main --config=configs/stl10.py --workdir=RUN
     python -m simclr_jax.main --config=configs/stl10.py:linear_eval --config.pretrained=RUN \
         --workdir=RUN/linear_eval

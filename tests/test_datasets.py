@@ -1,6 +1,8 @@
+import importlib.util
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -88,16 +90,39 @@ class Half(Shards):
             yield number, {**example, "label": example["label"] - 1}
 
 
-def prepare(builder, data_dir):
+def prepare(builder, data_dir, file_format="tfrecord"):
     config = tfds.download.DownloadConfig(num_shards=4)  # longer than the 16 examples TFDS interleaves
-    builder(data_dir=data_dir, file_format="tfrecord").download_and_prepare(download_config=config)
+    builder(data_dir=data_dir, file_format=file_format).download_and_prepare(download_config=config)
     return str(data_dir)
+
+
+def prepare_features(name, data_dir, **features):
+    """A dataset of four examples, whose features are `features`: {name: (feature, value)}."""
+
+    def info(self):
+        types = {key: feature for key, (feature, _) in features.items()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(types))
+
+    def generate(self, numbers):
+        return ((number, {key: value for key, (_, value) in features.items()}) for number in numbers)
+
+    keys = {"_info": info, "_generate_examples": generate, "numbers": {"train": range(4)}}
+    return prepare(type(name, (Shards,), keys), data_dir)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """data_dir of a prepared TFDS dataset of 103 + 20 examples in several files."""
     return prepare(Shards, tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory):
+    """data_dir of the same dataset in other formats than TFRecord."""
+    return {
+        file_format: prepare(Shards, tmp_path_factory.mktemp(file_format), file_format)
+        for file_format in ("array_record", "parquet")
+    }
 
 
 class TestDigits:
@@ -344,11 +369,15 @@ class TestTfds:
                 r"dataset.name='shardz': expected 'digits', 'folder' or a name in TensorFlow",
             ),
             (dict(name="cifar11"), r"dataset.name='cifar11'.* did you mean .*cifar10"),
-            (dict(name="cifar10"), r"not prepared in .*cifar10/.*; run: tfds build cifar10 --data_dir=/"),
+            (
+                dict(name="cifar10"),
+                r"not prepared in .*cifar10/.*; run: python -c .*'cifar10', data_dir='/.*_prepare\(\)",
+            ),
             (
                 dict(name="imagenet2012"),
-                r"run: tfds build imagenet2012 .*--manual_dir=.*manual download.*ILSVRC",
+                r"builder\('imagenet2012', .*manual_dir='<folder>'.*manual download to <folder>.*ILSVRC",
             ),
+            (dict(name="shards:9.9.9"), "shards:9.9.9.*only: 1.0.0"),
             (dict(name="imagenet2012_subset/7pct"), r"7pct.* 10pct"),
         ],
     )
@@ -357,6 +386,125 @@ class TestTfds:
         with pytest.raises(UserError, match=message) as error:
             datasets.load(config(**keys), "train", seed=0)
         assert "\n" not in str(error.value)
+
+
+F = tfds.features
+IMAGE = F.Image(shape=(2, 3, 3)), np.full([2, 3, 3], 7, np.uint8)
+LABELS = {  # (feature, value), settings, words of a note
+    "vector": ((F.Tensor(shape=(3,), dtype=np.int64), [1, 0, 1]), {"num_classes": 3}, "not one class"),
+    "several": ((F.Sequence(F.ClassLabel(num_classes=3)), [0, 2]), {}, "not one class"),
+    "nested": ((F.FeaturesDict({"fine": np.int64}), {"fine": 1}), {}, "not one class"),
+    "text": ((F.Text(), "cat"), {"num_classes": 3}, "not one class"),
+    "float": ((F.Scalar(np.float32), 0.5), {"num_classes": 3}, "not one class"),
+    "unknown": ((F.Scalar(np.int64), 1), {}, "--config.dataset.num_classes gives the number"),
+    "bool": ((F.Scalar(np.bool_), True), {"num_classes": 2}, None),
+    "int": ((F.Scalar(np.int32), 1), {"num_classes": 2}, None),
+}
+IMAGES = {  # feature, value, words of a note, pixels
+    "grey": (F.Image(shape=(2, 3, 1)), np.full([2, 3, 1], 7, np.uint8), None, 7),
+    "wide": (F.Image(shape=(2, 3, 1), dtype=np.uint16), np.full([2, 3, 1], 7 << 8, np.uint16), "16 bits", 7),
+    "clear": (
+        F.Image(shape=(2, 3, 4)),
+        np.zeros([2, 3, 4], np.uint8),
+        "transparent in an image becomes",
+        255,
+    ),
+}
+NO_IMAGES = {
+    "absent": {"picture": IMAGE},
+    "inside": {"data": (F.FeaturesDict({"image": IMAGE[0]}), {"image": IMAGE[1]})},
+    "floats": {"image": (F.Image(shape=(2, 3, 1), dtype=np.float32), np.ones([2, 3, 1], np.float32))},
+    "array": {"image": (F.Tensor(shape=(2, 3, 3), dtype=np.uint8), IMAGE[1])},
+    "sequence": {"image": (F.Sequence(IMAGE[0]), [IMAGE[1]])},
+}
+
+
+class TestTfdsFeatures:
+    @pytest.mark.parametrize("kind", LABELS)
+    def test_a_label_is_one_class_or_said_to_be_none(self, tmp_path, capsys, kind):
+        label, overrides, note = LABELS[kind]
+        data_dir = prepare_features(f"Label{kind.title()}", tmp_path, image=IMAGE, label=label)
+        for in_memory in (True, False):
+            capsys.readouterr()
+            keys = config(f"label_{kind}", data_dir=data_dir, in_memory=in_memory, **overrides)
+            source = datasets.load(keys, "train", seed=0)
+            assert source.num_classes == (0 if note else 2)
+            labels = source.labels if in_memory else [int(label) for _, label in source.read([(0, 4)])]
+            assert list(labels) == [-1 if note else 1] * 4
+            printed = capsys.readouterr().out
+            assert (f"{note}: taken as without labels" in printed) if note else printed == ""
+
+    @pytest.mark.parametrize("kind", IMAGES)
+    def test_images_of_any_channels_and_bits(self, tmp_path, capsys, kind):
+        feature, value, note, pixel = IMAGES[kind]
+        data_dir = prepare_features(f"Image{kind.title()}", tmp_path, image=(feature, value))
+        capsys.readouterr()
+        source = datasets.load(config(f"image_{kind}", data_dir=data_dir), "train", seed=0)
+        np.testing.assert_array_equal(source.decode(source.records[0]), np.full([2, 3, 3], pixel))
+        printed = capsys.readouterr().out
+        assert (note in printed) if note else printed == ""
+
+    @pytest.mark.parametrize("kind", NO_IMAGES)
+    def test_refuses_what_is_no_image(self, tmp_path, kind):
+        data_dir = prepare_features(f"No{kind.title()}", tmp_path, **NO_IMAGES[kind])
+        message = rf"name='no_{kind}' has the features .*, and no 'image' of 8 or 16 bits"
+        with pytest.raises(UserError, match=message) as error:
+            datasets.load(config(f"no_{kind}", data_dir=data_dir), "train", seed=0)
+        assert "\n" not in str(error.value)
+
+
+class TestTfdsFormats:
+    @pytest.mark.parametrize("file_format", ["array_record", "parquet"])
+    @pytest.mark.parametrize("spec", ["train", "train[:50%]+validation[5:]"])
+    def test_hold_the_same_examples_as_tfrecord(self, shards, formats, file_format, spec):
+        expected = datasets.load(config("shards", data_dir=shards, train_split=spec), "train", seed=0)
+        n, records = expected.num_examples, expected.records.numpy().tolist()
+        source, stream = (
+            datasets.load(
+                config("shards", data_dir=formats[file_format], train_split=spec, in_memory=in_memory),
+                "train",
+                seed=0,
+            )
+            for in_memory in (True, False)
+        )
+        assert stream.num_examples == n and source.records.numpy().tolist() == records
+        np.testing.assert_array_equal(source.labels, expected.labels)
+        examples = list(stream.read([(5, n), (0, 5)]))
+        assert [record.numpy() for record, _ in examples] == records[5:] + records[:5]
+        assert [int(label) for _, label in examples] == [*expected.labels[5:], *expected.labels[:5]]
+
+    def test_array_records_are_fetched_by_index(self, formats):
+        keys = config("shards", data_dir=formats["array_record"], in_memory=False)
+        source = datasets.load(keys, "train", seed=0)
+        record, label = datasets.span(source, 40, 60).fetch(tf.constant(3, tf.int64))
+        expected, expected_label = next(iter(source.read([(43, 44)])))
+        assert record == expected and label == expected_label
+        assert source.order is None and source.shuffle_buffer == 0
+
+    @pytest.mark.parametrize("file_format", ["tfrecord", "array_record", "parquet"])
+    @pytest.mark.parametrize("in_memory", [True, False])
+    def test_a_lost_file_is_one_line(self, shards, formats, tmp_path, file_format, in_memory):
+        data_dir = tmp_path / "lost"
+        shutil.copytree({"tfrecord": shards, **formats}[file_format], data_dir)
+        next(data_dir.rglob("*train*00000-of-*")).unlink()
+        with pytest.raises(
+            UserError, match=r"shards \(train\) cannot be read: .*restore its files in"
+        ) as error:
+            datasets.load(config("shards", data_dir=str(data_dir), in_memory=in_memory), "train", seed=0)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("file_format", ["array_record", "riegeli"])
+    def test_says_how_to_do_without_a_package(self, formats, tmp_path, monkeypatch, file_format):
+        data_dir = tmp_path / "other"
+        shutil.copytree(formats["array_record"], data_dir)
+        info = next(data_dir.rglob("dataset_info.json"))
+        info.write_text(info.read_text().replace("array_record", file_format))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        message = (
+            r"in FORMAT files, .*not installed: (pip install array_record, or )?run python -c .*tfrecord"
+        )
+        with pytest.raises(UserError, match=message.replace("FORMAT", file_format)):
+            datasets.load(config("shards", data_dir=str(data_dir)), "train", seed=0)
 
 
 class TestFolder:

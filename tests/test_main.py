@@ -257,7 +257,7 @@ MISTAKES = {
     "dataset": (["--config.dataset.name=cifar11"], "cifar11"),
     "unprepared": (
         ["--config.dataset.name=cifar10", "--config.dataset.data_dir=/nowhere"],
-        "tfds build cifar10",
+        "tfds.builder('cifar10', data_dir='/nowhere').download_and_prepare()",
     ),
     "optimizer": (["--config.optimizer.name=lamb"], "'lamb': set it to 'lars', 'sgd' or 'adam'"),
     "stray word": (["digits"], "'digits' is not a flag"),

@@ -119,6 +119,16 @@ class TestTrainBatches:
         resumed = train(source, steps - start_step, start_step=start_step)
         assert_equal(resumed, train(source, steps)[start_step:])
 
+    def test_array_records_on_disk_give_the_batches_of_memory(self, sources, tmp_path):
+        data_dir = prepare(Shards, tmp_path, "array_record")
+        on_disk = datasets.load(config("shards", data_dir=data_dir, in_memory=False), "train", seed=0)
+        whole = train(sources[True], STEPS + 5)
+        assert_equal(train(on_disk, 8, start_step=STEPS - 3), whole[STEPS - 3 :])
+        second = [{name: value[BATCH // 2 :] for name, value in batch.items()} for batch in whole]
+        assert_equal(train(on_disk, STEPS + 5, process_index=1, process_count=2), second)
+        assert_equal(evaluate(on_disk, batch_size=BATCH), evaluate(sources[True], batch_size=BATCH))
+        assert len(train(on_disk, 1, batch_size=2 * N)[0]["index"]) == 2 * N
+
     def test_resume_decodes_no_skipped_record(self, source):
         def counting():
             """The source, and the records that it decodes: of each run its own, since a run reads ahead."""

@@ -38,7 +38,8 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
       workdir: where a folder's list of good images is kept, so that indices survive a restart.
 
     Returns:
-      A source with random access, or a stream for a TFDS dataset with `in_memory=False`.
+      A source with random access, or a stream for a TFDS dataset with `in_memory=False`; a
+      stream of ArrayRecord files has random access, but does not know its labels.
 
     Raises:
       UserError: unknown or unprepared dataset, unknown split, empty or changed folder.

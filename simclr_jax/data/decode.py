@@ -279,5 +279,6 @@ def _scale(pixels, value_range):
 def describe_failure(error: Exception) -> str:
     """Returns why a file could not be decoded, without TensorFlow's names of nodes and Python's traceback."""
     text = " ".join((getattr(error, "message", None) or str(error)).split())
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
+    operation = r"Error in user-defined function passed to .*?iterator: \S+ "
+    text = re.sub(rf"\{{\{{.*?\}}\}}|{operation}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
     return escape(text.strip())[:100] or type(error).__name__

@@ -31,10 +31,10 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's rows of every global batch, from `start_step` on, without end.
 
-    With random access, the order of examples depends on (seed, epoch) only, every example comes once an
-    epoch, and a batch may span epochs. The order of a stream depends on the batch size and the shuffle
-    buffer, too; it drops the remainder that fills no batch, other examples in every epoch. The seed of an
-    augmentation depends on (seed, epoch, index) only. So the rows of all processes, in the order of the
+    With random access, to files too, the order of examples depends on (seed, epoch) only, every example comes
+    once an epoch, and a batch may span epochs. The order of other streams depends on the batch size and the
+    shuffle buffer, too; it drops the remainder that fills no batch, other examples in every epoch. The seed
+    of an augmentation depends on (seed, epoch, index) only. So the rows of all processes, in the order of the
     processes, are the same global batch for any number of them, and an iterator that starts at step k yields
     the same batches as one that has made k steps. An example that (seed, epoch, index) chooses takes the
     place of a file that a process can no longer read.
@@ -62,7 +62,7 @@ def train_batches(
     augmented = functools.partial(
         _augmented, source=source, transform=transform, rows=rows, seed=seed, dtype=dtype
     )
-    if source.random_access:
+    if source.random_access or source.fetch:
         order = _order(source, batch_size, seed, process_index * rows, rows)
         fetch = _fetch(source)
 
@@ -72,7 +72,8 @@ def train_batches(
             return zip(batches, itertools.count(step + 1))
 
         all_rows = np.arange(source.num_examples)
-        return _without_lost(source, start, start_step, lambda step: (order(step, 1)[1], all_rows))
+        batches = _without_lost(source, start, start_step, lambda step: (order(step, 1)[1], all_rows))
+        return _check_each(source, batches) if source.fetch else batches
 
     readers = math.gcd(batch_size, MAX_READERS)
     if readers % process_count:
@@ -241,6 +242,8 @@ def _random_access(order, step):
 
 def _fetch(source):
     """Builds index -> (record, label), of variables, since a graph holds at most 2 GB of constants."""
+    if source.fetch:
+        return source.fetch
     records = source.records
     if not isinstance(records, tf.Variable):
         records = tf.Variable(records, trainable=False)

@@ -30,7 +30,9 @@ class Source(NamedTuple):
       value_range: the values that become black and white in a folder of images with 16 bits.
       lost: the files of a folder that can no longer be read.
       read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
-      shuffle_buffer: for a stream, undecoded records held for shuffling, over all readers of all processes.
+      fetch: for a stream from files with random access, index int64 -> (record, label int32), in a graph.
+      shuffle_buffer: for a stream without `fetch`, undecoded records held for shuffling, over all readers of
+        all processes.
     """
 
     name: str
@@ -44,17 +46,18 @@ class Source(NamedTuple):
     value_range: tuple[int, int] | None = None
     lost: "LostFiles | None" = None
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset] | None = None
+    fetch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None
     shuffle_buffer: int = 0
 
     @property
     def random_access(self) -> bool:
-        """Whether any row can be read at once."""
+        """Whether the records and labels of all rows are at hand."""
         return self.read is None
 
     @property
     def order(self) -> str | None:
-        """The way a stream is shuffled, by a name that checkpoints keep; None with random access."""
-        return None if self.random_access else "blocks"
+        """The way a stream is shuffled, by a name that checkpoints keep; None if all of it at once."""
+        return None if self.random_access or self.fetch else "blocks"
 
 
 class LostFiles:
@@ -142,7 +145,8 @@ def span(source: Source, start: int, stop: int) -> Source:
     def read(ranges):
         return source.read([(start + first, start + last) for first, last in ranges])
 
-    return source._replace(num_examples=stop - start, read=read)
+    fetch = source.fetch and (lambda index: source.fetch(start + index))
+    return source._replace(num_examples=stop - start, read=read, fetch=fetch)
 
 
 def sample(source: Source, size: int, *, seed: int) -> Source:
@@ -172,7 +176,7 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
     """
     if not source.random_access:
         raise UserError(
-            f"{source.name}: labels_per_class={labels_per_class} needs random access; "
+            f"{source.name}: labels_per_class={labels_per_class} needs all labels at the start; "
             "set --config.dataset.in_memory=True"
         )
     if not source.num_classes:

@@ -1,13 +1,15 @@
-"""Any dataset in TensorFlow Datasets: undecoded examples, in memory or as a stream."""
+"""Any dataset in TensorFlow Datasets: undecoded examples, in memory, by index from files or as a stream."""
 
 import difflib
 import functools
+import importlib.util
 import operator
 
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data.decode import decode_bytes
+from simclr_jax.data import CORES
+from simclr_jax.data.decode import decode_bytes, describe_failure
 from simclr_jax.data.source import Source, check_labels, check_size
 from simclr_jax.process import UserError, say
 
@@ -22,7 +24,10 @@ def load(config, split: str, **_) -> Source:
     spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
     builder = _make_builder(config)
-    num_classes, class_names = _classes(config, spec, builder.info.features)
+    _check_images(config, name, builder)
+    num_classes, class_names = _classes(config, spec, name, builder.info.features)
+    is_array_record = builder.info.as_proto.file_format == "array_record" and builder.is_prepared()
+    num_examples, pieces = _extent(config, split, spec, builder, is_array_record)
     # Files are read one after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
@@ -31,45 +36,36 @@ def load(config, split: str, **_) -> Source:
     def unpack(example):
         return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
 
-    def open_split(instruction, num_examples):
-        dataset = builder.as_dataset(
-            split=instruction, read_config=read_config, decoders={"image": tfds.decode.SkipDecoding()}
-        )
+    fetch = _make_fetch(builder, spec, num_classes, unpack) if is_array_record else None
+
+    def read(ranges):
+        if fetch:
+            parts = [tf.data.Dataset.range(start, stop) for start, stop in ranges]
+            return functools.reduce(tf.data.Dataset.concatenate, parts).map(fetch, num_parallel_calls=CORES)
+        instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
+        instruction = functools.reduce(operator.add, instructions)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        dataset = builder.as_dataset(split=instruction, read_config=read_config, decoders=decoders)
         # tfds.testing.mock_data ignores the range of examples, and so their number.
-        return dataset.repeat().take(num_examples).map(unpack)
+        return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
 
-    num_examples, pieces = _extent(config, split, spec, builder)
-    records = read = None
-    labels = np.zeros(0, np.int32)
-    if config.in_memory:
-        records, labels = open_split(spec, num_examples).batch(num_examples).get_single_element()
-        records, labels = tf.Variable(records, trainable=False), labels.numpy()
-    else:
-        if num_classes:
-            first = open_split(spec, min(FIRST, num_examples))
-            labels = np.array([label for _, label in first.as_numpy_iterator()])
-
-        def read(ranges):
-            instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
-            total = sum(stop - start for start, stop in ranges)
-            return open_split(functools.reduce(operator.add, instructions), total)
-
+    num_read = num_examples if config.in_memory else min(FIRST, num_examples)
+    try:
+        records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{name} cannot be read: {describe_failure(error)}; restore its files in {builder.data_path}"
+        ) from None
+    labels = labels.numpy()
     if num_classes and (labels < 0).any():
         which = "labels are below 0: the split is" if config.in_memory else "of the first labels are below 0:"
         say(f"{name}: {(labels < 0).sum()} {which} taken as without labels")
         num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
     check_labels(name, num_classes, labels)
-    return Source(
-        name,
-        num_examples,
-        num_classes,
-        decode_bytes,
-        records,
-        labels if config.in_memory else None,
-        class_names=class_names,
-        read=read,
-        shuffle_buffer=0 if config.in_memory else config.shuffle_buffer,
-    )
+    source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names)
+    if config.in_memory:
+        return source._replace(records=tf.Variable(records, trainable=False), labels=labels)
+    return source._replace(read=read, fetch=fetch, shuffle_buffer=0 if fetch else config.shuffle_buffer)
 
 
 def _make_builder(config):
@@ -83,45 +79,100 @@ def _make_builder(config):
         hint = f"did you mean {' or '.join(close)}?" if close else catalog
         expected = "expected 'digits', 'folder' or a name in TensorFlow Datasets"
         raise UserError(f"dataset.name={config.name!r}: {expected}; {hint}") from None
-    except ValueError as error:  # An unknown configuration or version; TFDS lists those that exist.
+    except (ValueError, AssertionError) as error:  # An unknown configuration or version; TFDS lists all.
         raise UserError(f"dataset.name={config.name!r}: {' '.join(str(error).split())}") from None
 
 
-def _classes(config, spec, features):
-    """Returns the number of classes, 0 without labels, and their names."""
-    if "image" not in features:
+def _prepare(config, data_dir, options="", download=""):
+    """Returns a command that prepares a dataset; `tfds build` needs a package that TFDS does not ask for."""
+    options = (f", data_dir={data_dir!r}" if data_dir else "") + options
+    builder = f"tfds.builder({config.name!r}{options})"
+    return f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare({download})"'
+
+
+def _check_images(config, name, builder):
+    """Raises a UserError unless a dataset has images, and its files can be read; notes what is changed."""
+    import tensorflow_datasets as tfds
+
+    features, file_format = builder.info.features, builder.info.as_proto.file_format
+    image = dict(features).get("image")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype == np.float32:
         raise UserError(
-            f"dataset.name={config.name!r} has the features {', '.join(features)}, and no 'image': choose a "
-            "dataset of images"
+            f"dataset.name={config.name!r} has the features {' '.join(repr(features).split())}, and no "
+            "'image' of 8 or 16 bits: choose a dataset of images"
         )
+    if image.np_dtype == np.uint16:
+        say(f"note: {name}: images have 16 bits; 0 becomes black, 65535 white")
+    if image.shape[-1] in (2, 4):
+        say(f"note: {name}: what is transparent in an image becomes white")
+    if file_format in ("array_record", "riegeli") and not importlib.util.find_spec(file_format):
+        install = "pip install array_record, or " if file_format == "array_record" else ""
+        command = _prepare(config, "<another folder>", ", file_format='tfrecord'")
+        raise UserError(
+            f"dataset.name={config.name!r} comes in {file_format} files, whose package is not installed: "
+            f"{install}run {command}, and set --config.dataset.data_dir to that folder"
+        )
+
+
+def _classes(config, spec, name, features):
+    """Returns the number of classes, 0 without labels, and their names."""
     if "label" not in features or "unlabelled" in spec:
         return 0, ()
     label = features["label"]
+    is_class = label.shape == () and np.dtype(label.np_dtype).kind in "iub"
     num_classes = getattr(label, "num_classes", None) or 0
-    if config.num_classes and config.num_classes < num_classes:
+    if is_class and config.num_classes and config.num_classes < num_classes:
         raise UserError(
             f"dataset.num_classes={config.num_classes}, but {config.name} has labels of {num_classes} "
             "classes; unset --config.dataset.num_classes"
         )
     num_classes = config.num_classes or num_classes
-    return num_classes, tuple(getattr(label, "names", None) or ()) if num_classes else ()
+    if not is_class or not num_classes:
+        reason = "of which --config.dataset.num_classes gives the number" if is_class else "not one class"
+        label = " ".join(repr(label).split())
+        say(f"note: {name}: the label is {label}, {reason}: taken as without labels")
+        return 0, ()
+    return num_classes, tuple(getattr(label, "names", None) or ())
 
 
-def _extent(config, split, spec, builder):
+def _make_fetch(builder, spec, num_classes, unpack):
+    """Builds index -> (record, label), from ArrayRecord files, which no tf.data.Dataset opens."""
+    import tensorflow_datasets as tfds
+
+    examples = builder.as_data_source(spec, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    if num_classes:
+        features["label"] = tf.io.FixedLenFeature([], tf.int64)
+
+    def fetch(index):
+        example = tf.numpy_function(examples.__getitem__, [index], tf.string, stateful=False)
+        return unpack(tf.io.parse_single_example(example, features))
+
+    return fetch
+
+
+def _extent(config, split, spec, builder, is_array_record):
     """Returns the number of examples, and (split, start, stop) of TFDS for each piece of `spec`."""
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
     num_requested = config.num_examples if split == "train" else None
     try:
-        dataset = builder.as_dataset(split=spec, decoders={"image": tfds.decode.SkipDecoding()})
-        size = int(dataset.cardinality())
+        if is_array_record:
+            size = splits[spec].num_examples
+            if not size:
+                raise ValueError("It corresponds to no data.")
+        else:
+            dataset = builder.as_dataset(split=spec, decoders={"image": tfds.decode.SkipDecoding()})
+            size = int(dataset.cardinality())
         pieces = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits) if splits else []
     except AssertionError:
-        command = f"tfds build {config.name}" + (f" --data_dir={config.data_dir}" if config.data_dir else "")
+        download = after = ""
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            download = "download_config=tfds.download.DownloadConfig(manual_dir='<folder>')"
             instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-            command += f" --manual_dir=<folder>, after a manual download to <folder>: {instructions}"
+            after = f", after a manual download to <folder>: {instructions}"
+        command = _prepare(config, config.data_dir, download=download) + after
         raise UserError(
             f"dataset.name={config.name!r} is not prepared in {builder.data_path}; run: {command}"
         ) from None
