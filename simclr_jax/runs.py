@@ -53,13 +53,14 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
     return summary
 
 
-def load_features(workdir) -> stored.StoredFeatures:
+def load_features(workdir, path=None) -> stored.StoredFeatures:
     """Reads the features of all images of a run.
 
     Args:
       workdir: folder of the task embed, or of a run whose images were embedded in its folder `embed`. Where
         they were not, or by another network, at another size or from other files than now, the task embed is
         run there now; features that were there before keep a folder of their own.
+      path: the folder of the images, where they have moved.
 
     Raises:
       UserError: it is no workdir of a run with a checkpoint.
@@ -67,6 +68,7 @@ def load_features(workdir) -> stored.StoredFeatures:
     workdir = epath.Path(workdir)
     files.check_reachable(workdir)
     config = ConfigDict(complete(records.read_config(workdir)))
+    records.find_images(config, path, needed=False)
     if (workdir / stored.FILE).exists():
         if outdated := parts.changes(workdir, config):
             report.say(f"note: {escape(workdir)} holds features of {', '.join(outdated.values())}")
@@ -79,6 +81,7 @@ def load_features(workdir) -> stored.StoredFeatures:
     if (folder / stored.FILE).exists():
         saved = ConfigDict(complete(records.read_config(folder)))
         config.dataset = saved.dataset  # The images may have been embedded from another place.
+        records.find_images(config, path, needed=False)
         if outdated := parts.changes(folder, config):
             aside = files.free_path(workdir / "embed-before")
             report.say(
@@ -88,6 +91,7 @@ def load_features(workdir) -> stored.StoredFeatures:
             with files.storage(folder):
                 folder.rename(aside)
     if not (folder / stored.FILE).exists():
+        records.find_images(config)
         run(config, folder)
     return stored.read(folder, config)
 

@@ -9,6 +9,7 @@ import socket
 import numpy as np
 import pytest
 import tensorflow as tf
+from ml_collections import ConfigDict
 from PIL import Image
 from test_datasets import config, load_folder, names, write_folder, write_image
 
@@ -16,6 +17,7 @@ from simclr_jax.data import datasets, pipeline
 from simclr_jax.data.sources import folder
 from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import records
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +62,92 @@ def test_a_folder_of_links_says_what_helps(tmp_path):
         UserError, match="1 symbolic links; links are not followed: set --config.dataset.path"
     ):
         folder.catalogue(str(tmp_path / "links"), seed=0)
+
+
+def test_folders_that_cannot_be_read_are_left_out_and_told(tmp_path, monkeypatch, capsys):
+    """As of lost+found, and of a folder of mode 444, whose files are listed only: root may read both."""
+    write_folder(tmp_path, [*(f"{number}.png" for number in range(4)), "listed/1.png", "listed/2.png"])
+    (tmp_path / "lost+found").mkdir()
+    scandir, lstat = os.scandir, os.lstat
+
+    def refuse(function, part):
+        def call(path, *rest, **options):
+            if part in os.fspath(path):
+                raise PermissionError(13, "Permission denied", path)
+            return function(path, *rest, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refuse(scandir, "lost+found"))
+    monkeypatch.setattr(os, "lstat", refuse(lstat, "listed/"))
+    listed = folder.catalogue(str(tmp_path), seed=0)
+    assert len(listed["train"] + listed["eval"]) == 4
+    printed = capsys.readouterr().out
+    assert "left out, unreadable (Permission denied): 2 images in listed/, lost+found/" in printed
+    with pytest.raises(UserError, match="found no .* and no others; left out, unreadable"):
+        folder.catalogue(str(tmp_path / "listed"), seed=0)
+
+
+def test_what_is_no_photograph_is_left_out_and_told_but_stays_in_an_older_list(tmp_path, capsys):
+    photos = [f"{kind}/{number}.png" for kind in ("config", "plots") for number in range(4)]
+    others = [
+        "@eaDir/a/1.jpg",
+        "$RECYCLE.BIN/S-1/1.png",
+        "__MACOSX/._1.png",
+        ".thumbnails/1.png",
+        "a/._1.png",
+    ]
+    others += ["run/plots/map.png", "run/embed/plots/map.png"]
+    root = write_folder(tmp_path / "photos", [*photos, *others])
+    (root / "config" / "config.json").write_text('{"model": "of another program"}')
+    records.save_config(root / "run", {"dataset": {}, "model": {}})
+    names = {name for name, _ in folder.catalogue(str(root), seed=0)["train"]}
+    assert names < set(photos)
+    printed = capsys.readouterr().out
+    assert "2 classes; ignored 1 .json" in printed
+    assert "left out, thumbnails and bins: 3 images in $RECYCLE.BIN/S-1/, @eaDir/a/, __MACOSX/" in printed
+    assert "left out, hidden: 2 images in .thumbnails/, a/" in printed
+    assert "left out, written by runs: 2 images in run/embed/plots/, run/plots/" in printed
+    entries = [[name, -1] for name in [*photos, others[0], "run/plots/map.png"]]
+    (tmp_path / "images.json").write_text(json.dumps({"classes": [], "train": entries, "eval": []}))
+    listed = folder.catalogue(str(root), seed=0, workdir=tmp_path)
+    assert listed["train"] == entries and not listed["lost"]
+
+
+def test_pictures_of_a_run_in_the_folder_itself_are_left_out(tmp_path):
+    root = write_folder(tmp_path, ["1.png", "2.png", "plots/map.png"])
+    records.save_config(root, {"dataset": {}, "model": {}})
+    listed = folder.catalogue(str(root), seed=0)
+    assert sorted(name for name, _ in listed["train"] + listed["eval"]) == ["1.png", "2.png"]
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    with pytest.raises(
+        UserError, match="found no .jpg .* files, and no others; set --config.dataset.path to"
+    ):
+        folder.catalogue(str(tmp_path), seed=0)
+
+
+def test_the_folder_of_a_run_is_kept_absolute_and_may_move(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", ["1.png"])
+    saved = {"dataset": {"name": "folder", "path": "photos", "labels": None}, "seed": 0}
+    records.save_config("run", saved)
+    assert records.read_config("run")["dataset"]["path"] == str(tmp_path / "photos")
+    records.check_config("run", saved)
+    moved = {"dataset": {"name": "folder", "path": str(tmp_path / "moved"), "labels": None}, "seed": 0}
+    with pytest.raises(UserError, match="dataset.path is .*photos' there and .*moved' here"):
+        records.check_config("run", moved)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    records.check_config("run", moved)
+    assert "note: dataset.path was" in capsys.readouterr().out
+    found = ConfigDict(records.read_config("run"))
+    with pytest.raises(UserError, match="photos is no folder now: set --path=PHOTOS to where"):
+        records.find_images(found)
+    records.find_images(found, "moved")
+    assert found.dataset.path == "moved"
+    with pytest.raises(UserError, match="--path=moved: the run is on digits, no folder: leave it out"):
+        records.find_images(ConfigDict({"dataset": {"name": "digits", "path": None}}), "moved")
 
 
 def test_bombs_are_refused_by_name_with_the_key(tmp_path, capsys):

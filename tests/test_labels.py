@@ -1,5 +1,7 @@
 """Labels by CSV: what spreadsheets write is read, and what is wrong is said with its row."""
 
+import csv
+
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -7,6 +9,7 @@ from test_datasets import config, write_folder
 
 from simclr_jax import supervised
 from simclr_jax.data import datasets, labels
+from simclr_jax.process import files
 from simclr_jax.process.errors import UserError
 
 NAMES = ["a/1.png", "a/2.png", "b/3, big.png", "gr\u00fcn.png", "x\udcff.png"]
@@ -80,6 +83,123 @@ def test_classes_that_differ_in_case_or_spaces_are_told():
         "'Cat' and 'cat'",
         "'sea lion' and 'sealion'",
     ]
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "./a/1.png",
+        "a\\1.png",
+        "a//1.png",
+        "PHOTOS/a/1.png",
+        "{cwd}/PHOTOS/a/1.png",
+        "C:\\me\\PHOTOS\\a\\1.png",
+    ]
+    + ["A/1.PNG", "a/1", " a/1.png\xa0", "\u200ba/1.png", "'a/1.png"],
+)
+def test_names_are_understood_where_one_image_fits(tmp_path, monkeypatch, capsys, spelling):
+    monkeypatch.chdir(tmp_path)
+    spelling = spelling.format(cwd=tmp_path)
+    assert read(tmp_path, f"name,label\n{spelling},cat\n", classes=1) == {"a/1.png": "cat"}
+    assert ("are taken for others" in capsys.readouterr().out) == (spelling != "./a/1.png")
+
+
+def test_of_similar_images_the_one_that_is_spelt_so_is_meant(tmp_path):
+    names = ["x.jpg", " x.jpg", "X.jpg", "x.png", "e\u0301.jpg", "\u00e9.jpg", "=x.jpg", "x.jpg.jpg"]
+    path = csv_of(tmp_path / "labels.csv", {name: f"label {number}" for number, name in enumerate(names)})
+    assert list(labels.read(path, names, "PHOTOS").values()) == [f"label {number}" for number in range(8)]
+    csv_of(tmp_path / "labels.csv", {"/other/PHOTOS/ x.jpg": "a"})
+    assert labels.read(path, names, "PHOTOS", classes=1) == {" x.jpg": "a"}
+    csv_of(tmp_path / "labels.csv", {"x": "a"})
+    with pytest.raises(UserError, match="row 2: 'x' is no image of PHOTOS: .*X.jpg, x.png fit: write the"):
+        labels.read(path, names[1:4], "PHOTOS")
+
+
+def test_names_that_we_write_come_back_from_a_spreadsheet(tmp_path):
+    names = [" x.png", "\tx.png", "\xa0x.png", "=x.png", "-1.png", "+1.png", "@x.png", "'x.png", " d/x.png"]
+    rows = [("name", "label"), *((files.csv_name(name), number) for number, name in enumerate(names))]
+    path = tmp_path / "labels.csv"
+    files.write_csv(path, rows)
+    assert path.read_bytes().startswith(b"\xef\xbb\xbfname,label\n")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = [[cell.strip() for cell in line] for line in csv.reader(file)]  # As some spreadsheets do.
+    assert not [cell for cell, _ in rows if cell[0] in "=+-@'"]
+    files.write_csv(path, rows)
+    assert list(labels.read(str(path), names, "PHOTOS")) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nname;label\na/1.png;cat\n",
+        '"sep=\t"\r\nname\tlabel\r\na/1.png\tcat\r\n',
+        '"name,label"\n"a/1.png,cat"\n',
+        '"name,label";;\n"""a/1.png"",""cat""";;\n',
+        "name|label\na/1.png|cat\n",
+    ],
+)
+def test_other_forms_of_csv_are_read(tmp_path, text):
+    assert read(tmp_path, text, classes=1) == {"a/1.png": "cat"}
+
+
+def test_all_wrong_names_are_told_at_once_and_which_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "PHOTOS", ["damaged.png"])
+    rows = {f"{number}.png": "cat" for number in range(9)} | {"damaged.png": "dog", "a/1.png": "cat"}
+    with pytest.raises(UserError) as error:
+        labels.read(csv_of(tmp_path / "labels.csv", rows), NAMES, "PHOTOS")
+    assert str(error.value).startswith(
+        "dataset.labels="
+        + str(tmp_path / "labels.csv")
+        + ", 10 of 11 names are no images of PHOTOS, as row 2: "
+        "'0.png', row 3: '1.png', row 4: '2.png'; 9 of them: write names relative"
+    )
+    assert "; 1 of them: there, but damaged or left out" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "page, told", [("cp1252", "Windows-1252"), ("mac-roman", "Mac Roman"), ("cp850", "DOS")]
+)
+def test_accents_of_another_code_page_are_told(tmp_path, page, told):
+    name, label = ("gr\u00fcn.png".encode().decode(page), "\u00fc".encode().decode(page))
+    with pytest.raises(UserError, match=f"look like UTF-8 read as {told}: open it anew by Data > From Text"):
+        read(tmp_path, f"name,label\n{name},cat\na/1.png,dog\n")
+    (note,) = labels.notes({"a/1.png": label, "a/2.png": "\u00e4", "b/3, big.png": "\u56fe"})
+    assert f"looks like '\u00fc', UTF-8 read as {told}" in note
+
+
+def test_formulas_are_told(tmp_path):
+    with pytest.raises(UserError, match="row 2: '#NAME.' .* took names for formulas: write ./ in front"):
+        read(tmp_path, "name,label\n#NAME?,cat\n")
+    with pytest.raises(UserError, match="row 2: 'a/1.png' is '#REF!', the error of a formula: type"):
+        read(tmp_path, "name,label\na/1.png,#REF!\n")
+
+
+def test_missing_labels_of_pandas_and_r_are_noted(tmp_path, capsys):
+    text = "name,label\na/1.png,NaN\na/2.png,NA\ngr\u00fcn.png,none\n"
+    assert read(tmp_path, text, classes=1) == {"gr\u00fcn.png": "none"}
+    assert "2 rows with NA, NaN have no label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["1", "01", "2"], "'01' and '1' are two classes"),
+        (["TRUE", "True"], "'TRUE' and 'True' are"),
+        (["a", "a\u200b"], r"'a' and 'a\\u200b' are"),
+        (["\u00e9", "e\u0301"], "'e\\u0301' and '\u00e9' are"),
+        (
+            [f"{number / 7:.4f}" for number in range(40)],
+            "40 images have 40 labels, which look like measurements",
+        ),
+        ([f"image {number}" for number in range(40)], "40 images have 40 labels, which look like names"),
+        ([str(number % 10) for number in range(40)], ""),
+        ([str(number) for number in range(10)], ""),
+    ],
+)
+def test_odd_classes_are_noted(given, told):
+    lines = labels.notes(dict(enumerate(given)))
+    assert len(lines) == bool(told) and told in "".join(lines)
 
 
 def csv_of(path, rows):

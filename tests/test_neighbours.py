@@ -59,7 +59,7 @@ def test_without_duplicates_there_are_none(tmp_path, capsys):
     run = write_embedded(tmp_path / "run", blobs([40] * 3, spread=0.3)[0])
     output = tmp_path / "duplicates.csv"
     neighbours.main([str(run), "--duplicates", f"--output={output}", "--share=0.01"])
-    assert output.read_text() == "group,name,similarity\n"
+    assert output.read_text("utf-8-sig") == "group,name,similarity\n"
     assert "0 of 120 images in 0 groups" in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_the_file_lists_every_group(tmp_path):
     features[50] = features[2]
     output = tmp_path / "duplicates.csv"
     neighbours.main([str(write_embedded(tmp_path / "run", features)), "--duplicates", f"--output={output}"])
-    with open(output, newline="") as file:
+    with open(output, newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.DictReader(file) if float(row["similarity"]) > 0.99999]
     assert [(row["group"], row["name"]) for row in rows] == [("1", "2.png"), ("1", "50.png")]
     with pytest.raises(UserError, match="exists already"):

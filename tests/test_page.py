@@ -186,7 +186,7 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
     assert download.value.suggested_filename == "labels.csv"
     download.value.save_as(tmp_path / "labels.csv")
     assert not faults
-    with open(tmp_path / "labels.csv", newline="") as file:
+    with open(tmp_path / "labels.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert {row["name"]: row["label"] for row in rows if row["label"]} == given and len(rows) == 50
     assert [row["name"] for row in rows[:10]] == order

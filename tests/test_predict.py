@@ -30,7 +30,7 @@ def photos(tmp_path_factory):
         name = f"{row:03d}-{digit}.png"
         Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(root / "photos" / name)
         if row < 40 and digit < 3:
-            lines.append(f"{name},{['null', 'label', 'zwei'][digit]}")
+            lines.append(f"{name},{['null', 'label', 'label (class)'][digit]}")
     (root / "labels.csv").write_text("\n".join(lines))
     return root
 
@@ -56,7 +56,7 @@ def predicted(classifier, photos, tmp_path_factory):
 
 
 def rows_in(workdir):
-    with open(workdir / "predictions.csv", newline="") as file:
+    with open(workdir / "predictions.csv", newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -66,27 +66,27 @@ def test_few_labels_are_cross_validated_and_all_learnt_from(classifier, photos):
     assert summary["labels"] == count and summary["folds"] == 5 and 0 <= summary["top1"] <= 1
     assert summary["top1_spread"] >= 0 and summary["top5"] == 1.0
     assert sorted(path.name for path in workdir.glob("fold*")) == [f"fold{i}" for i in range(5)]
-    assert pretrained.read(workdir)[1]["class_names"] == ["label", "null", "zwei"]
-    assert simclr_jax.load(workdir).class_names == ("label", "null", "zwei")
+    assert pretrained.read(workdir)[1]["class_names"] == ["label", "label (class)", "null"]
+    assert simclr_jax.load(workdir).class_names == ("label", "label (class)", "null")
 
 
 def test_every_image_has_a_row_in_order(classifier, predicted, photos):
     workdir, summary = predicted
     rows = rows_in(workdir)
     assert summary["examples"] == COUNT and "top1" not in summary
-    assert list(rows[0]) == ["name", "label", "probability", "label (class)", "null", "zwei"]
+    assert list(rows[0]) == ["name", "label", "probability", "label (class)", "label (class) (class)", "null"]
     assert [row["name"] for row in rows] == sorted(path.name for path in (photos / "photos").iterdir())
     files = [photos / "photos" / row["name"] for row in rows]
     images = [np.asarray(Image.open(path))[..., None] for path in files]
     expected = simclr_jax.load(classifier[0]).predict(images)
     actual = np.array([[row[name] for name in list(row)[3:]] for row in rows], float)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
-    classes = np.array(["label", "null", "zwei"])
+    classes = np.array(["label", "label (class)", "null"])
     assert [row["label"] for row in rows] == classes[actual.argmax(axis=1)].tolist()
     np.testing.assert_allclose([float(row["probability"]) for row in rows], actual.max(axis=1))
     table = parquet.read_table(workdir / "predictions.parquet")
     assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
-    np.testing.assert_allclose(table["zwei"].to_numpy(), actual[:, 2], atol=1e-6)
+    np.testing.assert_allclose(table["null"].to_numpy(), actual[:, 2], atol=1e-6)
     assert not (workdir / "parts").exists()
 
 
@@ -114,9 +114,9 @@ def test_labels_tell_accuracy_by_the_names_of_classes(classifier, photos, tmp_pa
     ]
     assert summary["labelled"] == len(labelled) < len(rows)
     assert summary["top1"] == pytest.approx(np.mean([one == other for one, other in labelled]))
-    classes = ["label", "null", "zwei"]
+    classes = ["label", "label (class)", "null"]
     expected = [[labelled.count((true, said)) for said in classes] for true in classes]
-    assert summary["confusion"] == expected and expected[2] == [0, 0, 0]
+    assert summary["confusion"] == expected and expected[1] == [0, 0, 0]
     shares = {name: row[i] / sum(row) for i, (name, row) in enumerate(zip(classes, expected)) if sum(row)}
     assert summary["per_class"] == pytest.approx(shares) and list(shares) == ["label", "null"]
     with Image.open(tmp_path / "run" / "confusion.png") as picture:

@@ -21,7 +21,7 @@ def digit_in(name):
 
 
 def rows_in(path):
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

@@ -43,7 +43,7 @@ def write_embedded(workdir, features, *, split="all", label=-1, names=None):
 
 
 def rows_in(path):
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -149,6 +149,7 @@ def test_held_out_images_are_not_suggested_and_names_are_made_where_there_are_no
         (["--count=41"], "--count=41: expected 1 to 40"),
         (["--seed=-1"], "--seed=-1: expected a whole number from 0"),
         (["--labelled=none.csv"], "none.csv cannot be read"),
+        (["--path=moved"], "--path=moved: the run is on digits, no folder: leave it out"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, arguments, message):

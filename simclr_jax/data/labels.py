@@ -1,91 +1,196 @@
 """Labels by CSV, `--config.dataset.labels=FILE.csv`: a row an image, with the columns `name` and `label`.
 
-Files of `simclr_jax.evaluation.suggest` and of spreadsheets may have more columns, rows without a label,
-semicolons or tabs in place of commas, and a byte order mark.
+Files of `simclr_jax.evaluation.suggest` and of spreadsheets may have more columns, rows without a label, a
+byte order mark, a line `sep=;`, semicolons, tabs or bars in place of commas, and lines quoted as a whole.
 """
 
+import collections
 import csv
+import functools
 import io
+import itertools
+import os
+import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 
 from etils import epath
 
-from simclr_jax.process import UserError, escape, first_few, reason_of
+from simclr_jax.process import UserError, escape, files, first_few, reason_of, say_once
 
 _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Spreadsheets mark "Unicode text" so.
+_CODE_PAGES = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman", "cp1250": "Windows-1250", "cp850": "DOS"}
+_ANEW = "open it anew by Data > From Text/CSV with the origin UTF-8, then save it as 'CSV UTF-8'"
+_MISSING = ("NaN", "nan", "NaT", "NA", "<NA>", "None", "#N/A")  # As pandas, R and spreadsheets write it.
+_ERROR = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!)|Err:\d+")  # As spreadsheets write it.
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
+_nfc = functools.partial(unicodedata.normalize, "NFC")
 
 
 def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
-    """Reads the labels of images from a CSV file.
+    """Reads the labels of images from a CSV file, and notes what is not taken as it is written.
 
     Args:
       path: the file, local or gs://.
-      names: the names of all images, relative to their folder.
-      where: the folder itself, for messages.
+      names, where: the names of all images, relative to their folder, and the folder.
       classes: the smallest number of classes.
 
     Returns:
       {name: label}, in the file's order, of the rows with a label.
 
     Raises:
-      UserError: the file cannot be read, lacks a column, names an image that is not there, gives an image
-        two labels, or has too few classes; the message names the row.
+      UserError: the file cannot be read, lacks a column, names images that are not there, gives an image
+        two labels, or has too few classes; the message names the rows.
     """
     # Bytes that are no text are escaped, as in the names that `embed` writes.
-    name_of = {_normalize(name.encode("utf-8", "backslashreplace").decode()): name for name in names}
-    label_of, row_of = {}, {}
-    for row, spelling, label in _rows(path):
-        where_row = f"dataset.labels={escape(path)}, row {row}: {escape(spelling)!r}"
-        if not spelling and not label:
+    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
+    match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
+    label_of, row_of, wrong, respelt, missing, rows = {}, {}, {}, {}, [], list(_rows(path))
+    for row, spelling, label in rows:
+        where_row, fitting = f"{file}, row {row}: {escape(spelling)!r} is {escape(label)!r}", match(spelling)
+        if len(fitting) != 1:
+            wrong.setdefault(spelling, row)
             continue
-        name = name_of.get(_normalize(spelling))
-        if name is None:
-            raise UserError(
-                f"{where_row} is no image of {escape(where)}: write names relative to that folder, as in "
-                f"{escape(min(name_of.values()))!r}, or take the row out"
-            )
-        if not label:
-            continue
-        if label_of.get(name, label) != label:
-            raise UserError(
-                f"{where_row} is {escape(label)!r} here, but {escape(label_of[name])!r} in row "
-                f"{row_of[name]}: keep one of the two"
-            )
-        label_of[name], row_of[name] = label, row
+        name = name_of[fitting[0]]
+        if _nfc(spelling.removeprefix("./")) != _nfc(fitting[0]):
+            respelt[spelling] = f"{escape(spelling)!r} for {escape(name)!r}"
+        if label in _MISSING:
+            missing.append(label)
+        elif _ERROR.fullmatch(label):
+            raise UserError(f"{where_row}, the error of a formula: type the label as text")
+        elif label_of.get(name, label) != label:
+            other = f"{escape(label_of[name])!r} in row {row_of[name]}"
+            raise UserError(f"{where_row} here, but {other}: keep one of the two")
+        elif label:
+            label_of[name], row_of[name] = label, row
+    if wrong:
+        raise UserError(f"{file}, {_describe(wrong, len(rows), match, min(name_of), where)}")
+    if missing:
+        text = f"{len(missing)} rows with {first_few(set(missing))} have no label, as pandas and R write it"
+        say_once(f"note: labels: {escape(path)}: {text}; call a class otherwise")
+    if respelt:
+        text = f"{len(respelt)} names are taken for others: {first_few(respelt.values())}"
+        say_once(f"note: labels: {escape(path)}: {text}")
     labels = set(label_of.values())
     if not labels:
-        raise UserError(f"dataset.labels={escape(path)}: no row has a label: fill in the column label")
+        raise UserError(f"{file}: no row has a label: fill in the column label")
     if len(labels) < classes:
         raise UserError(
-            f"dataset.labels={escape(path)}: {len(label_of)} labels, all {escape(labels.pop())!r}: expected "
-            f"at least {classes} classes; label images of another class, too"
+            f"{file}: {len(label_of)} labels, all {escape(labels.pop())!r}: expected at least {classes} "
+            "classes; label images of another class, too"
         )
     return label_of
 
 
+def notes(label_of: dict[str, str]) -> list[str]:
+    """Returns what is odd about the classes of {name: label}."""
+    classes = sorted(set(label_of.values()))
+    lines = [f"{pair} are two classes" for pair in similar_classes(classes)]
+    are_numbers = all(map(_NUMBER.fullmatch, classes))
+    # Fewer labels may well be the first ones of many classes.
+    if len(label_of) >= 20 and len(classes) > (0.5 if are_numbers else 0.8) * len(label_of):
+        kind = "measurements" if are_numbers else "names"
+        remedy = "give many images the same label, as in small and large"
+        lines.append(f"{len(label_of)} images have {len(classes)} labels, which look like {kind}: {remedy}")
+    for label in classes:
+        for page, text in itertools.islice(_repairs(label), 1):
+            lines.append(f"{escape(label)!r} looks like {escape(text)!r}, UTF-8 read as {page}: {_ANEW}")
+    return [f"labels: {line}" for line in lines]
+
+
 def similar_classes(classes: Iterable[str]) -> list[str]:
-    """Returns 'cat and Cat' for classes that differ in case or spaces alone, most likely by mistake."""
+    """Returns 'cat and Cat' for classes that look alike, or are the same number, most likely by mistake."""
     by_form = {}
     for name in sorted(classes):
-        by_form.setdefault("".join(name.casefold().split()), []).append(name)
-    return [" and ".join(map(repr, map(escape, names))) for names in by_form.values() if len(names) > 1]
+        form = "".join(_trim(unicodedata.normalize("NFKC", name)).casefold().split())
+        form = float(form.replace(",", ".")) if _NUMBER.fullmatch(form) else form
+        # Two forms of an accent look the same, unless they are escaped.
+        by_form.setdefault(form, []).append(repr(escape(name)) if name == _nfc(name) else ascii(name))
+    return [" and ".join(pair) for names in by_form.values() for pair in itertools.pairwise(names)]
+
+
+def _trim(text):
+    """Returns a text without invisible characters, and without blanks and quotes around it."""
+    return "".join(c for c in _nfc(text) if unicodedata.category(c) != "Cf").strip().strip("'")
+
+
+def _matcher(names, folder):
+    """Returns a function from the spelling of a name to the names that fit: the very one, or similar ones."""
+    folder = os.path.join(os.path.abspath(folder) if files.is_local(folder) else folder, "")
+    base = f"/{os.path.basename(folder[:-1])}/"  # Paths of other machines have it, too.
+    alike, alike_but_type = collections.defaultdict(list), collections.defaultdict(list)
+    for name in names:
+        form = _trim(name).replace("\\", "/").casefold()
+        alike[form].append(name)
+        alike_but_type[os.path.splitext(form)[0]].append(name)
+
+    def match(spelling):
+        if (name := spelling.removeprefix("./")) in names:
+            return [name]
+        path = _trim(spelling).replace("\\", "/")
+        inside = path.removeprefix(folder) if path.startswith(folder) else f"/{path}".partition(base)[2]
+        path = os.path.normpath(inside or path)
+        form = _trim(path).casefold()
+        fitting = alike.get(form) or alike_but_type.get(form, [])
+        return [name for name in fitting if _nfc(name) == path] or fitting
+
+    return match
+
+
+def _describe(wrong, count, match, example, where):
+    """Returns what is wrong with {spelling: row} of names, of `count` rows, and the remedies."""
+
+    def remedy(spelling):
+        page, _ = next(_repairs(spelling), ("another code page" if "\ufffd" in spelling else None, ""))
+        if page:
+            return f"accents look like UTF-8 read as {page}: {_ANEW}"
+        if _ERROR.match(spelling):
+            return "a spreadsheet took names for formulas: write ./ in front of them, as in ./-1.jpg"
+        if fitting := match(spelling):
+            return f"{first_few(map(escape, fitting))} fit: write the whole name"
+        if files.is_local(where) and os.path.isfile(os.path.join(where, spelling)):
+            return "there, but damaged or left out: take the row out"
+        return f"write names relative to that folder, as in {escape(example)!r}, or take the row out"
+
+    rows = [f"row {row}: {escape(spelling)!r}" for spelling, row in wrong.items()]
+    remedies = collections.Counter(map(remedy, wrong)).most_common(3)
+    if len(wrong) == 1:
+        return f"{rows[0]} is no image of {escape(where)}: {remedies[0][0]}"
+    text = f"{len(wrong)} of {count} names are no images of {escape(where)}, as {', '.join(rows[:3])}"
+    return f"{text}; {'; '.join(f'{number} of them: {advice}' for advice, number in remedies)}"
+
+
+def _repairs(text):
+    """Yields (code page, text as it was) for a text of UTF-8 that may have been read in another code page."""
+    for page, title in _CODE_PAGES.items():
+        with suppress(UnicodeError):  # Bytes that a code page lacks are read as controls.
+            original = b"".join(c.encode("latin-1" if c < "\xa0" else page) for c in text).decode()
+            if original != text:
+                yield title, original
 
 
 def _rows(path):
-    """Yields (number of the row in the file, name, label) without spaces around name and label."""
+    """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
     text = _text(path)
-    header, _, _ = text.lstrip("\n").partition("\n")
-    delimiter = max(",;\t", key=header.count)
-    columns, row = None, 0
+    hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
+    text = text[hint.end() :] if hint else text
+    header = text.lstrip("\n").partition("\n")[0]
+    delimiter = hint[1] if hint else max(",;\t|", key=header.count)
+    columns, inner, row = None, None, 0
     try:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for row, line in enumerate(lines, 1):
-            cells = [cell.strip() for cell in line]
+        for row, cells in enumerate(lines, 2 if hint else 1):
+            if columns is None and len(filled := list(filter(str.strip, cells))) == 1:
+                inner = max(",;\t|", key=filled[0].count)  # Each line is quoted as a whole.
+            if inner:
+                cells = next(csv.reader(cells[:1], delimiter=inner, strict=True), [])
             if columns is not None:
-                yield row, *(cells[column] if column < len(cells) else "" for column in columns)
-            elif any(cells):
-                titles = [cell.casefold() for cell in cells]
+                name, label = (cells[column] if column < len(cells) else "" for column in columns)
+                if name.strip() or label.strip():
+                    yield row, name, label.strip()
+            elif any(map(str.strip, cells)):
+                titles = [cell.strip().casefold() for cell in cells]
                 if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
                     raise UserError(
                         f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
@@ -115,12 +220,8 @@ def _text(path):
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
         where_row = f"dataset.labels={escape(path)}, row {row}"
-        raise UserError(f"{where_row} is no UTF-8: save it as 'CSV UTF-8'") from None
+        remedy = f"save it as 'CSV UTF-8' if its accents look right in the spreadsheet; if not, {_ANEW}"
+        raise UserError(f"{where_row} is no UTF-8: {remedy}") from None
     if "\0" in text:
-        raise UserError(f"dataset.labels={escape(path)} is no text: give a CSV file")
+        raise UserError(f"dataset.labels={escape(path)} is no text: save it as 'CSV UTF-8'")
     return text
-
-
-def _normalize(name):
-    """Returns a name without './' at its begin, in the one form of Unicode that all names are compared in."""
-    return unicodedata.normalize("NFC", name.removeprefix("./"))

@@ -10,7 +10,6 @@ nearest neighbour. Look at them: keep one of true duplicates, since the loss tak
 other, and a held-out image with a copy in training makes scores look better than they are.
 """
 
-import argparse
 import os
 
 from etils import epath
@@ -19,13 +18,13 @@ from simclr_jax import encoder, runs
 from simclr_jax.evaluation import parts, similarity
 from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.process import UserError, errors, escape, files, reason_of
+from simclr_jax.workdir import records
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = errors.command_parser(__doc__)
     parser.add_argument("run", help="workdir of a run")
+    parser.add_argument("--path", help="the folder of its images, where they have moved")
     parser.add_argument("images", nargs="*", help="files of images whose neighbours to print")
     parser.add_argument("--count", type=int, default=5, help="how many neighbours each (5)")
     parser.add_argument("--duplicates", action="store_true", help="write groups of near-duplicates")
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output={escape(args.output)} exists already: choose another file, or remove it")
     if missing := [path for path in args.images if not os.path.isfile(path)]:
         raise UserError(f"{escape(missing[0])} is no file: give image files")
-    stored = runs.load_features(args.run)
+    stored = runs.load_features(args.run, args.path)
     if args.duplicates:
         _write_duplicates(stored, args.share, epath.Path(args.output))
     else:
@@ -68,6 +67,7 @@ def _decode(stored, paths):
     config = stored.config
     options = {"max_pixels": config.dataset.max_pixels}
     if config.dataset.name == "folder":  # It knows which values of 16 bits are black and white.
+        records.find_images(config)
         source = parts.load(config, stored.folder, stored.split[0])
         options |= {"value_range": source.value_range} if source.value_range else {}
     images = []
@@ -82,7 +82,7 @@ def _decode(stored, paths):
 def _write_duplicates(stored, share, output):
     groups, similar, threshold = similarity.duplicates(stored.features, share)
     lines = [
-        (groups[row] + 1, stored.names[row], f"{similar[row]:.5f}")
+        (groups[row] + 1, files.csv_name(stored.names[row]), f"{similar[row]:.5f}")
         for row in groups.argsort(kind="stable")
         if groups[row] >= 0
     ]

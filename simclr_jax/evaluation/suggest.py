@@ -13,8 +13,6 @@ Methods:
     random    random images, to compare with
 """
 
-import argparse
-
 import numpy as np
 from etils import epath
 
@@ -24,10 +22,9 @@ from simclr_jax.process import UserError, errors, escape, files
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = errors.command_parser(__doc__)
     parser.add_argument("run", help="workdir of a run")
+    parser.add_argument("--path", help="the folder of its images, where they have moved")
     parser.add_argument("--count", type=int, default=50, help="how many images to suggest (50)")
     parser.add_argument("--output", default="labels.csv", help="file to write (labels.csv)")
     parser.add_argument("--labelled", help="CSV file of labels that there are already")
@@ -44,9 +41,15 @@ def main(argv: list[str]) -> None:
             f"--output={escape(output)} exists already: choose another file; --labelled={escape(output)} "
             "goes on from its labels"
         )
-    stored = runs.load_features(args.run)
+    stored = runs.load_features(args.run, args.path)
     rows = candidates(stored)
-    labels = _read_labels(args.labelled, stored) if args.labelled else {}
+    labels = {}  # By row.
+    if args.labelled:
+        from simclr_jax.data import labels as label_files
+
+        given = label_files.read(args.labelled, stored.names, stored.dataset, classes=1)
+        row_of = {name: row for row, name in enumerate(stored.names)}
+        labels = {row_of[name]: label for name, label in given.items()}
     labelled = np.isin(rows, list(labels))
     unlabelled = int((~labelled).sum())
     if not 1 <= args.count <= unlabelled:
@@ -55,20 +58,11 @@ def main(argv: list[str]) -> None:
     choose = METHODS[args.method]
     chosen = choose(stored.features[rows], args.count, np.flatnonzero(labelled), args.seed)
     lines = [
-        (stored.names[row], labels.get(row, ""), stored.split[row], stored.index[row])
+        (files.csv_name(stored.names[row]), labels.get(row, ""), stored.split[row], stored.index[row])
         for row in [*labels, *rows[chosen]]
     ]
     files.write_csv(output, [("name", "label", "split", "index"), *lines])
     print(f"{escape(output)}: {args.count} images to label, in the column label", flush=True)
-
-
-def _read_labels(path, stored):
-    """{row: label} of a CSV file."""
-    from simclr_jax.data import labels
-
-    rows = {name: row for row, name in enumerate(stored.names)}
-    labels_by_name = labels.read(path, stored.names, stored.dataset, classes=1)
-    return {rows[name]: label for name, label in labels_by_name.items()}
 
 
 if __name__ == "__main__":

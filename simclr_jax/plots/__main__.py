@@ -5,7 +5,6 @@ of 20,000 random ones where there are more, by the run's own network. `RUN/plots
 at them, to label some, and to see what the newest run of predict in a folder of RUN predicts for others.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,14 @@ def _name_of_loss(config) -> str:
     return "cross entropy against the teacher" if config.task == "distill" else "cross entropy"
 
 
-def figures_of_log(run: Path):
-    """Yields (name, figure) of the curves, views and scores that the run has logged."""
+def figures_of_log(run: Path, path=None):
+    """Yields (name, figure) of curves, views and scores that the run has logged, its images now in `path`."""
     config = ConfigDict(complete(records.read_config(run)))
     log = report.read(run / "metrics.jsonl")
     yield "curves", figures.learning_curves(log, _name_of_loss(config))
     if config.task == "pretrain":
         if config.dataset.name != "arrays":
+            records.find_images(config, path)
             yield "views", figures.views(batches.example_views(config, run, count=10))
         if health := [line for line in log if "features_effective_rank" in line]:
             yield "health", figures.health(health)
@@ -60,11 +60,11 @@ def figures_of_images(images: gallery.Gallery):
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = errors.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="workdir of a run")
-    run = parser.parse_args(argv).run
+    parser.add_argument("--path", help="the folder of its images, where they have moved")
+    args = parser.parse_args(argv)
+    run = args.run
     logged = (run / "metrics.jsonl").exists()
     if not logged and not any((run / name).exists() for name in (stored.FILE, predict.FILE)):
         raise UserError(
@@ -81,11 +81,12 @@ def main(argv: list[str]) -> None:
             drawn[name] = figure
             print(escape(path), flush=True)
 
-    save(figures_of_log(run) if logged else ())
+    save(figures_of_log(run, args.path) if logged else ())
     if records.read_config(run)["dataset"]["name"] == "arrays":
         print("the images were in memory: without views, neighbours, a map and the page", flush=True)
         return
-    features = runs.load_features(run)
+    features = runs.load_features(run, args.path)
+    records.find_images(features.config)
     print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))

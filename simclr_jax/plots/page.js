@@ -103,9 +103,9 @@ if ($("labels")) {
   function csv() {
     const quoted = (text) => (/[",\n\r]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = DATA.suggested.map((image, place) =>
-      [image.name, state.labels[place] ?? "", image.split, image.index].map(String).map(quoted).join(","),
+      [image.cell, state.labels[place] ?? "", image.split, image.index].map(String).map(quoted).join(","),
     );
-    return ["name,label,split,index", ...rows, ""].join("\n");
+    return ["\ufeffname,label,split,index", ...rows, ""].join("\n");
   }
 
   function draw() {

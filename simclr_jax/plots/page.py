@@ -18,7 +18,7 @@ from pyarrow import parquet
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts, similarity
 from simclr_jax.plots import figures, gallery
-from simclr_jax.process import escape
+from simclr_jax.process import UserError, escape, files
 from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
@@ -88,6 +88,7 @@ def _data(run, images, predictions):
     suggested = [
         {
             "name": stored.names[row],
+            "cell": files.csv_name(stored.names[row]),
             "split": stored.split[row],
             "index": int(stored.index[row]),
             "url": _jpeg(images.large[row]),
@@ -111,7 +112,7 @@ def _data(run, images, predictions):
             np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)[:GROUPS]
         ],
         "outliers": images.similarities.mean(axis=1).argsort(kind="stable")[:OUTLIERS].tolist(),
-        "doubts": _doubts(predictions) if predictions else [],
+        "doubts": _doubts(predictions, run, stored.config.dataset.path) if predictions else [],
         "suggested": suggested,
     }
     return data, threshold
@@ -179,8 +180,8 @@ def _read_predictions(run) -> Predictions | None:
     return Predictions(path.parent, table["name"].to_pylist(), classes, probabilities)
 
 
-def _doubts(predictions):
-    """The images whose second class is nearly as likely as the first, the most doubtful first."""
+def _doubts(predictions, run, path):
+    """The images whose second class is nearly as likely, the most doubtful first; `run` has its in `path`."""
     best = np.sort(predictions.probabilities, axis=1)[:, ::-1]
     captions = {}
     for row in (best[:, 0] - best[:, 1]).argsort(kind="stable")[:DOUBTFUL]:
@@ -188,6 +189,13 @@ def _doubts(predictions):
         words = (f"{predictions.classes[i]} {probabilities[i]:.2f}" for i in probabilities.argsort()[:-3:-1])
         captions[predictions.names[row]] = ", ".join(words)
     config, urls = ConfigDict(complete(records.read_config(predictions.run))), {}
+    if config.dataset.path == records.read_config(run)["dataset"]["path"]:
+        config.dataset.path = path
+    try:
+        records.find_images(config)
+    except UserError as error:
+        print(f"note: the page shows no images of {escape(predictions.run)}: {error}", flush=True)
+        return []
     for split in parts.splits(config):
         source = parts.load(config, predictions.run, split)
         names = _names(source, split)

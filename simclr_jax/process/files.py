@@ -79,10 +79,15 @@ def write_json(path, value: Any, **options) -> None:
 
 
 def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a CSV file in one piece."""
+    """Writes a CSV file in one piece, with the mark by which spreadsheets take it as UTF-8."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, f"\ufeff{text.getvalue()}")
+
+
+def csv_name(name: str) -> str:
+    """Returns the name of an image, with ./ in front where a spreadsheet would trim it or compute it."""
+    return f"./{name}" if re.match(r"[\s=+\-@']", name) else name
 
 
 def read_json(path) -> dict[str, Any]:

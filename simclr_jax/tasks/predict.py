@@ -103,7 +103,11 @@ def _join(plan, workdir, classes, numbers):
     for _, truth, probabilities in _read(plan, numbers):
         labelled = truth >= 0
         np.add.at(confusion, (truth[labelled], probabilities[labelled].argmax(axis=1)), 1)
-    titles = [*COLUMNS, *(f"{name} (class)" if name in COLUMNS else name for name in classes)]
+    titles = list(COLUMNS)
+    for name in classes:
+        while name in titles:
+            name += " (class)"
+        titles.append(name)
     schema = pyarrow.schema(
         [(title, pyarrow.string() if title in COLUMNS[:2] else pyarrow.float32()) for title in titles],
         {"class_names": json.dumps(classes), "confusion": json.dumps(confusion.tolist())},
@@ -113,7 +117,7 @@ def _join(plan, workdir, classes, numbers):
         files.writing(workdir / FILE) as parquet_file,
         parquet.ParquetWriter(parquet_file, schema) as writer,
     ):
-        text = io.TextIOWrapper(csv_file, "utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(csv_file, "utf-8-sig", newline="", write_through=True)
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(titles)
         for names, _, probabilities in _read(plan, numbers):
@@ -121,7 +125,8 @@ def _join(plan, workdir, classes, numbers):
             columns = [names, labels, probabilities.max(axis=1), *probabilities.T]
             writer.write_table(pyarrow.table(list(map(pyarrow.array, columns)), schema=schema))
             for name, label, values in zip(names, labels, probabilities):
-                rows.writerow([name, label, *(f"{value:.6g}" for value in (values.max(), *values))])
+                shares = (f"{value:.6g}" for value in (values.max(), *values))
+                rows.writerow([files.csv_name(name), label, *shares])
         text.detach()
 
 

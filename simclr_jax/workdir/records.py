@@ -4,6 +4,7 @@ A workdir belongs to the run of its `config.json`; `summary.json` marks a run th
 """
 
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -36,7 +37,12 @@ def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | Non
     def flat(tree):
         return flatten_dict(json.loads(json.dumps(tree)), sep=".")  # as it is saved: tuples become lists
 
-    current, saved = flat(config), flat(defaults or {}) | flat(read_config(workdir))
+    current, saved = flat(_resolve(config)), flat(defaults or {}) | flat(_resolve(read_config(workdir)))
+    for key in ("dataset.path", "dataset.labels") if current.get("dataset.name") == "folder" else ():
+        before, now = saved.get(key), current[key]
+        if before and now and before != now and not files.exists(before):
+            say(f"note: {key} was {escape(before)}, where nothing is any more: now {escape(now)}")
+            saved[key] = now
     differing = [
         f"{key} is {saved.get(key)!r} there and {current[key]!r} here"
         for key in sorted(current)
@@ -70,6 +76,17 @@ def read_config(workdir) -> dict[str, Any]:
     return config
 
 
+def find_images(config, path=None, *, needed: bool = True) -> None:
+    """Sets the folder of a run's images to the --path of a command; raises a UserError if it is not there."""
+    dataset = config.dataset
+    if path and dataset.name != "folder":
+        raise UserError(f"--path={escape(path)}: the run is on {dataset.name}, no folder: leave it out")
+    dataset.path = path or dataset.path
+    place = os.path.expanduser(dataset.path or "")
+    if needed and dataset.name == "folder" and files.is_local(place) and not os.path.isdir(place):
+        raise UserError(f"{escape(place)} is no folder now: set --path=PHOTOS to where its images are")
+
+
 def check_schema(path, saved: dict[str, Any]) -> None:
     """Raises a UserError where a later version of this program has written `saved`."""
     version = saved.get("schema_version", 0)
@@ -85,7 +102,18 @@ def save_config(workdir, config: dict[str, Any]) -> None:
     workdir = epath.Path(workdir)
     with files.storage(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / "config.json", {"schema_version": SCHEMA_VERSION, **config}, indent=2)
+    files.write_json(
+        workdir / "config.json", {"schema_version": SCHEMA_VERSION, **_resolve(config)}, indent=2
+    )
+
+
+def _resolve(config):
+    """Returns a config with the absolute paths of a folder and its labels, for commands in other folders."""
+    dataset = dict(config.get("dataset", {}))
+    for key in ("path", "labels") if dataset.get("name") == "folder" else ():
+        if dataset.get(key) and files.is_local(dataset[key]):
+            dataset[key] = os.path.abspath(os.path.expanduser(dataset[key]))
+    return config | {"dataset": dataset} if dataset else config
 
 
 def read_summary(workdir) -> dict[str, Any] | None:

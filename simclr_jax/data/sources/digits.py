@@ -6,7 +6,6 @@ writes them as PNG files without labels, to try out the tasks for folders: FOLDE
 train on, FOLDER/new the held-out ones. Only a file's name shows its digit, as 7 in photos/0042-7.png.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ def load(split: str) -> Source:
 def main(argv: list[str]) -> None:
     from PIL import Image
 
-    parser = argparse.ArgumentParser(description="Writes scikit-learn's handwritten digits as PNG files.")
+    parser = errors.command_parser("Writes scikit-learn's handwritten digits as PNG files.")
     parser.add_argument("folder", type=Path, help="where to write photos/ and new/")
     folder = parser.parse_args(argv).folder
     for split, name in (("train", "photos"), ("eval", "new")):

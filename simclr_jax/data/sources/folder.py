@@ -23,6 +23,8 @@ from simclr_jax.process.files import StorageError, exists, read_json, set_aside,
 _TRAIN_FOLDERS = ("train", "training")
 _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
+# Folders that storage and archives keep beside photographs, in lower case.
+_NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "__macosx")
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
 _DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
@@ -133,8 +135,9 @@ def catalogue(
         )
     path = os.fspath(path).rstrip("/") or "/"
     listing = epath.Path(workdir) / "images.json" if workdir else None
-    files, ignored = _walk(path)
-    if listed := listing and _read(listing, path):
+    listed = listing and _read(listing, path)
+    files, ignored, left_notes = _walk(path, whole=bool(listed))
+    if listed:
         if labels and exists(labels) and _relabel(listed, labels, path)[0] != listed:
             raise UserError(
                 f"dataset.labels={escape(labels)} has changed since {escape(listing)} was made: start with a "
@@ -145,10 +148,12 @@ def catalogue(
     where = f"dataset.path='{escape(path)}'"
     if not files:
         remedy = "convert other image types to PNG, which keeps all bits"
+        remedy = remedy if ignored else "set --config.dataset.path to a folder of images"
         if ignored["symbolic links"]:
             remedy = "links are not followed: set --config.dataset.path to their target, or copy it (cp -rL)"
-        suffixes = " ".join(decoder.IMAGE_TYPES)
-        raise UserError(f"{where}: found no {suffixes} files, only {_counts(ignored)}; {remedy}")
+        only = f"only {_counts(ignored)}" if ignored else "and no others"
+        fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
+        raise UserError(f"{where}: {fault}; {remedy}")
     traits, corrupt, too_large = _inspect(path, files, max_pixels)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
@@ -161,13 +166,14 @@ def catalogue(
     if labels:
         listed, class_notes = _relabel(listed, labels, path)
 
+    left_out = left_notes or (listed["left"] and not whole)
     count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
     summary = [
         f"{_images(len(good)) if whole else count}, {len(listed['classes']) or 'no'} classes",
-        f"ignored {_counts(ignored)}" + (" else" if not ignored and listed["left"] and not whole else ""),
+        f"ignored {_counts(ignored)}" + (" else" if not ignored and left_out else ""),
         f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_reasons(corrupt)}",
     ]
-    notes = class_notes if whole else split_notes + class_notes
+    notes = left_notes + (class_notes if whole else split_notes + class_notes)
     if too_large:
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
@@ -195,7 +201,7 @@ def files_in(path) -> dict[str, int | str]:
     Raises:
       UserError: there is no such folder, or it cannot be read.
     """
-    files, _ = _walk(os.path.expanduser(path).rstrip("/") or "/")
+    files, _, _ = _walk(os.path.expanduser(path).rstrip("/") or "/")
     digest = hashlib.sha256()
     for name, size in files.items():
         digest.update(os.fsencode(name) + f"\0{size}\0".encode())
@@ -253,41 +259,71 @@ def _vanished(listed, files, listing, path):
     return vanished
 
 
-def _walk(path):
-    """Returns {relative path: size} of the image files, sorted, and counts of other files by their type."""
+def _walk(path, whole=False):
+    """Returns {relative path: size} of the image files, sorted, and counts of other files by their type.
 
-    def fail(error):
-        place = escape(getattr(error, "filename", None) or path)
-        remedy = "set --config.dataset.path to a folder that can be read"
-        raise UserError(f"{place}: {reason_of(error)}; {remedy}")
-
+    Also notes on images that are left out; `whole` takes them where earlier versions did.
+    """
     remote = "://" in path
     walk = tf.io.gfile.walk if remote else os.walk
     if not (tf.io.gfile.isdir if remote else os.path.isdir)(path):
         raise UserError(
             f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=<folder of images>"
         )
-    files, ignored = {}, collections.Counter()
+    files, ignored, reasons = {}, collections.Counter(), {}
+    left = collections.defaultdict(collections.Counter)  # {reason: {folder: images}}
+
+    def leave_out(folder, reason, count):
+        left[reason][f"{escape(folder[len(path) :].lstrip('/')) or '.'}/"] += count
+
+    def fail(error):
+        place = getattr(error, "filename", None) or path
+        if place == path:
+            remedy = "set --config.dataset.path to a folder that can be read"
+            raise UserError(f"{escape(place)}: {reason_of(error)}; {remedy}")
+        leave_out(place, f"unreadable ({reason_of(error)})", 0)
+
     for top, folders, names in walk(path, onerror=fail):
         links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
         ignored["symbolic links"] += len(links)
-        # Changed in place, so that `walk` does not descend into the others.
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in links]
+        # Changed in place, so that `walk` does not descend into links.
+        folders[:] = [name for name in folders if name not in links]
+        # What a folder is left out for counts for its sub-folders as well.
+        reasons[top] = reasons.get(os.path.dirname(top)) or (top != path and _reason(top, names, whole))
         for name in names:
-            if name.startswith("."):
-                continue
             file, kind, size = os.path.join(top, name), os.path.splitext(name)[1].lower(), 0
-            if not remote:
+            reason = reasons[top] or ("hidden" if name.startswith(".") else "")
+            if not (remote or reason):
                 try:
                     status = os.lstat(file)
-                except OSError:  # The file has just vanished.
-                    continue
-                kind, size = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode), kind), status.st_size
-            if kind in decoder.IMAGE_TYPES:
+                    kind, size = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode), kind), status.st_size
+                except OSError as error:
+                    reason = f"unreadable ({reason_of(error)})"
+            if kind in decoder.IMAGE_TYPES and reason:
+                leave_out(top, reason, 1)
+            elif kind in decoder.IMAGE_TYPES:
                 files[file[len(path) :].lstrip("/")] = size
-            else:
+            elif not reason:
                 ignored[kind or "files without a type"] += 1
-    return dict(sorted(files.items())), +ignored
+    notes = []
+    for reason, counts in left.items():
+        images = f"{_images(counts.total())} in " if counts.total() else ""
+        notes.append(f"left out, {reason}: {images}{first_few(counts)}")
+    return dict(sorted(files.items())), +ignored, notes
+
+
+def _reason(folder, names, whole):
+    """Returns why the images of a folder are left out, in words; '' where they are taken."""
+    parent, name = os.path.split(folder)
+    if whole or name.startswith("."):
+        return "hidden" if name.startswith(".") else ""
+    if name.lower() in _NO_PHOTOGRAPHS:
+        return "thumbnails and bins"
+    config = os.path.join(parent if name == "plots" else folder, "config.json")
+    with suppress(OSError, ValueError, tf.errors.OpError):
+        if (name == "plots" or "config.json" in names) and {"dataset", "model"} <= {*read_json(config)}:
+            return "written by runs"
+    return ""
 
 
 def _inspect(path, files, max_pixels):
@@ -351,7 +387,7 @@ def _relabel(listed, labels, path):
         f"labels: {len(label_of)} of {escape(labels)} in {len(classes)} classes, {min(counts.values())} to "
         f"{max(counts.values())} each: {first_few(map(escape, classes))}; other images have no label"
     ]
-    notes += [f"labels: {pair} are two classes" for pair in label_files.similar_classes(classes)]
+    notes += label_files.notes(label_of)
     numbers = {label: number for number, label in enumerate(classes)}
     entries = {
         split: [[name, numbers.get(label_of.get(name), -1)] for name, _ in listed[split]] for split in _LISTS
