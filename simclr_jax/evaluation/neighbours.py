@@ -17,7 +17,8 @@ from etils import epath
 from simclr_jax import encoder, runs
 from simclr_jax.evaluation import parts, similarity
 from simclr_jax.evaluation.features import unit_rows
-from simclr_jax.process import UserError, errors, escape, files, reason_of
+from simclr_jax.images import to_array
+from simclr_jax.process import UserError, errors, escape, files
 from simclr_jax.workdir import records
 
 
@@ -62,21 +63,12 @@ def _print_neighbours(stored, paths, count):
 
 
 def _decode(stored, paths):
-    from simclr_jax.data import decode
-
     config = stored.config
     options = {"max_pixels": config.dataset.max_pixels}
     if config.dataset.name == "folder":  # It knows which values of 16 bits are black and white.
         records.find_images(config)
-        source = parts.load(config, stored.folder, stored.split[0])
-        options |= {"value_range": source.value_range} if source.value_range else {}
-    images = []
-    for path in paths:
-        try:
-            images.append(decode.decode(os.fsencode(path), **options).numpy())
-        except Exception as error:  # TensorFlow and Pillow raise errors of many types.
-            raise UserError(f"{escape(path)} cannot be decoded ({reason_of(error, 80)})") from None
-    return images
+        options["value_range"] = parts.load(config, stored.folder, stored.split[0]).value_range
+    return [to_array(path, path, **options) for path in paths]
 
 
 def _write_duplicates(stored, share, output):

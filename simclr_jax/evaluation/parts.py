@@ -110,7 +110,7 @@ def changes(workdir, config) -> dict[str, str]:
         return {}
     try:
         old, new = files.read_json(workdir / ORIGIN), origin(config)
-    except UserError:
+    except (UserError, ValueError):
         return {}
     differences = {}
     if old["network"] != new["network"]:
