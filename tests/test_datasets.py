@@ -668,7 +668,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         "files, message",
         [
-            ([], "found no .jpg .* files, only nothing"),
+            ([], "found no .jpg .* files, and no others; set --config.dataset.path to a folder"),
             (
                 ["a.tif", "b.TIF", "c.txt"],
                 "found no .* only 2 .tif, 1 .txt; convert other image types to PNG",

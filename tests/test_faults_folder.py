@@ -121,13 +121,6 @@ def test_pictures_of_a_run_in_the_folder_itself_are_left_out(tmp_path):
     assert sorted(name for name, _ in listed["train"] + listed["eval"]) == ["1.png", "2.png"]
 
 
-def test_an_empty_folder_is_told(tmp_path):
-    with pytest.raises(
-        UserError, match="found no .jpg .* files, and no others; set --config.dataset.path to"
-    ):
-        folder.catalogue(str(tmp_path), seed=0)
-
-
 def test_the_folder_of_a_run_is_kept_absolute_and_may_move(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos", ["1.png"])
