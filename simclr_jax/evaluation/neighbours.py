@@ -15,8 +15,9 @@ import os
 from etils import epath
 
 from simclr_jax import encoder, runs
-from simclr_jax.evaluation import parts, similarity
+from simclr_jax.evaluation import parts
 from simclr_jax.evaluation.features import unit_rows
+from simclr_jax.evaluation.similarity import SHARE, duplicates, nearest
 from simclr_jax.images import to_array
 from simclr_jax.process import UserError, errors, escape, files
 from simclr_jax.workdir import records
@@ -30,9 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--count", type=int, default=5, help="how many neighbours each (5)")
     parser.add_argument("--duplicates", action="store_true", help="write groups of near-duplicates")
     parser.add_argument("--output", default="duplicates.csv", help="file to write (duplicates.csv)")
-    parser.add_argument(
-        "--share", type=float, default=similarity.SHARE, help=f"see above ({similarity.SHARE})"
-    )
+    parser.add_argument("--share", type=float, default=SHARE, help=f"see above ({SHARE})")
     args = parser.parse_args(argv)
     if bool(args.images) == args.duplicates:
         raise UserError("expected image files, or --duplicates: see --help")
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 def _print_neighbours(stored, paths, count):
     features = encoder.load(stored.run)(_decode(stored, paths))
-    neighbours = similarity.nearest(stored.features, count, unit_rows(features, stored.basis))
+    neighbours = nearest(stored.features, count, unit_rows(features, stored.basis))
     for path, rows, similarities in zip(paths, *neighbours):
         print(escape(path))
         for row, value in zip(rows, similarities):
@@ -72,7 +71,7 @@ def _decode(stored, paths):
 
 
 def _write_duplicates(stored, share, output):
-    groups, similar, threshold = similarity.duplicates(stored.features, share)
+    groups, similar, threshold = duplicates(stored.features, share)
     lines = [
         (groups[row] + 1, files.csv_name(stored.names[row]), f"{similar[row]:.5f}")
         for row in groups.argsort(kind="stable")
