@@ -22,7 +22,7 @@
 #   --attempts=5          so many failures in a row end watch
 #   --dry_run             prints the commands, one a line, and runs none
 #
-# What has a value may also come from the environment, as TPU_NAME, TPU_ZONE, ...
+# Options with a value may also come from the environment, as TPU_NAME, TPU_ZONE, ...
 # With several workers, gcloud wants your key in ssh-agent: ssh-add ~/.ssh/google_compute_engine
 # A whole run:
 #   bash launch/tpu.sh watch --name=simclr --zone=us-central2-b --accelerator_type=v4-32 --spot --queued \
@@ -75,7 +75,7 @@ if [[ $verb == watch || $verb == run ]]; then
   workdir=${workdir%/}
 fi
 
-# What a dry run takes for granted.
+# A dry run takes these values for granted.
 assumed_queue='' assumed_machine='' assumed_training=absent assumed_summary=''
 assume_machine() {
   assumed_machine=READY

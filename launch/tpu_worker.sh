@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu.sh runs on every worker of a machine, from the copy of the repository there.
+# The commands that tpu.sh runs on every worker of a machine, from the copy of the repository there.
 # usage: bash launch/tpu_worker.sh install | start MAIN ARGUMENTS... | state | stop
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -288,7 +288,7 @@ def _walk(path, whole=False):
         ignored["symbolic links"] += len(links)
         # Changed in place, so that `walk` does not descend into links.
         folders[:] = [name for name in folders if name not in links]
-        # What a folder is left out for counts for its sub-folders as well.
+        # The reason that leaves a folder out leaves its sub-folders out, too.
         reasons[top] = reasons.get(os.path.dirname(top)) or (top != path and _reason(top, names, whole))
         for name in names:
             file, kind, size = os.path.join(top, name), os.path.splitext(name)[1].lower(), 0
