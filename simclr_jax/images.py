@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from simclr_jax.process import UserError, escape, reason_of
+from simclr_jax.process import UserError, escape, files
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # The modes of Pillow that PNG files have.
 
@@ -39,9 +39,13 @@ def to_array(image, name: str, *, value_range=None, max_pixels=None) -> np.ndarr
     options = {"value_range": tuple(value_range)} if value_range else {}
     options |= {"max_pixels": max_pixels} if max_pixels else {}
     if isinstance(image, str | os.PathLike):
-        return _read(image, options)
+        if files.is_local(image) and not os.path.isfile(image):
+            raise UserError(f"{escape(image)} cannot be decoded: it is no file")
+        return _decode(image, escape(image), options)
     if _is_pillow(image):
-        return _from_pillow(image, name, options)
+        if image.mode in ("F", "I;16B", "I;16L"):
+            raise UserError(f"{name} has Pillow's mode {image.mode}: give an array of floats in [0, 1]")
+        return _decode(image, name, options)
     is_torch = hasattr(image, "detach")
     image = np.asarray(image.detach().cpu() if is_torch else image)
     image = _channels_last(image, name, is_torch)
@@ -80,34 +84,28 @@ def _channels_last(image, name, is_torch):
     return image if last else np.moveaxis(image, 0, -1)
 
 
-def _read(path, options):
-    from simclr_jax.data import decode, eager_execution
-
-    try:
-        with eager_execution():
-            return decode.decode(os.fsencode(path), **options).numpy()
-    except UserError:
-        raise
-    except Exception as error:  # TensorFlow and Pillow raise errors of many types.
-        reason = reason_of(error, 80) if os.path.isfile(path) else "it is no file"
-        raise UserError(f"{escape(path)} cannot be decoded: {reason}") from None
-
-
 def _is_pillow(image):
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(image, pillow.Image)
 
 
-def _from_pillow(image, name, options):
-    """Converts an image of Pillow as its file would be decoded."""
-    from PIL import ImageOps
-
+def _decode(image, name, options):
+    """Decodes a file, or an image of Pillow as its file would be decoded."""
     from simclr_jax.data import decode, eager_execution
 
+    try:
+        with eager_execution():
+            if _is_pillow(image):
+                return decode.decode_with_pillow(_to_png(image), **options)
+            return decode.decode(os.fsencode(image), **options).numpy()
+    except Exception as error:  # TensorFlow and Pillow raise errors of many types.
+        raise UserError(f"{name} cannot be decoded: {decode.describe_failure(error)}") from None
+
+
+def _to_png(image):
+    from PIL import ImageOps
+
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("F", "I;16B", "I;16L"):
-        raise UserError(f"{name} has Pillow's mode {image.mode}: give an array of floats in [0, 1]")
     file = io.BytesIO()
     (image if image.mode in _MODES else image.convert("RGB")).save(file, "PNG", compress_level=0)
-    with eager_execution():
-        return decode.decode_with_pillow(file.getvalue(), **options)
+    return file.getvalue()

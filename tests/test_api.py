@@ -336,6 +336,13 @@ def test_an_encoder_of_the_training_size_needs_no_tensorflow(finished, tmp_path)
     assert shape == "(2, 32)" and "9 x 9 pixels has to be scaled to 16 x 16, which needs TensorFlow" in line
 
 
+class Cut(Image.Image):
+    """An image of Pillow whose file is cut off."""
+
+    def getexif(self):
+        raise OSError("broken")
+
+
 @pytest.mark.parametrize(
     "images, expected",
     [
@@ -348,6 +355,7 @@ def test_an_encoder_of_the_training_size_needs_no_tensorflow(finished, tmp_path)
         (["missing.png"], "missing.png cannot be decoded: it is no file"),
         ([__file__], "test_api.py cannot be decoded: "),
         ([Image.new("F", (16, 16))], "mode F: give an array of floats"),
+        ([Cut()], r"images\[0\] cannot be decoded: broken"),
         ([np.zeros(16, np.uint8)], r"images\[0\] has the shape \(16,\)"),
         (np.full((1, 16, 16, 3), 3.0), "values from 3 to 3"),
         (np.full((1, 16, 16, 3), np.nan), "values from nan to nan"),

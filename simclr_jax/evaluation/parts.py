@@ -79,8 +79,9 @@ def make_plan(config, workdir, result: str) -> Plan:
 
 def _remove_outdated(workdir, config):
     """Removes the parts of a stopped run if they were made by another network than the rest would be."""
-    network = changes(workdir, config).get("network")
-    if network and files.exists(workdir / "parts"):
+    if not files.exists(workdir / "parts"):
+        return
+    if network := changes(workdir, config).get("network"):
         report.say(f"{escape(workdir)} holds parts of {network}: they are made anew")
         (workdir / "parts").rmtree()
 

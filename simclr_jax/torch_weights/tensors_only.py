@@ -46,9 +46,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         import torch
 
-        module, name = NAME_MAPPING.get(
-            (module, name), (module, name)
-        )  # Old protocols have names of Python 2.
+        # Old protocols have the names of Python 2.
+        module, name = NAME_MAPPING.get((module, name), (module, name))
         module = IMPORT_MAPPING.get(module, module)
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
