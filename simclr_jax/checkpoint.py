@@ -176,9 +176,7 @@ def _read_tree(path, target, **options):
     tree = ocp.PyTreeCheckpointHandler().restore(path, args=arguments)
     for expected, leaf in zip(jax.tree.leaves(target), jax.tree.leaves(tree), strict=True):
         if expected.shape != leaf.shape or expected.dtype != leaf.dtype:
-            raise ValueError(
-                f"an array is {leaf.dtype}{leaf.shape} instead of {expected.dtype}{expected.shape}"
-            )
+            raise ValueError(f"an array is {leaf.dtype}{leaf.shape}, not {expected.dtype}{expected.shape}")
     return tree
 
 
@@ -303,9 +301,7 @@ def _load(path, step, read):
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore report missing bytes by many kinds of exceptions
-        raise UserError(
-            f"{escape(saved)} is empty or damaged ({reason_of(error, 100)}): give another checkpoint"
-        ) from None
+        raise UserError(f"{escape(saved)} is damaged ({reason_of(error, 100)}): give another one") from None
 
 
 def _read_model(saved):

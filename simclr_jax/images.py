@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from simclr_jax.process import UserError, escape, files
+from simclr_jax.process import UserError, escape, files, reason_of
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # The modes of Pillow that PNG files have.
 
@@ -54,9 +54,7 @@ def to_array(image, name: str, *, value_range=None, max_pixels=None) -> np.ndarr
             raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
         low, high = image.min(), image.max()
         if not (low >= 0 and high <= 1):  # NaN fails too.
-            raise UserError(
-                f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]: scale it"
-            )
+            raise UserError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]")
         image = image.astype(np.float32)
     if image.shape[-1] == 4:
         white = 255 if image.dtype == np.uint8 else 1
@@ -72,10 +70,7 @@ def _channels_last(image, name, is_torch):
         image = image[..., None]
     last, first = ((image.ndim == 3 and image.shape[place] in (1, 3, 4)) for place in (-1, 0))
     if 0 in image.shape or not (last or first):
-        raise UserError(
-            f"{name} has the shape {image.shape}: expected [height, width, 3], 1 channel where it is grey, "
-            "or 4 with alpha"
-        )
+        raise UserError(f"{name} has the shape {image.shape}: expected [h, w, c], where c is 1, 3 or 4")
     if is_torch and last and first:
         raise UserError(
             f"{name} has the shape {image.shape}, whose channels may come first or last: write "
@@ -99,7 +94,7 @@ def _decode(image, name, options):
                 return decode.decode_with_pillow(_to_png(image), **options)
             return decode.decode(os.fsencode(image), **options).numpy()
     except Exception as error:  # TensorFlow and Pillow raise errors of many types.
-        raise UserError(f"{name} cannot be decoded: {decode.describe_failure(error)}") from None
+        raise UserError(f"{name} cannot be decoded: {reason_of(error, 100)}") from None
 
 
 def _to_png(image):

@@ -33,9 +33,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
       UserError: there is no checkpoint, or it cannot be read.
     """
     if not path:
-        raise UserError(
-            "pretrained is not set: give --config.pretrained=RUN, the workdir of a pretraining run"
-        )
+        raise UserError("pretrained is not set: give --config.pretrained=RUN, the workdir of a run")
     reader = third_party_reader(path)
     variables, meta = reader.read(path) if reader else checkpoint.load_params(path)
     return variables, meta | {"config": complete(meta["config"])}
@@ -93,9 +91,7 @@ def _model_keys(config, saved, current, given):
     if differing:
         settings = ", ".join(f"{key}={current[key]}" for key in differing)
         remedy = " ".join(f"--config.{key}={saved[key]}" for key in differing)
-        raise UserError(
-            f"{settings} does not fit {escape(config.pretrained)}: leave it out, or set {remedy} as there"
-        )
+        raise UserError(f"{settings} does not fit {escape(config.pretrained)}: leave it out, or set {remedy}")
     return [*architecture, *(f"model.{key}" for key in torch_weights.INPUT_KEYS)]
 
 

@@ -208,9 +208,7 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
     sizes = {"batch_size": config.batch_size, "num_examples": num_examples, "epochs": config.num_epochs}
     num_steps = config.num_steps or optim.total_steps(**sizes)
     if num_steps >= 2**31:  # the state counts them in 32 bits
-        raise UserError(
-            f"num_epochs={config.num_epochs} are {num_steps:,} steps: lower it, as in --config.num_epochs=100"
-        )
+        raise UserError(f"num_epochs={config.num_epochs} are {num_steps:,} steps: lower --config.num_epochs")
     warmup = config.warmup_epochs * num_examples // config.batch_size
     if warmup >= num_steps:
         say_once(

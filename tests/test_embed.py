@@ -127,7 +127,7 @@ def test_features_are_made_again_when_images_came_or_the_network_changed(
     photographs(tmp_path / "photos", 15)
     assert len(runs.load_features(run).names) == 15
     said = capsys.readouterr().out
-    assert "holds features of 12 image files (now 15)" in said and "embed-before" in said
+    assert "holds features of other images (files 12, now 15)" in said and "embed-before" in said
     assert len(runs.load_features(run / "embed-before").names) == 12
     capsys.readouterr()
 
@@ -135,7 +135,7 @@ def test_features_are_made_again_when_images_came_or_the_network_changed(
     assert origin["step"] == 5 and origin["image_size"] == 16 and origin["files"] == 15
     (run / "embed" / "origin.json").write_text(json.dumps(origin | {"network": "other", "step": 3}))
     again = runs.load_features(run)
-    assert "holds features of the network of step 3 (now step 5)" in capsys.readouterr().out
+    assert "holds features of another network (step 3, now 5)" in capsys.readouterr().out
     rows = [again.names.index(name) for name in first.names]
     np.testing.assert_array_equal(again.features[rows], first.features)
     assert (run / "embed-before-2").is_dir()
@@ -157,7 +157,7 @@ def test_parts_of_another_network_are_made_anew(pretrained_run, finetuned_run, t
     shutil.rmtree(network)
     shutil.copytree(pretrained_run, network)
     run_task("embed", tmp_path / "embed", **settings)
-    assert "holds parts of the network of step 5 (now another network)" in capsys.readouterr().out
+    assert "holds parts of another network (step 5, now 5)" in capsys.readouterr().out
     run_task("embed", tmp_path / "whole", **settings)
     features = [np.load(tmp_path / name / "embeddings.npz")["features"] for name in ("embed", "whole")]
     np.testing.assert_array_equal(*features)
@@ -170,4 +170,4 @@ def test_a_finished_run_says_that_its_folder_has_grown(run_on_photographs, tmp_p
     runs.run(config, tmp_path / "own")
     photographs(tmp_path / "photos", 14)
     assert runs.run(config, tmp_path / "own")["examples"] == 12
-    assert "own is of 12 image files (now 14)" in capsys.readouterr().out
+    assert "own is of other images (files 12, now 14)" in capsys.readouterr().out

@@ -27,9 +27,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0; ne
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds in which all processes of the run have to be there.", lower_bound=1
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Local or gs:// folder of the run; default: runs/DATASET/TASK."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Local or gs:// folder; default: runs/DATASET/TASK.")
 
 
 _parsed = {}  # 'config', 'given' and 'notes' from `parse`, kept as absl keeps the values of other flags
@@ -123,9 +121,7 @@ def parse(argv: list[str]) -> list[str]:
         if kind is None:  # absl's own kinds, as that of --stderrthreshold
             raise UserError(f"{settings.one_line(error)}: see --helpfull") from None
         expected, example = validation.KINDS[kind]
-        raise UserError(
-            f"--{name}={dict(pairs)[name]}: expected {expected}, as in --{name}={example}"
-        ) from None
+        raise UserError(f"--{name}={dict(pairs)[name]}: expected {expected}, as --{name}={example}") from None
     except (flags.Error, ValueError) as error:
         raise UserError(f"{settings.one_line(error)}: write --NAME=VALUE, see --help") from None
     if wants_help:
@@ -209,12 +205,8 @@ def _check_processes():
     address, count, index = values.values()
     port = re.fullmatch(r"[^:/]+:(\d+)|\[[0-9a-fA-F:.]+\]:(\d+)", address)
     if not port or not 0 < int(port.group(1) or port.group(2)) < 65536:
-        raise UserError(
-            f"--coordinator_address={address}: expected HOST:PORT, as in --coordinator_address=10.0.0.2:1234"
-        )
+        raise UserError(f"--coordinator_address={address}: expected HOST:PORT, as in 10.0.0.2:1234")
     if count < 1:
         raise UserError(f"--num_processes={count}: expected at least 1, as in --num_processes=2")
     if not 0 <= index < count:
-        raise UserError(
-            f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count} counts from 0"
-        )
+        raise UserError(f"--process_id={index}: expected 0 to {count - 1}, as --num_processes={count}")

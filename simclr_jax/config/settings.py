@@ -82,9 +82,7 @@ def load(file: str) -> ConfigDict:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
-        raise UserError(
-            f"--config={file} {reason}: give a file of configs/, as in --config=configs/digits.py"
-        ) from None
+        raise UserError(f"--config={file} {reason}: give a file, as --config=configs/digits.py") from None
     module = types.ModuleType("config_file")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up there
@@ -103,10 +101,7 @@ def load(file: str) -> ConfigDict:
         raise UserError(f"{_explain(error, path)}; mend the config") from None
     if not isinstance(config, ConfigDict):
         kind = "None" if config is None else f"a {type(config).__name__}"
-        raise UserError(
-            f"get_config of {path} returned {kind}: end it with 'return config', a ConfigDict, as "
-            "configs/digits.py does"
-        )
+        raise UserError(f"get_config of {path} returned {kind}: end it with 'return config', a ConfigDict")
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
 
 

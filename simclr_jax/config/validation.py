@@ -83,14 +83,9 @@ def check_keys(config: ConfigDict, *, file: str, given=()) -> None:
     missing = [key for key in expected_keys if key not in values]
     unknown = [key for key in values if key not in expected_keys]
     if (missing or unknown) and "task" in given:
-        raise UserError(
-            f"--config.task={task}: {file} is of another task, with other keys; use --config={path}:{task}"
-        )
+        raise UserError(f"--config.task={task}: {file} has keys of another task; use --config={path}:{task}")
     if missing:
-        raise UserError(
-            f"{file} lacks {first_few(missing)} of task {task}: start from configs/base.py, as "
-            "configs/digits.py does"
-        )
+        raise UserError(f"{file} lacks {first_few(missing)} of task {task}: start from configs/base.py")
     if unknown:
         near = nearest(unknown[0], expected_keys)
         hint = f"did you mean {near}?" if near else "remove it; configs/base.py lists the keys"

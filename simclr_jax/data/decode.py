@@ -7,7 +7,6 @@ scales 16 bits by a range.
 
 import functools
 import io
-import re
 import struct
 import threading
 import types
@@ -17,8 +16,6 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-
-from simclr_jax.process import escape
 
 # Image types: the suffix of a file, and the name of the Pillow plugin that opens such files. Another type is
 # one more entry, as IMAGE_TYPES[".tif"] = "TIFF".
@@ -274,11 +271,3 @@ def _scale(pixels, value_range):
     low, high = value_range
     colours = (pixels[..., :3].astype(np.float32) - low) * np.float32(256 / (high - low + 1))
     return np.dstack([np.clip(colours, 0, 255).astype(np.uint8), (pixels[..., 3:] >> 8).astype(np.uint8)])
-
-
-def describe_failure(error: Exception) -> str:
-    """Returns why a file could not be decoded, without TensorFlow's names of nodes and Python's traceback."""
-    text = " ".join((getattr(error, "message", None) or str(error)).split())
-    operation = r"Error in user-defined function passed to .*?iterator: \S+ "
-    text = re.sub(rf"\{{\{{.*?\}}\}}|{operation}|\[Op:.*|\[\[.*|Traceback.*$|^ValueError: ", "", text)
-    return escape(text.strip())[:100] or type(error).__name__

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.data.decode import describe_failure
-from simclr_jax.process import RunError, UserError, escape, first_few
+from simclr_jax.process import RunError, UserError, escape, first_few, reason_of
 
 MAX_LOST = 0.1  # Share of a folder's images that ends a run when it is lost; one image may always be lost.
 
@@ -116,7 +115,7 @@ def find_lost(source: Source, batch: np.ndarray, later: np.ndarray) -> bool:
         except tf.errors.NotFoundError:
             reasons[str(source.names[row])] = "vanished"
         except (tf.errors.OpError, ValueError) as error:
-            reasons[str(source.names[row])] = describe_failure(error)
+            reasons[str(source.names[row])] = reason_of(error, 100)
     for row in later[~lost[later]]:
         if b"://" not in source.records[row] and not os.path.lexists(source.records[row]):
             reasons[str(source.names[row])] = "vanished"
@@ -180,10 +179,7 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
             "set --config.dataset.in_memory=True"
         )
     if not source.num_classes:
-        raise UserError(
-            f"{source.name} has no labels, but labels_per_class={labels_per_class}; "
-            "choose a labelled dataset or split"
-        )
+        raise UserError(f"labels_per_class={labels_per_class}: {source.name} is no labelled dataset or split")
     order = np.random.default_rng([seed, 0]).permutation(source.num_examples)
     rows = []
     for label in range(source.num_classes):
@@ -222,7 +218,4 @@ def check_labels(name: str, num_classes: int, labels: np.ndarray) -> None:
 def check_size(num_examples: int, size: int, name: str) -> None:
     """Raises a UserError if `dataset.num_examples` is more than the size of the split."""
     if num_examples > size:
-        raise UserError(
-            f"dataset.num_examples={num_examples}, but {name} has {size}; "
-            "lower or unset --config.dataset.num_examples"
-        )
+        raise UserError(f"{name} has {size} examples: lower or unset dataset.num_examples={num_examples}")

@@ -36,9 +36,7 @@ def main(argv: list[str]) -> None:
     if bool(args.images) == args.duplicates:
         raise UserError("expected image files, or --duplicates: see --help")
     if args.count < 1 or not 0 < args.share <= 1:
-        raise UserError(
-            f"--count={args.count}, --share={args.share}: expected at least 1, and a number above 0 up to 1"
-        )
+        raise UserError(f"--count={args.count}, --share={args.share}: expected 1 or more, and above 0 to 1")
     if args.duplicates and files.exists(args.output):
         raise UserError(f"--output={escape(args.output)} exists already: choose another file, or remove it")
     if missing := [path for path in args.images if not os.path.isfile(path)]:

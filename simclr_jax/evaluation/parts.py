@@ -104,25 +104,20 @@ def origin(config) -> dict[str, Any]:
 def changes(workdir, config) -> dict[str, str]:
     """Returns how the rows in a workdir differ from those that `config` would make now, in words.
 
-    The keys are 'network', 'image_size' and 'files'. There are none where an earlier version made the rows,
-    or the network is gone.
+    The keys are 'network', 'image_size' and 'digest', of the files. There are none where an earlier version
+    made the rows, or the network is gone.
     """
-    if not files.exists(workdir / ORIGIN):
-        return {}
     try:
         old, new = files.read_json(workdir / ORIGIN), origin(config)
-    except (UserError, ValueError):
+    except (OSError, UserError, ValueError):
         return {}
-    differences = {}
-    if old["network"] != new["network"]:
-        now = "another network" if old["step"] == new["step"] else f"step {new['step']}"
-        differences["network"] = f"the network of step {old['step']} (now {now})"
-    if old["image_size"] != new["image_size"]:
-        differences["image_size"] = f"image_size={old['image_size']} (now {new['image_size']})"
-    if "digest" in old and old["digest"] != new.get("digest", old["digest"]):
-        now = "others" if old["files"] == new["files"] else f"{new['files']:,}"
-        differences["files"] = f"{old['files']:,} image files (now {now})"
-    return differences
+    words = {"network": ("another network", "step"), "image_size": ("another size", "image_size")}
+    words["digest"] = ("other images", "files")
+    return {
+        key: f"{difference} ({fact} {old[fact]}, now {new[fact]})"
+        for key, (difference, fact) in words.items()
+        if key in old and old[key] != new.get(key, old[key])
+    }
 
 
 def describe(plan: Plan) -> dict[str, str]:

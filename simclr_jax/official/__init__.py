@@ -28,7 +28,7 @@ from simclr_jax.config.saved import complete_model
 from simclr_jax.models import make_init, make_model, resnet
 from simclr_jax.models.variables import check_variables
 from simclr_jax.official.names import encoder_layers, model_keys, non_model_keys, our_names, tf1_names
-from simclr_jax.process import UserError, files, first_few
+from simclr_jax.process import UserError, files, first_few, reason_of
 
 Shape = tuple[int, ...]
 
@@ -122,8 +122,7 @@ def _reading(prefix):
     try:
         yield tf
     except (tf.errors.OpError, DecodeError, IndexError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{prefix} is damaged ({reason}): copy all its files again") from None
+        raise UserError(f"{prefix} is damaged ({reason_of(error)}): copy all its files again") from None
 
 
 def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigDict, int]:
@@ -145,9 +144,7 @@ def _infer(shapes: dict[str, Shape], prefix: str, pooled: bool) -> tuple[ConfigD
         and len(network.args[1]) == min(doublings, 3) + 1
     }
     if not candidates:
-        raise UserError(
-            f"{prefix} holds no ResNet of SimCLR, or not its first convolution: it has {first_few(kernels)}"
-        )
+        raise UserError(f"{prefix} holds no ResNet of SimCLR, or not its stem: it has {first_few(kernels)}")
     num_3x3 = sum(kernel[0] == 3 for kernel in kernels) - (3 if resnet_d else int(stem[0] == 3))
     blocks = num_3x3 if bottleneck else num_3x3 // 2
     # A selective kernel has twice as many filters as inputs; the squeezing convolution comes next.

@@ -67,9 +67,7 @@ def main(argv: list[str]) -> None:
     run = args.run
     logged = (run / "metrics.jsonl").exists()
     if not logged and not any((run / name).exists() for name in (stored.FILE, predict.FILE)):
-        raise UserError(
-            f"{escape(run)} holds no metrics.jsonl: give the workdir of a run that has made some steps"
-        )
+        raise UserError(f"{escape(run)} holds no metrics.jsonl: give the workdir of a run with steps")
     with files.storage(run):
         (run / "plots").mkdir(exist_ok=True)
     drawn = {}

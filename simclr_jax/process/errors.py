@@ -38,9 +38,13 @@ def reason_of(error: BaseException, limit: int = 160) -> str:
         return error.strerror
     if full := [text for text in _FULL if text.lower() in str(error).lower()]:
         return full[0]
-    # TensorFlow wraps its reasons in the names of its operations.
-    text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(error))
-    return escape(" ".join(text.split()))[:limit] or type(error).__name__
+    # TensorFlow wraps its reasons in the names of its operations, and in tracebacks of functions it calls.
+    around = (
+        r"\{\{.*?\}\}|Error in user-defined function passed to .*?iterator: \S+ |\[Op:.*|\[\[.*|Traceback.*$"
+    )
+    text = " ".join((getattr(error, "message", None) or str(error)).split())
+    text = re.sub(rf"{around}|^ValueError: ", "", text).strip()
+    return escape(text)[:limit].strip() or type(error).__name__
 
 
 def is_full(error: BaseException) -> bool:

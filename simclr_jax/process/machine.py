@@ -55,15 +55,13 @@ def note_unused_accelerator() -> None:
         return
     from jax._src import hardware_utils  # jax has no public name for it
 
-    version, hidden = jax.__version__, os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
-    if not hidden and hardware_utils.has_visible_nvidia_gpu():
-        remedy = (
-            f"an NVIDIA GPU is not used, jax has only CPUs: pip install 'jax[cuda13]=={version}', or where "
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    gpu = not hidden and hardware_utils.has_visible_nvidia_gpu()
+    if gpu or hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        kind, extra = ("an NVIDIA GPU", "cuda13") if gpu else ("a TPU", "tpu")
+        driver = ", or cuda12 where nvidia-smi shows a driver before 580" if gpu else ""
+        say_once(
+            f"note: {kind} is not used, jax has only CPUs: pip install 'jax[{extra}]=={jax.__version__}'"
+            f"{driver}; python -c 'import jax; jax.devices()' prints jax's own reason, and JAX_PLATFORMS=cpu "
+            "chooses CPUs"
         )
-        remedy += "nvidia-smi shows a driver before 580 'jax[cuda12]"
-    elif hardware_utils.num_available_tpu_chips_and_device_id()[0]:
-        remedy = "a TPU is not used, jax has only CPUs: pip install 'jax[tpu]"
-    else:
-        return
-    reason = "python -c 'import jax; jax.devices()' prints jax's own reason"
-    say_once(f"note: {remedy}=={version}'; {reason}, and JAX_PLATFORMS=cpu chooses CPUs")

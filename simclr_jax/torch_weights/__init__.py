@@ -56,9 +56,7 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = epath.Path(path)
     if not path.exists():
-        raise UserError(
-            f"{escape(path)} is not there: give a .safetensors or .pth file, or the workdir of a run"
-        )
+        raise UserError(f"{escape(path)} is not there: give a .safetensors or .pth file, or a run")
     data = path.read_bytes()
     timm = _read_timm_config(path)
     if path.name.endswith(".safetensors"):
@@ -162,9 +160,7 @@ def _read_torch(path, data):
         if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
     }
     if not tensors:
-        raise UserError(
-            f"{escape(path)} holds no tensors, but {type(loaded).__name__}: give a state_dict's file"
-        )
+        raise UserError(f"{escape(path)} holds no tensors, but {type(loaded).__name__}: give a state_dict")
     return tensors
 
 
@@ -188,10 +184,7 @@ def _choose(path, tensors):
         raise UserError(f"{escape(path)} holds {kind}: give a ResNet-18 to 152 under torchvision's names")
     best = [prefix for prefix in networks if _rank(prefix) == min(map(_rank, networks))]
     if len(best) > 1:
-        raise UserError(
-            f"{escape(path)} holds several networks, {', '.join(map(repr, best))}: save one of them to a "
-            "file of its own"
-        )
+        raise UserError(f"{escape(path)} holds several, {', '.join(map(repr, best))}: save one alone")
     prefix = best[0]
     chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if networks[prefix]:  # layers are named by their places
@@ -227,9 +220,7 @@ def _infer(path, tensors, *, classifier: bool) -> tuple[dict[str, Any], int]:
     bottleneck = "layer1.0.conv3.weight" in tensors
     middle = shape("layer1.0.conv2.weight")
     if len(middle) == 4 and len(inner) == 4 and middle[1] != inner[0]:
-        raise UserError(
-            f"{escape(path)} holds a ResNeXt, whose convolutions are grouped: give a plain or wide ResNet"
-        )
+        raise UserError(f"{escape(path)} holds a ResNeXt, with groups: give a plain or wide ResNet")
     block = resnet.BottleneckBlock if bottleneck else resnet.BasicBlock
     depths = (depth for depth, network in resnet.RESNETS.items() if network.args == (block, counts))
     depth = next(depths, None)
@@ -258,7 +249,5 @@ def _check(path, config, tensors, expected) -> set[str]:
     shapes = {name: tuple(tensors[name].shape) for name in network}
     check_variables(escape(path), config, shapes, expected)
     if bad := [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]:
-        raise UserError(
-            f"{escape(path)} has numbers that are not finite, in {first_few(bad, 10)}: download it again"
-        )
+        raise UserError(f"{escape(path)}: {first_few(bad, 10)} are not finite: download it again")
     return {name.split(".")[0] for name in names - network}

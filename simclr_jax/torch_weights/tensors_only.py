@@ -29,14 +29,10 @@ class _Inert(dict):
     def __init__(self, *_, **__):
         super().__init__()
 
-    def __setstate__(self, _):
+    def _ignore(self, _):
         pass
 
-    def append(self, _):
-        pass
-
-    def extend(self, _):
-        pass
+    append = extend = __setstate__ = _ignore
 
     def __hash__(self):
         return id(self)
@@ -53,10 +49,9 @@ class _Unpickler(pickle.Unpickler):
             return collections.OrderedDict
         if module == "torch._utils" and name.startswith("_rebuild_") and name.isidentifier():
             return super().find_class(module, name)
-        if module == "torch" and (
-            name in ("Size", "device") or isinstance(vars(torch).get(name), torch.dtype)
-        ):
-            return vars(torch)[name]
+        is_dtype = isinstance(getattr(torch, name, None), torch.dtype)
+        if module == "torch" and (is_dtype or name in ("Size", "device")):
+            return getattr(torch, name)
         root = module.partition(".")[0]
         allowed = name in _DATA_BUILTINS if root == "builtins" else root in _DATA_MODULES
         if not allowed and root in sys.stdlib_module_names:

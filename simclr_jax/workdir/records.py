@@ -102,9 +102,8 @@ def save_config(workdir, config: dict[str, Any]) -> None:
     workdir = epath.Path(workdir)
     with files.storage(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        workdir / "config.json", {"schema_version": SCHEMA_VERSION, **_resolve(config)}, indent=2
-    )
+    config = {"schema_version": SCHEMA_VERSION, **_resolve(config)}
+    files.write_json(workdir / "config.json", config, indent=2)
 
 
 def _resolve(config):

@@ -130,19 +130,14 @@ def catalogue(
         of images.json have vanished.
     """
     if not path:
-        raise UserError(
-            "dataset.path is not set: expected a folder of images; set --config.dataset.path=<folder>"
-        )
+        raise UserError("dataset.path is not set: give --config.dataset.path=PHOTOS, a folder of images")
     path = os.fspath(path).rstrip("/") or "/"
     listing = epath.Path(workdir) / "images.json" if workdir else None
     listed = listing and _read(listing, path)
     files, ignored, left_notes = _walk(path, whole=bool(listed))
     if listed:
         if labels and exists(labels) and _relabel(listed, labels, path)[0] != listed:
-            raise UserError(
-                f"dataset.labels={escape(labels)} has changed since {escape(listing)} was made: start with a "
-                "new --workdir"
-            )
+            raise UserError(f"dataset.labels={escape(labels)} has changed: start with a new --workdir")
         return listed | {"lost": _vanished(listed, files, listing, path)}
 
     where = f"dataset.path='{escape(path)}'"
@@ -267,9 +262,7 @@ def _walk(path, whole=False):
     remote = "://" in path
     walk = tf.io.gfile.walk if remote else os.walk
     if not (tf.io.gfile.isdir if remote else os.path.isdir)(path):
-        raise UserError(
-            f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=<folder of images>"
-        )
+        raise UserError(f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=PHOTOS")
     files, ignored, reasons = {}, collections.Counter(), {}
     left = collections.defaultdict(collections.Counter)  # {reason: {folder: images}}
 
@@ -352,9 +345,9 @@ def _inspect(path, files, max_pixels):
                 decoder.decode_with_pillow(contents, max_pixels=max_pixels)
                 traits[name] = decoder.display_traits(contents, max_pixels)
         except decoder.TooLarge as error:
-            too_large[name] = decoder.describe_failure(error)
+            too_large[name] = reason_of(error, 100)
         except (tf.errors.OpError, ValueError, OSError) as error:
-            corrupt[name] = decoder.describe_failure(error)
+            corrupt[name] = reason_of(error, 100)
 
     names = list(files)
     chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
@@ -450,9 +443,7 @@ def _assign(path, files, seed, with_classes, strict):
     }
     missing = sum(label < 0 for _, label in listed["eval"])
     if classes and missing:
-        class_notes.append(
-            f"no labels in {escape(held_out)}/: {_images(missing)} there in no sub-folder of a class"
-        )
+        class_notes.append(f"no labels in {escape(held_out)}/: {_images(missing)} in no class's sub-folder")
     return listed, split_notes, list(filter(None, class_notes))
 
 

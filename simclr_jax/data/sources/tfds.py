@@ -7,19 +7,21 @@ import operator
 
 import numpy as np
 import tensorflow as tf
+from etils import epy
 
 from simclr_jax.data import CORES
-from simclr_jax.data.decode import decode_bytes, describe_failure
+from simclr_jax.data.decode import decode_bytes
 from simclr_jax.data.source import Source, check_labels, check_size
-from simclr_jax.process import UserError, say
+from simclr_jax.process import UserError, reason_of, say
+
+with epy.lazy_imports():  # The import takes seconds; digits and folders do not need it.
+    import tensorflow_datasets as tfds
 
 FIRST = 64  # Labels of a stream that are read before it is used, to tell whether the split is labelled.
 
 
 def load(config, split: str, **_) -> Source:
     """Opens a split; 'train' has the first `config.num_examples` examples only; see `datasets.load`."""
-    import tensorflow_datasets as tfds  # The import takes seconds; digits and folders do not need it.
-
     specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
     spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
@@ -53,9 +55,7 @@ def load(config, split: str, **_) -> Source:
     try:
         records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
     except tf.errors.OpError as error:
-        raise UserError(
-            f"{name} cannot be read: {describe_failure(error)}; restore its files in {builder.data_path}"
-        ) from None
+        raise UserError(f"{name} cannot be read: {reason_of(error)}; restore {builder.data_path}") from None
     labels = labels.numpy()
     if num_classes and (labels < 0).any():
         which = "labels are below 0: the split is" if config.in_memory else "of the first labels are below 0:"
@@ -69,8 +69,6 @@ def load(config, split: str, **_) -> Source:
 
 
 def _make_builder(config):
-    import tensorflow_datasets as tfds
-
     try:
         return tfds.builder(config.name, data_dir=config.data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -92,8 +90,6 @@ def _prepare(config, data_dir, options="", download=""):
 
 def _check_images(config, name, builder):
     """Raises a UserError unless a dataset has images, and its files can be read; notes what is changed."""
-    import tensorflow_datasets as tfds
-
     features, file_format = builder.info.features, builder.info.as_proto.file_format
     image = dict(features).get("image")
     if not isinstance(image, tfds.features.Image) or image.np_dtype == np.float32:
@@ -137,8 +133,6 @@ def _classes(config, spec, name, features):
 
 def _make_fetch(builder, spec, num_classes, unpack):
     """Builds index -> (record, label), from ArrayRecord files, which no tf.data.Dataset opens."""
-    import tensorflow_datasets as tfds
-
     examples = builder.as_data_source(spec, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     features = {"image": tf.io.FixedLenFeature([], tf.string)}
     if num_classes:
@@ -153,8 +147,6 @@ def _make_fetch(builder, spec, num_classes, unpack):
 
 def _extent(config, split, spec, builder, is_array_record):
     """Returns the number of examples, and (split, start, stop) of TFDS for each piece of `spec`."""
-    import tensorflow_datasets as tfds
-
     splits = builder.info.splits
     num_requested = config.num_examples if split == "train" else None
     try:
@@ -173,9 +165,7 @@ def _extent(config, split, spec, builder, is_array_record):
             instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
             after = f", after a manual download to <folder>: {instructions}"
         command = _prepare(config, config.data_dir, download=download) + after
-        raise UserError(
-            f"dataset.name={config.name!r} is not prepared in {builder.data_path}; run: {command}"
-        ) from None
+        raise UserError(f"{config.name} is not prepared in {builder.data_path}; run: {command}") from None
     except ValueError as error:
         raise UserError(
             f"dataset.{split}_split={spec!r}: {' '.join(str(error).split())} {config.name} has the splits "
@@ -196,8 +186,6 @@ def _extent(config, split, spec, builder, is_array_record):
 
 def _instructions(pieces, start, stop):
     """Yields the instructions that read examples `start` to `stop` of pieces laid end to end."""
-    import tensorflow_datasets as tfds
-
     offset = 0
     for split, first, last in pieces:
         begin, end = max(start - offset, 0), min(stop - offset, last - first)
