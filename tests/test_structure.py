@@ -1,13 +1,19 @@
 """Rules of the layout: who may import what, and that every config key is read by someone."""
 
 import ast
+import contextlib
 import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from flax.traverse_util import flatten_dict
+
+from simclr_jax.config import settings
+from simclr_jax.process import UserError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "simclr_jax").rglob("*.py"))
@@ -212,7 +218,7 @@ def test_remedies_name_keys_commands_and_files_that_exist():
         for text in texts_in(path):
             named = re.findall(r"--config\.([A-Za-z_.0-9]+\b)(?![{.])", text)
             wrong += [key for key in named if key not in keys and not text.endswith(f"--config.{key}")]
-            for module in re.findall(r"python -m (simclr_jax[\w.]*\w)(?!\.?{)", text):
+            for module in re.findall(COMMAND, text):
                 command = ROOT / module.replace(".", "/")
                 if not command.with_suffix(".py").exists() and not (command / "__main__.py").exists():
                     wrong.append(module)
@@ -222,6 +228,39 @@ def test_remedies_name_keys_commands_and_files_that_exist():
                 if not (ROOT / name).exists()
             ]
     assert set(wrong) <= {"docs/gpu.md"}  # which launch/gpu_report.sh writes
+
+
+SETTING = r"--config\.([a-z_.]+)=([\w+.(),-]*\w)(?![{\w/])"
+TEXTS = sorted({text for path in SOURCES for text in texts_in(path)})
+
+
+def is_taken(values):
+    for file in ("folder", "imagenet"):
+        for task in ("pretrain", "finetune", "embed"):
+            needed = {} if task == "pretrain" else {"pretrained": "RUN"}
+            with contextlib.suppress(UserError):
+                return settings.make(f"configs/{file}.py:{task}", (needed | values).items(), as_text=True)
+    return None
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in TEXTS if re.search(SETTING, text)], ids=lambda text: text[:40]
+)
+def test_settings_that_remedies_name_are_taken(text):
+    values = dict(re.findall(SETTING, text))
+    # A text names settings that belong together, or several to choose from.
+    assert is_taken(values) or all(is_taken({key: value}) for key, value in values.items()), values
+
+
+COMMAND = r"python -m (simclr_jax[\w.]*\w)(?!\.?{)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", sorted({name for text in TEXTS for name in re.findall(COMMAND, text)}))
+def test_commands_that_remedies_name_run(module):
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--" in done.stdout and not done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
