@@ -301,7 +301,7 @@ def _load(path, step, read):
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore report missing bytes by many kinds of exceptions
-        raise UserError(f"{escape(saved)} is damaged ({reason_of(error, 100)}): give another one") from None
+        raise UserError(f"{escape(saved)} is empty or damaged ({reason_of(error)}): give another") from None
 
 
 def _read_model(saved):

@@ -143,7 +143,7 @@ def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
     ("flag", "message"),
     [
         ("--images=256,many", "--images=256,many: 'many' is no whole number"),
-        ("--large=8192", "--large=8192: expected images and microbatches"),
+        ("--large=8192", "--large=8192: expected images,microbatches"),
         ("--config=configs/digits.py:knn", "the report is of pretraining, not of knn"),
         ("--output=README.md", "--output=README.md exists already"),
     ],

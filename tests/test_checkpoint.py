@@ -142,5 +142,5 @@ def test_damaged_checkpoint_is_a_user_error(damage, tmp_path):
         for path in (saved / "state").rglob("*"):
             if path.is_file() and path.parent.name == "d":
                 path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(UserError, match="3 is empty or damaged .*: give another checkpoint"):
+    with pytest.raises(UserError, match="3 is empty or damaged .*: give another"):
         checkpoint.load_params(tmp_path)

@@ -487,9 +487,7 @@ class TestTfdsFormats:
         data_dir = tmp_path / "lost"
         shutil.copytree({"tfrecord": shards, **formats}[file_format], data_dir)
         next(data_dir.rglob("*train*00000-of-*")).unlink()
-        with pytest.raises(
-            UserError, match=r"shards \(train\) cannot be read: .*restore its files in"
-        ) as error:
+        with pytest.raises(UserError, match=r"shards \(train\) cannot be read: .*restore ") as error:
             datasets.load(config("shards", data_dir=str(data_dir), in_memory=in_memory), "train", seed=0)
         assert "\n" not in str(error.value)
 
@@ -683,7 +681,7 @@ class TestFolder:
             load_folder(tmp_path)
 
     def test_missing_unreadable_or_unset(self, tmp_path, monkeypatch):
-        with pytest.raises(UserError, match="dataset.path is not set: expected a folder of images; set"):
+        with pytest.raises(UserError, match="dataset.path is not set: give --config.dataset.path=PHOTOS"):
             datasets.load(config("folder"), "train", seed=0)
         with pytest.raises(UserError, match="nowhere.* is no folder; set --config.dataset.path"):
             load_folder(tmp_path / "nowhere")

@@ -239,9 +239,7 @@ class TestFolder:
         again = load(root, "all", labels=path, workdir=workdir)
         np.testing.assert_array_equal(first.labels, again.labels)
         csv_of(tmp_path / "labels.csv", {"3.png": "cat", "4.png": "dog", "5.png": "dog"})
-        with pytest.raises(
-            UserError, match=r"labels.csv has changed since .*images.json was made: start with"
-        ):
+        with pytest.raises(UserError, match=r"labels.csv has changed: start with"):
             load(root, "all", labels=path, workdir=workdir)
         (tmp_path / "labels.csv").unlink()
         again = load(root, "all", labels=path, workdir=workdir)

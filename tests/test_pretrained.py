@@ -118,7 +118,7 @@ def test_model_and_image_size_come_from_the_checkpoint(pretrained_run, capsys):
 def test_what_the_user_set_stays_and_is_told_of(pretrained_run, capsys):
     config = adopted(pretrained_run, given=["image_size"], image_size=24)
     assert config.image_size == 24 and "trained at 16" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"model.depth=18 does not fit .*--config.model.depth=8 as there"):
+    with pytest.raises(UserError, match=r"model.depth=18 does not fit .*--config.model.depth=8"):
         adopted(pretrained_run, given=["model.depth"], **{"model.depth": 18})
 
 

@@ -212,7 +212,7 @@ FOREIGN = {
         with_("layer1.1.conv2.weight", (8, 4, 3, 3)),
         r"layer1.1.conv2.weight \(8, 4, 3, 3\) instead of",
     ),
-    "NaN": (with_("bn1.bias", np.full(8, np.nan, "f")), "not finite, in bn1.bias"),
+    "NaN": (with_("bn1.bias", np.full(8, np.nan, "f")), "bn1.bias are not finite"),
     "grey": (with_("conv1.weight", (8, 1, 7, 7)), r"conv1.weight has the shape \(8, 1, 7, 7\)"),
     "stem": (with_("conv1.weight", (8, 3, 5, 5)), r"conv1.weight has the shape \(8, 3, 5, 5\)"),
     "blocks": (TENSORS | DEEPER, r"2 \+ 2 \+ 2 \+ 3 basic blocks, which is no ResNet-8, 10, 18"),
@@ -389,7 +389,7 @@ def test_programs_and_whole_models_are_refused_in_one_line(tmp_path):
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     torch.save(model, tmp_path / "model.pth")
-    with pytest.raises(UserError, match="holds no tensors, but Sequential: give a state_dict's file"):
+    with pytest.raises(UserError, match="holds no tensors, but Sequential: give a state_dict"):
         torch_weights.read(tmp_path / "model.pth")
     torch.jit.script(model).save(tmp_path / "program.pt")
     with pytest.raises(UserError, match="a program of TorchScript, which could execute anything"):

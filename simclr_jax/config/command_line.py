@@ -120,8 +120,8 @@ def parse(argv: list[str]) -> list[str]:
         kind = {"int": int, "float": float, "bool": bool}.get(flags.FLAGS[name].flag_type())
         if kind is None:  # absl's own kinds, as that of --stderrthreshold
             raise UserError(f"{settings.one_line(error)}: see --helpfull") from None
-        expected, example = validation.KINDS[kind]
-        raise UserError(f"--{name}={dict(pairs)[name]}: expected {expected}, as --{name}={example}") from None
+        value, (expected, example) = dict(pairs)[name], validation.KINDS[kind]
+        raise UserError(f"--{name}={value}: expected {expected}, as in --{name}={example}") from None
     except (flags.Error, ValueError) as error:
         raise UserError(f"{settings.one_line(error)}: write --NAME=VALUE, see --help") from None
     if wants_help:

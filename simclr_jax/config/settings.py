@@ -82,7 +82,7 @@ def load(file: str) -> ConfigDict:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "does not exist" if missing else f"cannot be read ({error.strerror})"
-        raise UserError(f"--config={file} {reason}: give a file, as --config=configs/digits.py") from None
+        raise UserError(f"--config={file} {reason}: give a file of configs/, as configs/digits.py") from None
     module = types.ModuleType("config_file")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up there

@@ -179,7 +179,9 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
             "set --config.dataset.in_memory=True"
         )
     if not source.num_classes:
-        raise UserError(f"labels_per_class={labels_per_class}: {source.name} is no labelled dataset or split")
+        raise UserError(
+            f"{source.name} has no labels for labels_per_class={labels_per_class}: choose another"
+        )
     order = np.random.default_rng([seed, 0]).permutation(source.num_examples)
     rows = []
     for label in range(source.num_classes):
@@ -218,4 +220,4 @@ def check_labels(name: str, num_classes: int, labels: np.ndarray) -> None:
 def check_size(num_examples: int, size: int, name: str) -> None:
     """Raises a UserError if `dataset.num_examples` is more than the size of the split."""
     if num_examples > size:
-        raise UserError(f"{name} has {size} examples: lower or unset dataset.num_examples={num_examples}")
+        raise UserError(f"dataset.num_examples={num_examples}, but {name} has {size}; lower or unset it")

@@ -184,7 +184,7 @@ def _choose(path, tensors):
         raise UserError(f"{escape(path)} holds {kind}: give a ResNet-18 to 152 under torchvision's names")
     best = [prefix for prefix in networks if _rank(prefix) == min(map(_rank, networks))]
     if len(best) > 1:
-        raise UserError(f"{escape(path)} holds several, {', '.join(map(repr, best))}: save one alone")
+        raise UserError(f"{escape(path)} holds several networks, {first_few(map(repr, best))}: save only one")
     prefix = best[0]
     chosen = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if networks[prefix]:  # layers are named by their places

@@ -112,7 +112,7 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
     thread.start()
     if isinstance(run_id := opened.get(), Exception):
         if name not in run_ids:
-            raise UserError(f"tracker={name!r} ({reason_of(run_id)}): mend that, or leave it away")
+            raise UserError(f"tracker={name!r} cannot be opened ({reason_of(run_id)}): mend that or unset it")
         _go_on_without(name, reason_of(run_id))
     elif run_id != run_ids.get(name):
         files.write_json(path, run_ids | {name: run_id})
