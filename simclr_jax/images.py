@@ -54,7 +54,7 @@ def to_array(image, name: str, *, value_range=None, max_pixels=None) -> np.ndarr
             raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")
         low, high = image.min(), image.max()
         if not (low >= 0 and high <= 1):  # NaN fails too.
-            raise UserError(f"{name} has values from {low:g} to {high:g}: expected floats in [0, 1]")
+            raise UserError(f"{name} has values from {low:g} to {high:g}: scale it to [0, 1]")
         image = image.astype(np.float32)
     if image.shape[-1] == 4:
         white = 255 if image.dtype == np.uint8 else 1

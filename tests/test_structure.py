@@ -207,6 +207,11 @@ def texts_in(path):
             yield node.value
 
 
+TEXTS = sorted({text for path in SOURCES for text in texts_in(path)})
+COMMAND = r"python -m (simclr_jax[\w.]*\w)(?!\.?{)"
+SETTING = r"--config\.([a-z_.]+)=([\w+.(),-]*\w)(?![{\w/])"
+
+
 def test_remedies_name_keys_commands_and_files_that_exist():
     keys = {"KEY"}
     for path in CONFIGS:
@@ -214,24 +219,16 @@ def test_remedies_name_keys_commands_and_files_that_exist():
             config = importlib.import_module(f"configs.{path.stem}").get_config(task)
             keys |= set(flatten_dict(config.to_dict(), sep="."))
     wrong = []
-    for path in SOURCES:
-        for text in texts_in(path):
-            named = re.findall(r"--config\.([A-Za-z_.0-9]+\b)(?![{.])", text)
-            wrong += [key for key in named if key not in keys and not text.endswith(f"--config.{key}")]
-            for module in re.findall(COMMAND, text):
-                command = ROOT / module.replace(".", "/")
-                if not command.with_suffix(".py").exists() and not (command / "__main__.py").exists():
-                    wrong.append(module)
-            wrong += [
-                name
-                for name in re.findall(r"\b(?:docs|launch)/[\w-]+\.\w+", text)
-                if not (ROOT / name).exists()
-            ]
+    for text in TEXTS:
+        named = re.findall(r"--config\.([A-Za-z_.0-9]+\b)(?![{.])", text)
+        wrong += [key for key in named if key not in keys and not text.endswith(f"--config.{key}")]
+        for module in re.findall(COMMAND, text):
+            command = ROOT / module.replace(".", "/")
+            if not command.with_suffix(".py").exists() and not (command / "__main__.py").exists():
+                wrong.append(module)
+        files = re.findall(r"\b(?:docs|launch)/[\w-]+\.\w+", text)
+        wrong += [name for name in files if not (ROOT / name).exists()]
     assert set(wrong) <= {"docs/gpu.md"}  # which launch/gpu_report.sh writes
-
-
-SETTING = r"--config\.([a-z_.]+)=([\w+.(),-]*\w)(?![{\w/])"
-TEXTS = sorted({text for path in SOURCES for text in texts_in(path)})
 
 
 def is_taken(values):
@@ -250,9 +247,6 @@ def test_settings_that_remedies_name_are_taken(text):
     values = dict(re.findall(SETTING, text))
     # A text names settings that belong together, or several to choose from.
     assert is_taken(values) or all(is_taken({key: value}) for key, value in values.items()), values
-
-
-COMMAND = r"python -m (simclr_jax[\w.]*\w)(?!\.?{)"
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def write_report(_) -> None:
     cost.check_pretraining(config, "the report is")
     images, large = _numbers("images", _IMAGES.value), _numbers("large", _LARGE.value)
     if len(large) not in (0, 2):
-        raise UserError(f"--large={','.join(_LARGE.value)}: expected images,microbatches: --large=8192,64")
+        raise UserError(f"--large={','.join(_LARGE.value)}: expected images,microbatches, as 8192,64")
     output = Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"--output={escape(output)} exists already: choose another file, or remove it")

@@ -209,4 +209,4 @@ def _check_processes():
     if count < 1:
         raise UserError(f"--num_processes={count}: expected at least 1, as in --num_processes=2")
     if not 0 <= index < count:
-        raise UserError(f"--process_id={index}: expected 0 to {count - 1}, as --num_processes={count}")
+        raise UserError(f"--process_id={index}: expected 0 to {count - 1} of --num_processes={count}")

@@ -179,9 +179,7 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
             "set --config.dataset.in_memory=True"
         )
     if not source.num_classes:
-        raise UserError(
-            f"{source.name} has no labels for labels_per_class={labels_per_class}: choose another"
-        )
+        raise UserError(f"{source.name} has no labels: choose one that has, or unset labels_per_class")
     order = np.random.default_rng([seed, 0]).permutation(source.num_examples)
     rows = []
     for label in range(source.num_classes):

@@ -107,9 +107,11 @@ def changes(workdir, config) -> dict[str, str]:
     The keys are 'network', 'image_size' and 'digest', of the files. There are none where an earlier version
     made the rows, or the network is gone.
     """
+    if not files.exists(workdir / ORIGIN):
+        return {}
     try:
         old, new = files.read_json(workdir / ORIGIN), origin(config)
-    except (OSError, UserError, ValueError):
+    except (UserError, ValueError):
         return {}
     words = {"network": ("another network", "step"), "image_size": ("another size", "image_size")}
     words["digest"] = ("other images", "files")

@@ -39,11 +39,10 @@ def reason_of(error: BaseException, limit: int = 160) -> str:
     if full := [text for text in _FULL if text.lower() in str(error).lower()]:
         return full[0]
     # TensorFlow wraps its reasons in the names of its operations, and in tracebacks of functions it calls.
-    around = (
-        r"\{\{.*?\}\}|Error in user-defined function passed to .*?iterator: \S+ |\[Op:.*|\[\[.*|Traceback.*$"
-    )
-    text = " ".join((getattr(error, "message", None) or str(error)).split())
-    text = re.sub(rf"{around}|^ValueError: ", "", text).strip()
+    names = r"\{\{.*?\}\}|\[Op:.*|\[\[.*|Traceback.*$"
+    callers = r"Error in user-defined function passed to .*?iterator: \S+ |^ValueError: "
+    text = " ".join(str(getattr(error, "message", None) or error).split())
+    text = re.sub(rf"{names}|{callers}", "", text).strip()
     return escape(text)[:limit].strip() or type(error).__name__
 
 
