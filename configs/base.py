@@ -118,6 +118,9 @@ def pretrain() -> ConfigDict:
                 "num_classes": placeholder(int),  # classes, where the dataset does not tell
                 "in_memory": True,  # holds undecoded images in memory; False: reads them from disk
                 "shuffle_buffer": 16384,  # undecoded images, over all hosts; not of ArrayRecord files
+                # Holds decoded images of one size on every device, which makes all of the views; None: on
+                # GPUs and TPUs where they are small and take less than a tenth of the memory.
+                "on_device": placeholder(bool),
             },
             "augment": {
                 "min_area": 0.08,  # smallest share of the image that a crop may cover
@@ -126,6 +129,7 @@ def pretrain() -> ConfigDict:
                 "blur": True,  # blurs half of the views
                 "solarize": 0.0,  # probability that a view is solarised (BYOL, arXiv 2006.07733, appendix B)
                 # Distorts the crops in the train step, on the accelerator: the host needs half of its time.
+                # dataset.on_device does it anyway.
                 "on_device": False,
                 "crop_dtype": "float16",  # type of crops on their way there; 'float32': the very same pixels
             },
@@ -272,6 +276,8 @@ def _supervised(config, task, *, learning_rate):
 def _keep(config, task, *keys):
     for key in set(config) - set(keys):
         del config[key]
+    if "on_device" in config.dataset:
+        del config.dataset.on_device
     config.task = task
     return config
 

@@ -48,7 +48,8 @@ def run(config: ConfigDict, workdir, on_report=None, train=None, held_out=None, 
 
         with arrays.given(train, held_out) as digest:
             dataset = shipped.defaults_of(config.task).dataset
-            dataset.update(name="arrays", path=digest, num_examples=config.dataset.num_examples)
+            kept = {key: config.dataset[key] for key in ("num_examples", "on_device") if key in dataset}
+            dataset.update(name="arrays", path=digest, **kept)
             config.dataset = dataset
             return run(config, workdir, on_report, view=view)
     if held_out is not None:
@@ -84,11 +85,12 @@ def _check_view(view, config):
         raise UserError(f"run() got view={view!r}: expected a function of an image and a seed")
     if config.task != "pretrain":
         raise UserError(f"run() got a view for the task {config.task}: only pretrain makes such views")
-    if config.augment.on_device:
-        raise UserError(
-            "run() got a view with augment.on_device=True, which makes the recipe's views on the devices: "
-            "set augment.on_device to False"
-        )
+    for section in ("augment", "dataset"):
+        if config[section].on_device:
+            raise UserError(
+                f"run() got a view with {section}.on_device=True, which makes the recipe's views on the "
+                f"devices: set {section}.on_device to False"
+            )
 
 
 class _CallbackError(Exception):

@@ -57,9 +57,13 @@ def pmap_rows(function):
     return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0))
 
 
-def replicate(tree):
-    """Puts a tree of host arrays, equal in every process, onto every device of the run."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec()))
+def replicate(tree, devices=None):
+    """Puts a tree of host arrays onto every device: of the run, where it is equal in every process, or some.
+
+    With several processes, jax compares the arrays of all unless `devices` are those of this process.
+    """
+    devices = np.array(devices or jax.devices())
+    return jax.device_put(tree, NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec()))
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

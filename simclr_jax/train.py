@@ -350,3 +350,8 @@ def _check_order_and_views(saved, meta, workdir):
             f"{workdir} holds a run with view={saved.get('view')}, but here it is {meta.get('view')}: "
             "pass the function of that run, or choose another workdir"
         )
+    if (began := bool(saved.get("on_device"))) != bool(meta.get("on_device")):
+        raise UserError(
+            f"{workdir} holds a run whose views {'the devices' if began else 'the host'} made, by other random "
+            f"numbers than here: set --config.dataset.on_device={began}"
+        )

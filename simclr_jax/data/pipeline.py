@@ -63,7 +63,7 @@ def train_batches(
         _augmented, source=source, transform=transform, rows=rows, seed=seed, dtype=dtype
     )
     if source.random_access or source.fetch:
-        order = _order(source, batch_size, seed, process_index * rows, rows)
+        order = example_order(source, batch_size, seed, process_index * rows, rows)
         fetch = _fetch(source)
 
         def start(step):
@@ -146,6 +146,41 @@ def eval_batches(
     return _without_lost(source, start, (0, index), lambda state: (readable(state[1])[:rows], state[1]))
 
 
+def image_shape(source: Source) -> tuple[int, int, int]:
+    """Returns the shape, [h, w, 3], of the first image of a source with random access."""
+    batches = eval_batches(
+        source, image_size=0, batch_size=1, transform=lambda image, _: {"shape": tf.shape(image)}
+    )
+    return tuple(next(batches)["shape"][0].tolist())
+
+
+def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decodes all images of a source with random access.
+
+    Returns:
+      uint8 [n, *shape]; black where a file can no longer be read.
+
+    Raises:
+      UserError: an image has another shape.
+    """
+
+    def transform(image, _):
+        return {"image": tf.image.resize_with_crop_or_pad(image, *shape[:2]), "shape": tf.shape(image)}
+
+    images = np.zeros((source.num_examples, *shape), np.uint8)
+    for batch in eval_batches(source, image_size=0, batch_size=16, transform=transform):
+        batch = {name: rows[batch["mask"]] for name, rows in batch.items()}
+        other = batch["shape"][(batch["shape"] != shape).any(axis=1)]
+        if len(other):
+            raise UserError(
+                f"dataset.on_device=True: images on the devices have one size, but those of {source.name} have "
+                f"{shape[0]} x {shape[1]} and {other[0][0]} x {other[0][1]} pixels: set "
+                "--config.dataset.on_device=False, or resize the files"
+            )
+        images[batch["index"]] = batch["image"]
+    return images
+
+
 def eval_views(
     images: Iterable[np.ndarray], image_size: int, proportion: float | None = None
 ) -> Iterator[np.ndarray]:
@@ -203,7 +238,7 @@ def _check_each(source, batches):
         yield batch
 
 
-def _order(source, batch_size, seed, first_row, rows):
+def example_order(source: Source, batch_size: int, seed: int, first_row: int, rows: int) -> Callable:
     """Builds order(step, steps) -> epochs and indices, int64 [steps * rows], of these rows of the batches.
 
     Position p of the endless order of examples is example permutation(seed, p // n)[p % n]. A lost example is

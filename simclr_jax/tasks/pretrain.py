@@ -12,7 +12,7 @@ from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import bound_axis
 from simclr_jax.plots import board
 from simclr_jax.process import UserError, group
-from simclr_jax.views import batches
+from simclr_jax.views import batches, resident
 from simclr_jax.views.distort import distort
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
@@ -42,7 +42,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     group.check_agreement("train split", datasets.fingerprint(source))
     model = make_model(config.model, _num_probed_classes(source), remat=config.remat)
     judge = Judge(config, model, source, load, partial(batches.views, config, view))
-    task = make_task(config, model, source, view)._replace(
+    images = resident.load(config, source, view)
+    task = make_task(config, model, source, view, images)._replace(
         evaluate=judge.log,
         evaluate_first=True,
         best="knn_accuracy" if judge.labelled else None,
@@ -51,6 +52,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     if config.loss == "nt_xent":
         loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
         rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
+    if images is not None:
+        rows["views"] = f"by the devices, of {images.nbytes / 1e6:,.0f} MB of images there; not the host's draws"
     report.print_table(rows)
 
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0
@@ -67,8 +70,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     return summary
 
 
-def make_task(config, model, source, view: batches.View | None = None) -> train.Task:
-    """Describes the pretraining of `model` on `source` to the train loop.
+def make_task(config, model, source, view: batches.View | None = None, images=None) -> train.Task:
+    """Describes the pretraining of `model` on `source`, or on its `images` of `resident.load`, to the loop.
 
     Raises:
       UserError: an image would be twice in a batch.
@@ -84,8 +87,13 @@ def make_task(config, model, source, view: batches.View | None = None) -> train.
         init=init,
         loss=make_loss(model, config),
         batches=partial(batches.train_batches, config, source, view),
-        meta=meta | {"view": view and getattr(view, "__qualname__", repr(view))},
+        meta=meta
+        | {"view": view and getattr(view, "__qualname__", repr(view)), "on_device": images is not None},
     )
+    if images is not None:
+        task = task._replace(
+            batches=partial(resident.batches, config, source), on_devices=resident.make_views(config, images)
+        )
     if isinstance(loss, losses.StatefulLoss):
         task = task._replace(
             extra=lambda _: loss.init(config.model.projection_dim), after_update=_next_loss_state
@@ -119,7 +127,7 @@ def check_batch(config, num_examples: int) -> None:
 def make_loss(model, config):
     """Builds the loss of a batch, as `batches.batch_shapes` describes it; a `train.Task.loss`.
 
-    With `config.augment.on_device` the batch holds crops, of which the step makes the views.
+    Where the batch holds crops and their draws, the step makes the views of them.
 
     Where there are classes, the supervised head learns beside the encoder from `label`, int32 [b], on
     features that its gradient does not reach: a linear probe of the pretraining so far, as in the official
@@ -133,7 +141,7 @@ def make_loss(model, config):
     def loss(params, batch_stats, batch, *loss_state):
         def encode(batch_stats, batch):
             images = jnp.concatenate([batch["view1"], batch["view2"]])
-            if config.augment.on_device:
+            if "draws1" in batch:
                 images = distort(images, jnp.concatenate([batch["draws1"], batch["draws2"]]), recipe)
             outputs, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},

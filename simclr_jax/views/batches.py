@@ -59,7 +59,8 @@ def crops(config, image, seed) -> dict:
 
 def batch_shapes(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a batch of the train step."""
-    on_device, images = config.augment.on_device, (rows, config.image_size, config.image_size, 3)
+    on_device = config.augment.on_device and not config.dataset.on_device
+    images = (rows, config.image_size, config.image_size, 3)
     dtype = config.augment.crop_dtype if on_device else "uint8"
     shapes = {view: jax.ShapeDtypeStruct(images, dtype) for view in ("view1", "view2")}
     if on_device:
