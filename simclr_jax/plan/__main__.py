@@ -58,7 +58,8 @@ def _plan_table(cases, images_per_core) -> bool:
         if expected:
             cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
             cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
-            cells += [f"{math.ceil(expected['images'] / images_per_core()):,}"]
+            on_device = "images" in plan["memory"]
+            cells += ["0" if on_device else f"{math.ceil(expected['images'] / images_per_core()):,}"]
         return cells
 
     for line in benchmark.table(_HEAD, itertools.starmap(row, cases)):

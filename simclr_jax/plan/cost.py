@@ -6,6 +6,7 @@ import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from simclr_jax.process import UserError
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.profiling.flops import inner_jaxprs, product_flops
 from simclr_jax.tasks import pretrain
-from simclr_jax.views import batches
+from simclr_jax.views import batches, on_device, resident
 
 GIB = 2**30
 _COLLECTIVES = ("psum", "all_gather", "reduce_scatter")
@@ -69,7 +70,8 @@ def measure(config, topology: str) -> dict:
     Returns:
       'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops', 'bytes' and
       'collectives', see `count`; 'memory' in bytes: 'arguments', 'temporaries' and 'code', or where XLA
-      refuses the step 'refused' alone, the bytes that it would take.
+      refuses the step 'refused' alone, the bytes that it would take. Where the training images lie on the
+      device, their views are counted, too, and 'images' are among the memory.
 
     Raises:
       UserError: unknown topology or size of the dataset, or a batch that does not divide over the devices.
@@ -124,6 +126,12 @@ def compile_step(config, devices):
 
     traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
     flops, traffic, collectives = count(traced.jaxpr)
+    held = {}
+    if images := _images_on(devices[0], config, examples):
+        rows = jax.ShapeDtypeStruct(batch["label"].shape, "int32")
+        make = partial(on_device.two_views, shape=batch["view1"].shape[1:], **resident.view_settings(config))
+        views_flops, views_traffic, _ = count(jax.make_jaxpr(make)(images, rows, rows).jaxpr)
+        flops, traffic, held = flops + views_flops, traffic + views_traffic, {"images": images.size}
     plan = {
         "devices": len(devices),
         "hosts": len({device.process_index for device in devices}),
@@ -148,8 +156,19 @@ def compile_step(config, devices):
         "arguments": used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes,
         "temporaries": used.temp_size_in_bytes,
         "code": used.generated_code_size_in_bytes,
+        **held,
     }
     return task, plan | {"memory": memory}, compiled
+
+
+def _images_on(device, config, examples):
+    """Returns the training images that lie on a device, in the size of the views; None where none do."""
+    wanted, chip = config.dataset.on_device, find_chip(device.device_kind)
+    size = examples.num_examples * 3 * config.image_size**2
+    if wanted is None and chip and config.dataset.in_memory and config.dataset.name in _SIZES:
+        wanted = resident.is_small(size, [config.image_size], config.image_size, chip.memory * GIB)
+    shape = (examples.num_examples, size // examples.num_examples)
+    return jax.ShapeDtypeStruct(shape, "uint8") if wanted else None
 
 
 def _devices(topology):

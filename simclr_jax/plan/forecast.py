@@ -81,6 +81,9 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
         lines["step"] = f"{expected['step'] * 1e3:.1f} ms expected; {expected['least'] * 1e3:.1f} at the "
         lines["step"] += f"chip's peaks ({bounds})"
         lines["run"] = f"{plan['num_steps']:,} steps, {expected['hours']:.1f} hours expected"
+        if "images" in memory:
+            lines["input"] = f"{expected['images']:,.0f} images/s a host then, made by its devices"
+            return lines
         advice = "" if config.augment.on_device else "; --config.augment.on_device=True wants half of them"
         cores = math.ceil(expected["images"] / images_per_core())
         lines["input"] = (

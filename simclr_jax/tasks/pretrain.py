@@ -53,7 +53,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
         rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
     if images is not None:
-        rows["views"] = f"by the devices, of {images.nbytes / 1e6:,.0f} MB of images there; not the host's draws"
+        size = f"{images.nbytes / 1e6:,.1f} MB"
+        rows["views"] = f"made by the devices, of {size} of images there, by other draws than the host's"
     report.print_table(rows)
 
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0

@@ -36,8 +36,8 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
 
     if not source.random_access:
         raise UserError(
-            "dataset.on_device=True takes all images into memory, but dataset.in_memory=False: set one of them"
-            " otherwise, as in --config.dataset.in_memory=True"
+            "dataset.on_device=True takes all images into memory, which dataset.in_memory=False does not: set "
+            "--config.dataset.in_memory=True, or --config.dataset.on_device=False"
         )
     shape = pipeline.image_shape(source)
     size = source.num_examples * math.prod(shape)
@@ -87,15 +87,19 @@ def batches(config, source, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         step += 1
 
 
+def view_settings(config) -> dict:
+    """Returns the arguments of `on_device.two_views` that a config of pretraining decides."""
+    return {"seed": config.seed, "size": config.image_size, "recipe": make_recipe(config.augment)}
+
+
 def make_views(config, images: np.ndarray) -> Callable:
     """Puts images, uint8 [n, h, w, 3], onto the devices; returns the `Task.on_devices` that makes views."""
-    settings = {"seed": config.seed, "size": config.image_size, "recipe": make_recipe(config.augment)}
 
     def views(images, batch):
         made = on_device.two_views(images, batch["example"], batch["epoch"], shape=shape, **settings)
         return made | {"label": batch["label"]}
 
-    shape, mapped = images.shape[1:], parallel.pmap_rows(views)
+    shape, settings, mapped = images.shape[1:], view_settings(config), parallel.pmap_rows(views)
     # They are an argument, since a program would hold constants a second time.
     held = parallel.replicate(images.reshape(len(images), -1), jax.local_devices())
     return lambda batch: mapped(held, batch)
