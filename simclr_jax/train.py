@@ -352,6 +352,6 @@ def _check_order_and_views(saved, meta, workdir):
         )
     if (began := bool(saved.get("on_device"))) != bool(meta.get("on_device")):
         raise UserError(
-            f"{workdir} holds a run whose views {'the devices' if began else 'the host'} made, by other draws: "
-            f"set --config.dataset.on_device={began}"
+            f"{workdir} holds a run whose views {'the devices' if began else 'the host'} made, by other "
+            f"draws: set --config.dataset.on_device={began}"
         )

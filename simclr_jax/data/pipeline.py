@@ -173,8 +173,8 @@ def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
         other = batch["shape"][(batch["shape"] != shape).any(axis=1)]
         if len(other):
             raise UserError(
-                f"dataset.on_device=True takes images of one size, but {source.name} has {shape[0]} x {shape[1]} "
-                f"and {other[0][0]} x {other[0][1]} pixels: set --config.dataset.on_device=False, or resize them"
+                f"dataset.on_device=True takes images of one size, but {source.name} has {shape[0]} x "
+                f"{shape[1]} and {other[0][0]} x {other[0][1]} pixels: set --config.dataset.on_device=False"
             )
         images[batch["index"]] = batch["image"]
     return images

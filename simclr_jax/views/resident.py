@@ -36,7 +36,7 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
 
     if not source.random_access:
         raise UserError(
-            "dataset.on_device=True takes all images into memory, which dataset.in_memory=False does not: set "
+            "dataset.on_device=True takes all images into memory, and dataset.in_memory=False does not: set "
             "--config.dataset.in_memory=True, or --config.dataset.on_device=False"
         )
     shape = pipeline.image_shape(source)
