@@ -18,8 +18,8 @@ SQUARE_CROPS = [key for key in keys(OPERATIONS, r"tf2/crop_resize/.*_to_(\d+)x\1
 
 def two_views(images, example, epoch, **settings):
     """Two views of each of these examples, of 32 pixels by default."""
-    settings = {"shape": images.shape[1:], "seed": 0, "size": 32, "recipe": recipe.DEFAULT} | settings
-    images = jnp.asarray(images.reshape(len(images), -1))
+    settings = {"shape": images.shape[1:3], "seed": 0, "size": 32, "recipe": recipe.DEFAULT} | settings
+    images = np.moveaxis(images, 3, 1).reshape(len(images), -1)
     example, epoch = np.broadcast_arrays(*(np.asarray(rows, np.int32) for rows in (example, epoch)))
     made = jax.jit(lambda *rows: on_device.two_views(*rows, **settings))(images, example, epoch)
     return np.asarray(made["view1"]), np.asarray(made["view2"])
@@ -29,7 +29,7 @@ def two_views(images, example, epoch, **settings):
 def test_resized_boxes_are_the_official_ones(key):
     image, box, size = re.fullmatch(r"tf2/crop_resize/(\w+)_box(\w+)_to_(\d+)x\d+", key).groups()
     image, box = OPERATIONS[f"in/{image}"], jnp.array([*map(int, box.split("_"))])
-    crop = on_device.crop(jnp.asarray(image), box, int(size)) / (255 if image.dtype == np.uint8 else 1)
+    crop = on_device.crop(jnp.moveaxis(image, 2, 0), box, int(size)) / (255 if image.dtype == np.uint8 else 1)
     np.testing.assert_allclose(crop, OPERATIONS[key], atol=ATOL / 255)
 
 
@@ -39,7 +39,9 @@ def test_equal_boxes_give_the_pixels_of_the_host(height, width, size):
     images = np.random.default_rng(0).integers(0, 256, (32, height, width, 3), np.uint8)
     draw_box = jax.vmap(lambda key: on_device.draw_box(key, height, width, 0.08))
     boxes = np.asarray(draw_box(jax.random.split(jax.random.key(1), 32)))
-    crops = jax.jit(jax.vmap(lambda image, box: on_device.crop(image, box, size)))(images, boxes)
+    crops = jax.jit(jax.vmap(lambda planes, box: on_device.crop(planes, box, size)))(
+        np.moveaxis(images, 3, 1), boxes
+    )
     for image, (y, x, h, w), crop in zip(images, boxes, crops):
         box = tf.cast(image[y : y + h, x : x + w], tf.float32)
         np.testing.assert_allclose(crop, tf.image.resize(box, (size, size), "bicubic"), atol=ATOL)

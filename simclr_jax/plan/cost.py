@@ -129,7 +129,7 @@ def compile_step(config, devices):
     held = {}
     if images := _images_on(devices[0], config, examples):
         rows = jax.ShapeDtypeStruct(batch["label"].shape, "int32")
-        make = partial(on_device.two_views, shape=batch["view1"].shape[1:], **resident.view_settings(config))
+        make = partial(on_device.two_views, shape=batch["view1"].shape[1:3], **resident.view_settings(config))
         views_flops, views_traffic, _ = count(jax.make_jaxpr(make)(images, rows, rows).jaxpr)
         flops, traffic, held = flops + views_flops, traffic + views_traffic, {"images": images.size}
     plan = {

@@ -22,11 +22,11 @@ def two_views(
     """Makes two views of some images. The random numbers depend on (seed, epoch, example, view) only.
 
     Args:
-      images: uint8 [n, h * w * 3], all images; flat, since TPUs pad short axes, and would copy all images in
-        each step.
+      images: uint8 [n, 3 * h * w], all images, as planes; flat, since TPUs pad short axes, and would copy all
+        images in each step.
       example: int32 [b], the images to take.
       epoch: int32 [b].
-      shape: (h, w, 3).
+      shape: (h, w).
       seed: of the run.
       size: side of the views in pixels, s.
       recipe: how the views are made.
@@ -40,9 +40,9 @@ def two_views(
         for number in (epoch, example, view):
             key = jax.random.fold_in(key, number)
         box_key, draws_key = jax.random.split(key)
-        image = images[example].reshape(shape)
-        box = draw_box(box_key, *image.shape[:2], recipe.min_area)
-        return crop(image, box, size), jax.random.uniform(draws_key, len(DRAWS))
+        planes = images[example].reshape(3, *shape)
+        box = draw_box(box_key, *shape, recipe.min_area)
+        return crop(planes, box, size), jax.random.uniform(draws_key, len(DRAWS))
 
     rows = [jnp.tile(example, 2), jnp.tile(epoch, 2), jnp.repeat(jnp.arange(2), len(example))]
     crops, draws = jax.vmap(crop_and_draws)(*rows)
@@ -76,20 +76,20 @@ def draw_box(key: jax.Array, height: int, width: int, min_area: float) -> jax.Ar
     return jnp.stack([*begin, box_height, box_width]).astype(jnp.int32)
 
 
-def crop(image: jax.Array, box: jax.Array, size: int) -> jax.Array:
+def crop(planes: jax.Array, box: jax.Array, size: int) -> jax.Array:
     """Cuts a box out of an image and resizes it (bicubic) by two products, as `tf.image.resize` does.
 
     Args:
-      image: uint8 [h, w, 3].
+      planes: uint8 [3, h, w].
       box: int32 [4], see `draw_box`.
       size: side of the result.
 
     Returns:
       float32 [size, size, 3], in levels from 0 to 255, with bicubic's overshoot.
     """
-    rows, columns = (_weights(box[i], box[i + 2], image.shape[i], size) for i in (0, 1))
+    rows, columns = (_weights(box[i], box[i + 2], planes.shape[1 + i], size) for i in (0, 1))
     exact = {"precision": jax.lax.Precision.HIGHEST}
-    return jnp.einsum("yh,hwc,xw->yxc", rows, image.astype(jnp.float32), columns, **exact)
+    return jnp.einsum("yh,chw,xw->yxc", rows, planes.astype(jnp.float32), columns, **exact)
 
 
 def _weights(begin, extent, side, size):

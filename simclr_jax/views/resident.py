@@ -99,7 +99,8 @@ def make_views(config, images: np.ndarray) -> Callable:
         made = on_device.two_views(images, batch["example"], batch["epoch"], shape=shape, **settings)
         return made | {"label": batch["label"]}
 
-    shape, settings, mapped = images.shape[1:], view_settings(config), parallel.pmap_rows(views)
+    shape, settings, mapped = images.shape[1:3], view_settings(config), parallel.pmap_rows(views)
+    planes = np.moveaxis(images, 3, 1).reshape(len(images), -1)
     # They are an argument, since a program would hold constants a second time.
-    held = parallel.replicate(images.reshape(len(images), -1), jax.local_devices())
+    held = parallel.replicate(planes, jax.local_devices())
     return lambda batch: mapped(held, batch)
