@@ -55,6 +55,7 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     if images is not None:
         size = f"{images.nbytes / 1e6:,.1f} MB"
         rows["views"] = f"made by the devices, of {size} of images there, by other draws than the host's"
+        del images  # the devices have them
     report.print_table(rows)
 
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0

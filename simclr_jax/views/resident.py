@@ -12,7 +12,7 @@ from simclr_jax.views import on_device
 from simclr_jax.views.recipe import make_recipe
 
 _SHARE = 0.1  # of a device's memory that images take at most without being asked for
-_LARGEST = 2  # sides of such images, over those of the views: larger ones cost more than views of the host
+_LARGEST = 2  # the longest side of such images over that of the views: products of larger ones take long
 
 
 def load(config, source, view: Callable | None) -> np.ndarray | None:
