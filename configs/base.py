@@ -172,7 +172,8 @@ def pretrain() -> ConfigDict:
             "log_every_steps": 50,  # steps between lines of averages on the console and in the metric files
             "checkpoint_every_steps": 1000,  # steps that a crash costs at most
             "keep_checkpoints": 3,  # newest checkpoints to keep; the best by nearest neighbours stays as well
-            "keep_compiled": True,  # keeps compiled programs in WORKDIR/compiled, for runs that go on
+            # Keeps compiled programs for later runs: in ~/.cache/simclr_jax, for gs:// in WORKDIR/compiled.
+            "keep_compiled": True,
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
             "tracker": "",  # 'wandb' or 'mlflow' gets config, metrics and summary, too
         }
