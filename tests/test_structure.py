@@ -61,6 +61,7 @@ ALLOWED = {
     "process/": "parallel.py",
     "profiling/": "parallel.py process/",
     "losses.py": "",
+    "memory.py": "parallel.py",
     "config/ranges.py": "config/shipped.py process/",
     "config/saved.py": "config/shipped.py",
     "optim.py": "config/ranges.py",
@@ -81,8 +82,8 @@ ALLOWED = {
     "supervised.py": "data/ evaluation/ losses.py parallel.py pretrained.py process/ train.py "
     "views/ workdir/",
     "plots/": "config/ data/ evaluation/ pretrained.py process/ workdir/",
-    "tasks/": "checkpoint.py data/ evaluation/ losses.py models/ official/ parallel.py plots/ pretrained.py "
-    "process/ supervised.py train.py views/ workdir/",
+    "tasks/": "checkpoint.py data/ evaluation/ losses.py memory.py models/ official/ parallel.py plots/ "
+    "pretrained.py process/ supervised.py train.py views/ workdir/",
     "runs.py": "checkpoint.py config/ evaluation/ pretrained.py process/ train.py workdir/",
     "export/": "checkpoint.py data/ models/ pretrained.py process/ torch_weights/",
     "images.py": "data/ process/",
