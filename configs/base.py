@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 # Keys that other tasks keep of a pretraining config.
-_MODEL = ("pretrained", "seed", "batch_size", "image_size", "dataset", "model", "keep_compiled")
+_MODEL = ("pretrained", "use_average", "seed", "batch_size", "image_size", "dataset", "model")
+_MODEL += ("keep_compiled",)
 _TRAINING = ("num_epochs", "num_steps", "warmup_epochs", "augment", "log_every_steps")
 _TRAINING += ("checkpoint_every_steps", "keep_checkpoints", "profile_steps", "tracker")
 
@@ -57,6 +58,8 @@ RANGES = {
     "augment.color_jitter_strength": (0, 1.25),
     "augment.solarize": (0, 1),
     "model.width": (1 / 32, 64),  # 2 to 4,096 filters in the first block group
+    "memory.size": (0, 2**24),
+    "memory.decay": (0, 1),
     "model.sk_ratio": (0, 1),
     "model.se_ratio": (0, 1),
     "model.bottleneck_width": (1 / 32, 64),
@@ -86,14 +89,21 @@ def pretrain() -> ConfigDict:
         {
             "task": "pretrain",  # a module of simclr_jax/tasks/
             "pretrained": placeholder(str),  # workdir, checkpoint or file of weights to start from
+            "use_average": False,  # starts from the moving average of its weights; see memory.size
             "seed": 0,  # decides the initial weights, the order of the examples and the augmentations
             "batch_size": 4096,  # images, over all devices of all hosts
             "num_epochs": 100.0,  # passes over the training images
             "num_steps": placeholder(int),  # wins over num_epochs; --config.num_epochs alone unsets it
             "warmup_epochs": 10.0,  # epochs of a rising learning rate; then it falls as a cosine
             "image_size": 224,  # height and width of the views, in pixels
-            "loss": "nt_xent",  # name in losses.LOSSES; docs/extending.md adds one of your own
+            "loss": "nt_xent",  # name in losses.LOSSES, as 'dcl'; docs/extending.md adds one of your own
             "temperature": 0.1,  # divides the similarities in the loss
+            "memory": {
+                # Projections of earlier batches, by a moving average of the network, that are negatives, too
+                # (SimCLR v2, section 2); 0: none.
+                "size": 0,
+                "decay": 0.999,  # share of that average that a step keeps
+            },
             # Parts of a batch that go through the network one by one, and once more to backpropagate, where
             # the memory does not hold a whole batch. The loss compares the whole batch; batch norm takes its
             # statistics over a part.
@@ -176,7 +186,8 @@ def pretrain() -> ConfigDict:
             "log_every_steps": 50,  # steps between lines of averages on the console and in the metric files
             "checkpoint_every_steps": 1000,  # steps that a crash costs at most
             "keep_checkpoints": 3,  # newest checkpoints to keep; the best by nearest neighbours stays as well
-            "keep_compiled": True,  # keeps compiled programs in WORKDIR/compiled, for runs that go on
+            # Keeps compiled programs for later runs: in ~/.cache/simclr_jax, for gs:// in WORKDIR/compiled.
+            "keep_compiled": True,
             "profile_steps": placeholder(tuple),  # the first and the last step to trace, as (10, 12)
             "tracker": "",  # 'wandb' or 'mlflow' gets config, metrics and summary, too
         }

@@ -9,6 +9,14 @@ The settings are those of the official repository's README, which reports about 
 after 1,000 epochs (97,657 steps). Cost: a view takes 0.56 billion multiply-adds in the forward pass, so a
 step takes about 3.4 TFLOP; the 100 epochs of linear evaluation are forward passes only.
 
+pretrain_200 is the same recipe in 200 epochs. After so many, lightly's benchmark reaches 84.8 % by nearest
+neighbours, in 87 minutes on an A6000, and 87.9 % after 800 epochs; solo-learn reaches 90.7 % in linear
+evaluation after 1,000. One command trains for 200 and for 1,000 epochs, evaluates both, and writes a table;
+after a stop the same command goes on. PHOTOS holds all 60,000 photographs as files, in train/CLASS/ and
+test/CLASS/:
+
+    bash launch/cifar10.sh PHOTOS
+
 finetune, finetune_1pct (50 labels a class), finetune_10pct (500), knn, transfer and embed start from RUN in
 the same way. distill starts from a fine-tuned run such as RUN/finetune_1pct and trains a network of half the
 width. Neither paper gives figures for these tasks.
@@ -31,6 +39,13 @@ def pretrain():
     config.optimizer.learning_rate = 1.0
     config.optimizer.weight_decay = 1e-4
     config.evaluate.every_epochs = 50.0
+    return config
+
+
+def pretrain_200():
+    config = pretrain()
+    config.num_epochs = 200.0
+    config.evaluate.every_epochs = 20.0
     return config
 
 
@@ -65,4 +80,5 @@ def distill():
 
 
 def get_config(task=None):
-    return base.task_config(task, pretrain, linear_eval, finetune, finetune_1pct, finetune_10pct, distill)
+    own = (pretrain, pretrain_200, linear_eval, finetune, finetune_1pct, finetune_10pct, distill)
+    return base.task_config(task, *own)

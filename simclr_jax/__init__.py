@@ -76,12 +76,14 @@ def run(
     return api.run(config, workdir, on_report, train, held_out, view)
 
 
-def load(path: str | os.PathLike) -> "Encoder":
+def load(path: str | os.PathLike, *, use_average: bool = False) -> "Encoder":
     """The network of a run or checkpoint, ours or google-research/simclr's, as a function of images.
 
     Args:
       path: whatever `config.pretrained` takes: a workdir, WORKDIR/checkpoints/STEP, an official checkpoint,
         or a .safetensors or .pth file of a ResNet under torchvision's names.
+      use_average: take the moving average of the weights that pretraining with a memory keeps, and some
+        official checkpoints hold.
 
     Returns:
       A `simclr_jax.encoder.Encoder`: `encoder(images)` are the features.
@@ -91,4 +93,4 @@ def load(path: str | os.PathLike) -> "Encoder":
     """
     from simclr_jax import encoder
 
-    return encoder.load(path)
+    return encoder.load(path, use_average)

@@ -6,6 +6,7 @@ number of classes, from which the model can be rebuilt. One that is damaged is m
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -262,12 +263,15 @@ def split(path) -> tuple[epath.Path, int | None]:
     return path, None
 
 
-def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_params(
+    path, *, step: int | None = None, average: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a model, without its optimiser state, from a workdir or one checkpoint of it.
 
     Args:
       path: a workdir, whose newest checkpoint is taken, or `WORKDIR/checkpoints/<step>`.
       step: the step of the checkpoint in the workdir.
+      average: take the moving average of the weights, see `simclr_jax.memory`.
 
     Returns:
       variables: {'params', 'batch_stats'} as numpy arrays.
@@ -276,7 +280,7 @@ def load_params(path, *, step: int | None = None) -> tuple[dict[str, Any], dict[
     Raises:
       UserError: nothing is saved there, or it cannot be read.
     """
-    return _load(path, step, _read_model)
+    return _load(path, step, partial(_read_model, average=average))
 
 
 def load_meta(path) -> dict[str, Any]:
@@ -304,7 +308,17 @@ def _load(path, step, read):
         raise UserError(f"{escape(saved)} is empty or damaged ({reason_of(error)}): give another") from None
 
 
-def _read_model(saved):
+def _read_model(saved, average):
     structure = _saved_structure(saved)
-    structure = {name: structure[name] for name in ("params", "batch_stats")}
-    return _read_tree(saved / "state", structure, partial_restore=True), _read_meta(saved)
+    if not average:
+        structure = {name: structure[name] for name in ("params", "batch_stats")}
+        return _read_tree(saved / "state", structure, partial_restore=True), _read_meta(saved)
+    extra = structure.get("extra")
+    if not (isinstance(extra, dict) and "average" in extra):
+        raise UserError(
+            f"{escape(files.user_path(saved))} holds no moving average of the weights: set "
+            "--config.use_average=False, or pretrain with --config.memory.size"
+        )
+    structure = {"extra": {"average": extra["average"]}}
+    tree = _read_tree(saved / "state", structure, partial_restore=True)
+    return tree["extra"]["average"], _read_meta(saved)

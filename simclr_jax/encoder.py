@@ -14,13 +14,13 @@ from simclr_jax.process import UserError, errors, escape, files, machine
 
 
 @errors.naming_python_keys()
-def load(path) -> "Encoder":
+def load(path, use_average: bool = False) -> "Encoder":
     """See `simclr_jax.load`."""
     path = os.path.expanduser(path)
     with errors.outside_errors_as_run_errors():
         files.check_reachable(path)
         machine.note_unused_accelerator()
-        return Encoder(path, *pretrained.load_model(path))
+        return Encoder(path, *pretrained.load_model(path, use_average=use_average))
 
 
 class Encoder:

@@ -26,6 +26,10 @@ def nt_xent(
     hidden_norm: bool = True,
     axis_name: str | None = None,
     tile: int | None = None,
+    keys: tuple[jax.Array, jax.Array] | None = None,
+    memory: jax.Array | None = None,
+    memory_rows: jax.Array | int | None = None,
+    decoupled: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """NT-Xent, the contrastive loss of SimCLR (arXiv 2002.05709, equation 1), in float32.
 
@@ -42,42 +46,64 @@ def nt_xent(
       tile: side of a tile: `tile` x `tile` similarities are computed at a time, in memory that grows with the
         batch, not with its square. 0 computes all at once; None does so up to 2**24 similarities of the first
         with the second views.
+      keys: projections of both views by another network, each [b, d], which take the place of the views as
+        positives and negatives. No gradient flows through them.
+      memory: further negatives of every view, [m, d], the same on every device, without a gradient.
+      memory_rows: how many rows of the memory count, from the first on; None: all.
+      decoupled: whether the positive leaves the denominator; see `dcl`.
 
     Returns:
       loss: scalar, scaled as in the official code: the mean over pairs of the SUM of both directions,
         which is twice the paper's mean over 2N views. Published weight decays assume this scale.
       metrics: `contrastive_accuracy`, the share of first views whose positive is the most similar of all
         second views, and `contrastive_entropy`, in nats, of the softmax over these similarities. Like the
-        official code, neither counts the negatives among the first views.
+        official code, neither counts the negatives among the first views, nor those of the memory.
     """
-    view1, view2 = view1.astype(jnp.float32), view2.astype(jnp.float32)
-    if hidden_norm:
-        view1, view2 = _l2_normalize(view1), _l2_normalize(view2)
+    prepare = _l2_normalize if hidden_norm else lambda projections: projections
+    view1, view2 = (prepare(view.astype(jnp.float32)) for view in (view1, view2))
+    all1, all2 = view1, view2
+    if keys is not None:
+        all1, all2 = (jax.lax.stop_gradient(prepare(key.astype(jnp.float32))) for key in keys)
     rows = view1.shape[0]
-    all1, all2, positives = view1, view2, jnp.arange(rows)
+    positives = jnp.arange(rows)
     if axis_name is not None:
-        all1, all2 = (jax.lax.all_gather(v, axis_name, tiled=True) for v in (view1, view2))
+        all1, all2 = (jax.lax.all_gather(v, axis_name, tiled=True) for v in (all1, all2))
         positives += jax.lax.axis_index(axis_name) * rows
+    memory = jnp.zeros((0, view1.shape[1])) if memory is None else memory
+    memory = jax.lax.stop_gradient(prepare(memory.astype(jnp.float32)))
+    memory_rows = len(memory) if memory_rows is None else memory_rows
     if tile is None:
-        tile = TILE if rows * all1.shape[0] > _TILED_ABOVE else 0
+        tile = TILE if rows * (all1.shape[0] + len(memory)) > _TILED_ABOVE else 0
     if tile:
-        return _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile)
+        negatives = memory, memory_rows
+        return _tiled_nt_xent(view1, view2, all1, all2, positives, negatives, temperature, decoupled, tile)
     mask = jax.nn.one_hot(positives, all1.shape[0], dtype=bool)  # a view is no negative of itself
 
     def similarities(a, b):
         return jnp.matmul(a, b.T, precision=_HIGHEST) / temperature
 
+    def direction(across, view, within):
+        remembered = jnp.where(jnp.arange(len(memory)) < memory_rows, similarities(view, memory), -jnp.inf)
+        within = jnp.where(mask, -jnp.inf, similarities(view, within))
+        if not decoupled:
+            logits = jnp.concatenate([across, within, remembered], axis=1)
+            return softmax_cross_entropy(logits, positives)
+        logits = jnp.concatenate([jnp.where(mask, -jnp.inf, across), within, remembered], axis=1)
+        return (jax.nn.logsumexp(logits, axis=1) - across[jnp.arange(rows), positives]).mean()
+
     across_12, across_21 = similarities(view1, all2), similarities(view2, all1)
-    within_1 = jnp.where(mask, -jnp.inf, similarities(view1, all1))
-    within_2 = jnp.where(mask, -jnp.inf, similarities(view2, all2))
-    loss = softmax_cross_entropy(jnp.concatenate([across_12, within_1], axis=1), positives)
-    loss += softmax_cross_entropy(jnp.concatenate([across_21, within_2], axis=1), positives)
+    loss = direction(across_12, view1, all1) + direction(across_21, view2, all2)
 
     probabilities = jax.nn.softmax(jax.lax.stop_gradient(across_12))
     return loss, {
         "contrastive_accuracy": top_k_correct(across_12, positives, k=1).mean(),
         "contrastive_entropy": -(probabilities * jnp.log(probabilities + 1e-8)).sum(axis=1).mean(),
     }
+
+
+# Decoupled contrastive learning (arXiv 2110.06848, equation 6): NT-Xent whose positive is missing from the
+# denominator, so that easy positives do not shrink the gradient, as they do in small batches.
+dcl = partial(nt_xent, decoupled=True)
 
 
 class StatefulLoss(NamedTuple):
@@ -98,7 +124,7 @@ class StatefulLoss(NamedTuple):
 
 # The values of `config.loss`: functions of one device's projections, (view1 [b, d], view2 [b, d], *,
 # temperature, axis_name) -> (loss, metrics), or a `StatefulLoss`. Add one before a config names it.
-LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, Any]]]] = {"nt_xent": nt_xent}
+LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, Any]]]] = {"nt_xent": nt_xent, "dcl": dcl}
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -134,7 +160,7 @@ def _l2_normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(axis=1, keepdims=True), 1e-12))
 
 
-def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
+def _tiled_nt_xent(view1, view2, all1, all2, positives, negatives, temperature, decoupled, tile):
     """Computes `nt_xent` of normalised projections without holding the whole matrix of similarities.
 
     The official code adds 1e-8 to each of n probabilities in the entropy; this function does not, which
@@ -145,9 +171,15 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
     def direction(own, own_all, partners_all):
         own = own / temperature
         positive = (own * partners_all[positives]).sum(axis=1)
-        across, mean, most_similar = _log_sum_exp(own, partners_all, no_key, tile)
-        within, _, _ = _log_sum_exp(own, own_all, positives, tile)
-        loss = (jnp.logaddexp(across, within) - positive).mean()
+        count = len(own_all)
+        across, mean, most_similar = _log_sum_exp(own, partners_all, no_key, count, tile)
+        within, _, _ = _log_sum_exp(own, own_all, positives, count, tile)
+        others = _log_sum_exp(own, partners_all, positives, count, tile)[0] if decoupled else across
+        denominator = jnp.logaddexp(others, within)
+        if len(negatives[0]):
+            remembered, _, _ = _log_sum_exp(own, negatives[0], no_key, negatives[1], tile)
+            denominator = jnp.logaddexp(denominator, remembered)
+        loss = (denominator - positive).mean()
         return loss, {
             "contrastive_accuracy": (most_similar == positives).mean(),
             "contrastive_entropy": jax.lax.stop_gradient(across - mean).mean(),
@@ -158,8 +190,8 @@ def _tiled_nt_xent(view1, view2, all1, all2, positives, temperature, tile):
     return loss1 + loss2, metrics
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_sum_exp(queries, keys, excluded, tile):
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _log_sum_exp(queries, keys, excluded, num_keys, tile):
     """Computes the log-sum-exp of the similarities of queries with keys, tile by tile.
 
     It keeps a running maximum and sum over tiles, and the backward pass computes the similarities again, as
@@ -169,16 +201,17 @@ def _log_sum_exp(queries, keys, excluded, tile):
       queries: [b, d].
       keys: [n, d].
       excluded: int [b], the key that each query leaves out; -1 for none.
+      num_keys: how many keys count, from the first on; with none the log-sum-exp is `_MASKED`.
       tile: rows and columns of a tile.
 
     Returns:
       The log-sum-exp [b]; without a gradient, the mean similarity under the softmax [b] and the index of the
       most similar key [b].
     """
-    return _log_sum_exp_forward(queries, keys, excluded, tile)[0]
+    return _log_sum_exp_forward(queries, keys, excluded, num_keys, tile)[0]
 
 
-def _log_sum_exp_forward(queries, keys, excluded, tile):
+def _log_sum_exp_forward(queries, keys, excluded, num_keys, tile):
     key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
 
     def forward_tile(query_tile):
@@ -186,7 +219,7 @@ def _log_sum_exp_forward(queries, keys, excluded, tile):
 
         def add(carry, key_tile):
             maximum, total, weighted, best = carry
-            similarity = _tile_similarity(query, excluded, *key_tile, len(keys))
+            similarity = _tile_similarity(query, excluded, *key_tile, num_keys)
             highest = jnp.maximum(maximum, similarity.max(axis=1))
             best = jnp.where(highest > maximum, key_tile[1][similarity.argmax(axis=1)], best)
             rescale, weight = jnp.exp(maximum - highest), jnp.exp(similarity - highest[:, None])
@@ -201,18 +234,18 @@ def _log_sum_exp_forward(queries, keys, excluded, tile):
 
     tiles = jax.lax.map(forward_tile, _in_tiles(tile, queries, excluded))
     log_sum, mean, best = (rows.reshape(-1)[: len(queries)] for rows in tiles)
-    return (log_sum, mean, best), (queries, keys, excluded, log_sum)
+    return (log_sum, mean, best), (queries, keys, excluded, num_keys, log_sum)
 
 
 def _log_sum_exp_backward(tile, saved, cotangents):
-    queries, keys, excluded, log_sum = saved
+    queries, keys, excluded, num_keys, log_sum = saved
     key_tiles = _in_tiles(tile, keys, jnp.arange(len(keys)))
 
     def backward_tile(key_gradient, query_tile):
         query, excluded, log_sum, cotangent = query_tile
 
         def add(query_gradient, key_tile):
-            similarity = _tile_similarity(query, excluded, *key_tile, len(keys))
+            similarity = _tile_similarity(query, excluded, *key_tile, num_keys)
             slope = jnp.exp(similarity - log_sum[:, None]) * cotangent[:, None]
             query_gradient += jnp.matmul(slope, key_tile[0], precision=_HIGHEST)
             return query_gradient, jnp.matmul(slope.T, query, precision=_HIGHEST)
@@ -224,7 +257,7 @@ def _log_sum_exp_backward(tile, saved, cotangents):
     key_gradient, query_gradient = jax.lax.scan(backward_tile, jnp.zeros_like(key_tiles[0]), query_tiles)
     query_gradient = query_gradient.reshape(-1, queries.shape[1])[: len(queries)]
     key_gradient = key_gradient.reshape(-1, keys.shape[1])[: len(keys)]
-    return query_gradient, key_gradient, None
+    return query_gradient, key_gradient, None, None
 
 
 _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

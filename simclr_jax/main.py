@@ -21,7 +21,7 @@ def main(_) -> None:
     pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled/{machine.cpu_kind()}")
+        jax.config.update("jax_compilation_cache_dir", machine.compiled_programs(workdir))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())

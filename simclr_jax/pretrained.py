@@ -23,8 +23,13 @@ def third_party_reader(path):
     return next((module for module in (official, torch_weights) if module.find(path)), None)
 
 
-def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(path, *, use_average: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint, a workdir's newest one, or the weights of a network that others trained.
+
+    Args:
+      path: see above.
+      use_average: take the moving average of the weights: of a run with a memory, see `simclr_jax.memory`, or
+        `ema_model/` of an official checkpoint.
 
     Returns:
       {'params', 'batch_stats'} as numpy arrays, and meta: {'config', 'num_classes'}.
@@ -35,7 +40,12 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path:
         raise UserError("pretrained is not set: give --config.pretrained=RUN, the workdir of a run")
     reader = third_party_reader(path)
-    variables, meta = reader.read(path) if reader else checkpoint.load_params(path)
+    if reader is official:
+        variables, meta = official.read(path, ema=use_average)
+    elif reader and use_average:
+        raise UserError(f"{path} holds no moving average of the weights: set --config.use_average=False")
+    else:
+        variables, meta = reader.read(path) if reader else checkpoint.load_params(path, average=use_average)
     return variables, meta | {"config": complete(meta["config"])}
 
 
@@ -99,7 +109,7 @@ def load(config, model) -> dict[str, Any]:
     """Loads encoder and projection head of `config.pretrained` for `model`.
 
     Args:
-      config: the config of a task; its `pretrained`, `image_size` and `model` are read.
+      config: the config of a task; its `pretrained`, `use_average`, `image_size` and `model` are read.
       model: from `make_model`; a classifier and projection layers that it does without are left behind.
 
     Returns:
@@ -108,7 +118,7 @@ def load(config, model) -> dict[str, Any]:
     Raises:
       UserError: no checkpoint, or one of another architecture.
     """
-    saved, meta = read(config.pretrained)
+    saved, meta = read(config.pretrained, use_average=config.use_average)
     needed = jax.eval_shape(models.make_init(model, config.image_size), jax.random.key(0))
     needed["params"].pop("supervised_head", None)
     if "projection_head" not in saved["params"] and model.projection_head.kept_layers is None:
@@ -133,18 +143,19 @@ def load(config, model) -> dict[str, Any]:
     return loaded
 
 
-def load_model(path, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def load_model(path, *, use_average: bool = False, **changes) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Loads the whole model of a run or checkpoint as it was trained, classifier included.
 
     Args:
       path: a run or checkpoint.
+      use_average: see `read`.
       changes: keys of its `config.model` that leave the parameters as they are, such as `dtype`.
 
     Returns:
       The model, {'params', 'batch_stats'} as numpy arrays, and meta as saved: {'config', 'num_classes'}, and
       'calibration_temperature', which the logits of its classifier are divided by; None where there is none.
     """
-    variables, meta = read(path)
+    variables, meta = read(path, use_average=use_average)
     file = checkpoint.split(path)[0] / "summary.json"
     summary = {} if third_party_reader(path) or not files.exists(file) else read_summary(file)
     meta = {"calibration_temperature": summary.get("calibration_temperature")} | meta
@@ -178,10 +189,10 @@ def make_init(config, model):
     return lambda key: {name: tree | loaded.get(name, {}) for name, tree in init(key).items()}
 
 
-def fingerprint(path) -> dict[str, Any]:
+def fingerprint(path, *, use_average: bool) -> dict[str, Any]:
     """Returns the `step` of a run's newest checkpoint, None for other weights, and a digest, `network`."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(flatten_dict(read(path)[0], sep="/").items()):
+    for name, leaf in sorted(flatten_dict(read(path, use_average=use_average)[0], sep="/").items()):
         digest.update(name.encode())
         digest.update(np.asarray(leaf).tobytes())
     return {"step": max(checkpoint.steps_in(path), default=None), "network": digest.hexdigest()[:12]}

@@ -154,3 +154,30 @@ def test_mistakes_of_the_report_are_one_line(flag, message):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+def test_cifar10_fills_its_table_and_goes_on(tmp_path):
+    """Runs on 40 images a few steps; the second time nothing runs again, and the table is the same."""
+    rng = np.random.default_rng(0)
+    for split, images in (("train", 16), ("test", 4)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(images):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
+    small = {"dataset.name": "folder", "dataset.path": tmp_path / "photos", "batch_size": 16, "num_steps": 4}
+    small |= {"model.depth": 8, "model.width": 0.125, "evaluate.pictures": False}
+    flags = [f"--config.{key}={value}" for key, value in small.items()]
+    flags += [f"--workdir={tmp_path / 'runs'}", f"--output={tmp_path / 'table.md'}", "--tasks=pretrain_200"]
+    command = [sys.executable, "-m", "simclr_jax.benchmark.cifar10", "--config=configs/cifar10.py", *flags]
+
+    def table():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return (tmp_path / "table.md").read_text(), done.stdout
+
+    (first, _), (second, output) = table(), table()
+    assert first == second and output.count("holds a run that is over") == 3
+    cells = [cell.strip() for cell in first.splitlines()[-1].strip("|").split("|")]
+    assert cells[0] == "200" and float(cells[2].replace(",", "")) > 0
+    assert all(cell.endswith("%") for cell in cells[4:])

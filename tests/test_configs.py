@@ -29,6 +29,7 @@ SETTINGS = [
     ("imagenet_v2", "finetune", IMAGENET, 0.064, "lars", 0, 37535),
     ("imagenet_v2", "distill", IMAGENET, 6.4, "lars", 1e-4, 125114),
     ("cifar10", "pretrain", 50000, 2.0, "lars", 1e-4, 97657),
+    ("cifar10", "pretrain_200", 50000, 2.0, "lars", 1e-4, 19532),
     ("cifar10", "linear_eval", 50000, 0.2, "sgd", 0, 9766),
 ]
 

@@ -97,18 +97,20 @@ def test_self_distillation_is_a_student_like_its_teacher(finetuned_run, tmp_path
 
 def test_teacher_of_other_classes_is_a_user_error(finetuned_run, tmp_path, monkeypatch):
     saved, meta = checkpoint.load_params(finetuned_run)
-    monkeypatch.setattr(checkpoint, "load_params", lambda path: (saved, meta | {"num_classes": 7}))
+    monkeypatch.setattr(checkpoint, "load_params", lambda path, average: (saved, meta | {"num_classes": 7}))
     message = r"tells 7 classes apart \(.*\), but digits \(train\) has 10 \(0, 1, 2 and 7 more\): choose"
     with pytest.raises(UserError, match=message):
         run_task("distill", tmp_path, pretrained=str(finetuned_run))
     others = [f"class {number}" for number in range(10)]
-    monkeypatch.setattr(checkpoint, "load_params", lambda path: (saved, meta | {"class_names": others}))
+    monkeypatch.setattr(
+        checkpoint, "load_params", lambda path, average: (saved, meta | {"class_names": others})
+    )
     with pytest.raises(UserError, match=r"apart \(class 0, class 1, class 2 and 7 more\), but digits"):
         run_task("distill", tmp_path, pretrained=str(finetuned_run))
 
 
 def test_teacher_without_a_classifier_is_a_user_error(finetuned_run, tmp_path, monkeypatch):
     saved, meta = checkpoint.load_params(finetuned_run)
-    monkeypatch.setattr(checkpoint, "load_params", lambda path: (saved, meta | {"num_classes": 0}))
+    monkeypatch.setattr(checkpoint, "load_params", lambda path, average: (saved, meta | {"num_classes": 0}))
     with pytest.raises(UserError, match="holds no classifier: give the workdir of a finetune run"):
         run_task("distill", tmp_path, pretrained=str(finetuned_run))

@@ -97,7 +97,7 @@ def test_what_nobody_added_is_told(pretrained, monkeypatch):
     with pytest.raises(simclr_jax.UserError, match="model.encoder='mixer': known here are 'resnet', 'vit'"):
         simclr_jax.get_config("digits", {"model.encoder": "mixer"})
     with pytest.raises(
-        simclr_jax.UserError, match="loss='simsiam': known here are 'nt_xent', 'barlow_twins'"
+        simclr_jax.UserError, match="loss='simsiam': known here are 'nt_xent', 'dcl', 'barlow_twins'"
     ):
         simclr_jax.get_config("digits", {"loss": "simsiam"})
     with pytest.raises(simclr_jax.UserError, match="fine_tune_after_block=1 is of ResNets"):

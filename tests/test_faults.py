@@ -204,6 +204,9 @@ def test_a_key_that_a_run_lacks_has_its_default(tmp_path):
     records.check_config(tmp_path, config, defaults=config)
     with pytest.raises(UserError, match=r"temperature is 0.5 there and 0.3 here"):
         records.check_config(tmp_path, config | {"temperature": 0.3}, defaults=config)
+    remembering = config | {"memory": {"size": 65536}}
+    with pytest.raises(UserError, match="memory.size is 0 there and 65536 here"):
+        records.check_config(tmp_path, remembering, defaults=remembering)
 
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "embed"])

@@ -343,6 +343,17 @@ def test_the_report_is_of_one_gpu_with_what_gpus_need(gpus):
     assert last[1:] == ["-m", "simclr_jax.gpu_report", "--config=configs/imagenet.py", "--images=256"]
 
 
+def test_cifar10_reads_a_folder_of_photographs(gpus, tmp_path):
+    gpus.run("cifar10.sh", tmp_path, "--config.num_steps=3")
+    installed, *_, last = gpus.calls("python")
+    assert f"--requirement={gpus.root}/launch/requirements-gpu.txt" in installed
+    dataset = ["--config.dataset.name=folder", f"--config.dataset.path={tmp_path}"]
+    module = ["-m", "simclr_jax.benchmark.cifar10", "--config=configs/cifar10.py"]
+    assert last[1:] == [*module, *dataset, "--workdir=runs/cifar10", "--config.num_steps=3"]
+    gpus.run("cifar10.sh", "--tasks=pretrain_200")
+    assert gpus.calls("python")[-1][1:] == [*module, "--tasks=pretrain_200"]
+
+
 def test_local_takes_an_accelerator_and_refuses_others(gpus):
     gpus.run("local.sh", CONFIG, ACCELERATOR="tpu")
     assert f"--requirement={gpus.root}/launch/requirements-tpu.txt" in gpus.calls("python")[0]

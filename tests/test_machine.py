@@ -147,3 +147,17 @@ def test_a_command_leaves_no_temporary_files(tmp_path):
         environment = os.environ | {"TMPDIR": str(tmp_path)}
         subprocess.run([sys.executable, "-c", script + end], env=environment, check=True)
         assert not os.listdir(tmp_path)
+
+
+def test_compiled_programs_are_kept_for_the_user_and_for_remote_workdirs_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = Path(machine.compiled_programs("runs/a"))
+    assert folder == Path(machine.compiled_programs("runs/b")) and folder.is_relative_to(tmp_path)
+    (folder / "new").touch()
+    (folder / "old").touch()
+    os.utime(folder / "old", (0, 0))
+    machine.compiled_programs("runs/a")
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert machine.compiled_programs("gs://bucket/run").startswith("gs://bucket/run/compiled/")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert machine.compiled_programs("runs/a").startswith("runs/a/compiled/")

@@ -90,20 +90,27 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.journey
-def test_a_run_that_goes_on_compiles_nothing(tmp_path, monkeypatch):
-    """It finds its mapped programs in the workdir, and none is added; without the key none is kept."""
+def test_a_run_that_goes_on_or_begins_elsewhere_compiles_nothing(tmp_path, monkeypatch):
+    """It finds its mapped programs in the user's cache, and none is added; without the key none is kept."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def programs():
+        return {path.name for path in (tmp_path / "cache/simclr_jax/compiled").glob("*/jit__fun*-cache")}
+
     settings = [*TINY, "--config.num_steps=4", "--config.checkpoint_every_steps=2"]
     assert "first step" in run("digits", tmp_path / "run", *settings)
-    compiled = {path.name for path in (tmp_path / "run" / "compiled").glob("*/jit__fun*-cache")}
+    compiled = programs()
     assert compiled
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
     out = run("digits", tmp_path / "run", *settings)
     assert "resuming after step 2 of 4" in out
-    assert {path.name for path in (tmp_path / "run" / "compiled").glob("*/jit__fun*-cache")} == compiled
-    run("digits", tmp_path / "other", *settings, "--config.keep_compiled=False")
-    assert not (tmp_path / "other" / "compiled").exists()
+    run("digits", tmp_path / "other", *settings)
+    assert programs() == compiled
+    shutil.rmtree(tmp_path / "cache")
+    run("digits", tmp_path / "third", *settings, "--config.keep_compiled=False")
+    assert not programs()
 
 
 def test_pretraining_tells_what_it_does_and_writes_everything(straight):

@@ -320,6 +320,12 @@ def test_moving_average_of_the_weights(small):
     for part, shift in (("encoder", 1), ("projection_head", 1), ("supervised_head", 0)):
         for one, other in zip(jax.tree.leaves(plain[part]), jax.tree.leaves(average[part])):
             np.testing.assert_array_equal(one + np.float32(shift), other)
+    for use_average, params in ((False, plain), (True, average)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            pretrained.read(path, use_average=use_average)[0]["params"],
+            params,
+        )
 
 
 def test_head_of_one_layer_and_no_heads(tmp_path):

@@ -84,7 +84,7 @@ def test_checkpoint_of_another_model_names_both_shapes_and_the_option(pretrained
 def test_checkpoint_of_a_deeper_model_is_not_cut_short(pretrained_run, monkeypatch):
     saved, meta = checkpoint.load_params(pretrained_run)
     saved["params"]["encoder"]["block_group3_1"] = saved["params"]["encoder"]["block_group3_0"]
-    monkeypatch.setattr(checkpoint, "load_params", lambda path: (saved, meta))
+    monkeypatch.setattr(checkpoint, "load_params", lambda path, average: (saved, meta))
     config = tiny_config("finetune", pretrained=str(pretrained_run))
     with pytest.raises(UserError, match=r"block_group3_1/.* there, and missing here"):
         pretrained.load(config, model_of(config))

@@ -47,16 +47,19 @@ def join(count):
     ]
 
 
-def config_and_task(num_steps):
+def config_and_task(num_steps, **overrides):
     from simclr_jax.data import datasets
 
-    config = tiny_config("pretrain", batch_size=16, num_steps=num_steps, log_every_steps=1)
+    settings = {"batch_size": 16, "num_steps": num_steps, "log_every_steps": 1}
+    config = tiny_config("pretrain", **settings, **overrides)
     source = datasets.load(config.dataset, "train", seed=config.seed)
     return config, pretrain.make_task(config, make_model(config.model, source.num_classes), source)
 
 
 def examine(folder):
     """Writes what this process sees: its rows, the raw gradients of step 2, and the state after five steps.
+
+    A second run has a memory: its raw gradients in step 2, the queue and the average.
 
     Warmup starts at zero: the first step changes nothing, so the second one's gradients are those of the
     initial parameters.
@@ -68,8 +71,12 @@ def examine(folder):
     gradients = jax.device_get(state["opt_state"][0].trace)
     after = train.fit(task, config, folder)
     after = jax.device_get({"params": after["params"], "batch_stats": after["batch_stats"]})
+    config, task = config_and_task(num_steps=2, **{"memory.size": 40})
+    task = task._replace(optimizer=optax.chain(optax.trace(decay=0.0), task.optimizer))
+    state = train.fit(task, config, folder.with_name(f"{folder.name}-memory"))
+    remembered = jax.device_get({"gradients": state["opt_state"][0].trace, "memory": state["extra"]})
     name = f"{jax.process_count()}x{jax.local_device_count()}-{jax.process_index()}.npz"
-    trees = {"gradients": gradients, "after": after}
+    trees = {"gradients": gradients, "after": after, "remembered": remembered}
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(trees)}
     np.savez(folder.parent / name, **{f"batch/{key}": rows for key, rows in batch.items()}, **flat)
 
@@ -117,6 +124,13 @@ def test_processes_share_one_global_batch(shapes):
 @pytest.mark.parametrize("shape", ["2x4-0", "2x4-1", "1x8-0"])
 def test_raw_gradients_do_not_depend_on_processes_and_devices(shapes, shape):
     assert_close(shapes[0][shape], shapes[0]["1x1-0"], "['gradients']", 1e-4)
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("shape", ["2x4-0", "2x4-1", "1x8-0"])
+def test_a_memory_and_its_gradients_do_not_either(shapes, shape):
+    assert shapes[0]["1x1-0"]["['remembered']['memory']['rows']"] == 40
+    assert_close(shapes[0][shape], shapes[0]["1x1-0"], "['remembered']", 1e-4)
 
 
 @pytest.mark.journey

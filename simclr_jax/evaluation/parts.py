@@ -94,7 +94,8 @@ def origin(config) -> dict[str, Any]:
     """
     from simclr_jax.data.sources import folder
 
-    made_of = pretrained.fingerprint(config.pretrained) | {"image_size": config.image_size}
+    made_of = pretrained.fingerprint(config.pretrained, use_average=config.use_average)
+    made_of |= {"image_size": config.image_size}
     if config.dataset.name == "folder":
         with suppress(UserError):  # The images may be gone since.
             made_of |= folder.files_in(config.dataset.path)

@@ -11,13 +11,13 @@ from simclr_jax.process import UserError
 TOLERANCE = 1e-4  # Largest difference of an output, relative to its largest value.
 
 
-def load(path):
+def load(path, *, use_average: bool = False):
     """Loads a network as it is exported: in float32, with the stem of its training.
 
     Returns:
       model, variables and meta, as `pretrained.load_model` returns them.
     """
-    model, variables, meta = pretrained.load_model(path, dtype="float32")
+    model, variables, meta = pretrained.load_model(path, use_average=use_average, dtype="float32")
     if getattr(model.encoder, "stem", None) == "auto":  # 'auto' depends on the image size, which may change
         stem = "cifar" if meta["config"]["image_size"] <= 32 else "imagenet"
         model = model.clone(encoder=model.encoder.clone(stem=stem))

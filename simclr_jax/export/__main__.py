@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", help="workdir of a run, one checkpoint, or an official checkpoint")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output", help="local folder to make; default: RUN/export/FORMAT")
+    parser.add_argument("--use_average", action="store_true", help="take the moving average of the weights")
     parser.add_argument("--licence", help="of the weights, for the model card")
     args = parser.parse_args(argv)
     if args.format not in FORMATS:
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output={output} is not on this machine: give a local folder")
     output = Path(output)
     files.check_new(output)
-    model, variables, meta = export.load(args.run)
+    model, variables, meta = export.load(args.run, use_average=args.use_average)
     size = meta["config"]["image_size"]
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(partial(export.outputs, model), variables, image)
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
         variables,
         meta,
         outputs={name: shapes[name].shape for name in names},
-        summary=_summary(run),
+        summary=None if args.use_average else _summary(run),
         licence=args.licence,
     )
     with files.storage(output):

@@ -120,7 +120,8 @@ def compile_step(config, devices):
     examples = Examples.from_config(config.dataset)
     model = make_model(config.model, examples.num_classes, remat=config.remat)
     task = pretrain.make_task(config, model, examples)
-    step = train.make_train_step(task.loss, task.optimizer, task.schedule)
+    parts = task.loss, task.optimizer, task.schedule, task.trained, task.after_update
+    step = train.make_train_step(*parts)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
     batch = batches.batch_shapes(config, config.batch_size // len(devices))
 

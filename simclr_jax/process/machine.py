@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ def _quotas() -> Iterator[float]:
                         yield quota / period
 
 
+_KEPT_DAYS = 90  # Compiled programs that are older are removed from the user's cache.
+
 # XLA would start a thread for each core of the affinity, whatever the quota.
 os.environ.setdefault("PJRT_NPROC", str(count_cores()))
 
@@ -47,6 +50,25 @@ def cpu_kind() -> str:
     cpuinfo = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else platform.processor()
     kinds = set(re.findall(r"(?m)^(?:flags|Features|model name|CPU part).*", cpuinfo)) or {cpuinfo}
     return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()[:12]
+
+
+def compiled_programs(workdir) -> str:
+    """Returns the folder that keeps compiled programs for later runs on such a CPU, and removes old ones.
+
+    The user's cache serves runs in every workdir. A machine that goes on in a remote workdir may have no such
+    cache, so there, and where the cache cannot be written, it is WORKDIR/compiled.
+    """
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = Path(cache, "simclr_jax", "compiled", cpu_kind())
+    with suppress(OSError):
+        if "://" not in str(workdir):
+            folder.mkdir(parents=True, exist_ok=True)
+            for program in folder.iterdir():
+                if program.stat().st_mtime < time.time() - _KEPT_DAYS * 86400:
+                    program.unlink()
+            if os.access(folder, os.W_OK):
+                return str(folder)
+    return f"{workdir}/compiled/{cpu_kind()}"
 
 
 def note_unused_accelerator() -> None:

@@ -31,7 +31,7 @@ def run(config, workdir) -> dict:
       also their number, `labelled`, `top1`, `per_class`, the accuracy of each class, and `confusion`: counts
       by true class (rows) and predicted class (columns), in the classifier's order, as in confusion.png.
     """
-    model, variables, meta = pretrained.load_model(config.pretrained)
+    model, variables, meta = pretrained.load_model(config.pretrained, use_average=config.use_average)
     if model.supervised_head is None:
         raise UserError(
             f"{escape(config.pretrained)} holds no classifier: give the workdir of a linear_eval, finetune, "

@@ -1,12 +1,13 @@
 """Contrastive pretraining: SimCLR (arXiv 2002.05709) and SimCLR v2 (arXiv 2006.10029)."""
 
+import inspect
 import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from simclr_jax import checkpoint, losses, pretrained, supervised, train
+from simclr_jax import checkpoint, losses, memory, pretrained, supervised, train
 from simclr_jax.evaluation.judge import Judge
 from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import bound_axis
@@ -44,13 +45,14 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     judge = Judge(config, model, source, load, partial(batches.views, config, view))
     images = resident.load(config, source, view)
     task = make_task(config, model, source, view, images)._replace(
-        evaluate=judge.log,
+        evaluate=partial(_evaluate, judge, config),
         evaluate_first=True,
         best="knn_accuracy" if judge.labelled else None,
     )
     rows = train.describe(task, config, source, workdir)
-    if config.loss == "nt_xent":
-        loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
+    if config.loss in ("nt_xent", "dcl"):
+        keys = 2 * config.batch_size - 1 - (config.loss == "dcl") + config.memory.size
+        loss, accuracy = 2 * math.log(keys), 1 / config.batch_size
         rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
     if images is not None:
         size = f"{images.nbytes / 1e6:,.1f} MB"
@@ -96,11 +98,37 @@ def make_task(config, model, source, view: batches.View | None = None, images=No
         task = task._replace(
             batches=partial(resident.batches, config, source), on_devices=resident.make_views(config, images)
         )
+    if config.memory.size:
+        _check_memory(loss, config)
+        return task._replace(
+            extra=partial(memory.init, size=config.memory.size, dim=config.model.projection_dim),
+            after_update=partial(memory.update, decay=config.memory.decay),
+        )
     if isinstance(loss, losses.StatefulLoss):
         task = task._replace(
             extra=lambda _: loss.init(config.model.projection_dim), after_update=_next_loss_state
         )
     return task
+
+
+def _evaluate(judge, config, state):
+    """Returns the metrics of the network that learns, and with a memory those of its average."""
+    metrics = judge.log(state)
+    if config.memory.size:
+        average = judge.log(state["extra"]["average"])
+        metrics |= {f"average_{name}": value for name, value in average.items()}
+    return metrics
+
+
+def _check_memory(loss, config):
+    """Raises a UserError unless the loss takes keys and a memory, and there is a projection head."""
+    if isinstance(loss, losses.StatefulLoss) or "memory" not in inspect.signature(loss).parameters:
+        problem = f"loss={config.loss} takes none: set --config.memory.size=0, or --config.loss=nt_xent"
+    elif not config.model.projection_layers:
+        problem = "there is no projection head: set --config.model.projection_layers=2"
+    else:
+        return
+    raise UserError(f"memory.size={config.memory.size}, but {problem}")
 
 
 def _next_loss_state(state, loss_state):
@@ -135,12 +163,15 @@ def make_loss(model, config):
     features that its gradient does not reach: a linear probe of the pretraining so far, as in the official
     code.
 
+    With `config.memory.size` the fourth argument is that of `simclr_jax.memory`, else the state of a
+    `losses.StatefulLoss`.
+
     With `config.microbatches` the loss is still that of the whole batch. Batch norm takes its statistics over
     a microbatch of every device.
     """
     contrast, recipe = losses.LOSSES[config.loss], make_recipe(config.augment)
 
-    def loss(params, batch_stats, batch, *loss_state):
+    def loss(params, batch_stats, batch, *extra):
         def encode(batch_stats, batch):
             images = jnp.concatenate([batch["view1"], batch["view2"]])
             if "draws1" in batch:
@@ -155,12 +186,17 @@ def make_loss(model, config):
             pairs = {
                 name: jnp.split(outputs[name], 2) for name in ("projection", "logits") if name in outputs
             }
+            if config.memory.size:
+                keys, _ = model.apply(extra[0]["average"], images, train=True, mutable=["batch_stats"])
+                pairs["keys"] = jnp.split(keys["projection"], 2)
             return updates.get("batch_stats", batch_stats), pairs
 
         batch_stats, pairs = train.in_microbatches(encode, batch_stats, batch, config.microbatches)
-        value, metrics = contrast(
-            *pairs["projection"], *loss_state, temperature=config.temperature, axis_name=bound_axis()
-        )
+        options = {"temperature": config.temperature, "axis_name": bound_axis()}
+        if config.memory.size:
+            value, metrics = memory.contrast(contrast, pairs, *extra, **options)
+        else:
+            value, metrics = contrast(*pairs["projection"], *extra, **options)
         metrics["loss"] = value  # The reported loss leaves the probe's out.
         if "logits" in pairs:
             logits, labels = jnp.concatenate(pairs["logits"]), jnp.tile(batch["label"], 2)

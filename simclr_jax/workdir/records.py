@@ -21,6 +21,8 @@ _MACHINE_KEYS = ("microbatches", "remat", "augment.on_device", "augment.crop_dty
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
 _FREE_KEYS += ("dataset.on_device",)  # the train loop refuses views of another kind
 _FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled", *_MACHINE_KEYS)
+# Values of keys that older runs have not saved, where a config file has other ones now.
+_OLD_VALUES = {"memory.size": 0}
 
 
 def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -38,7 +40,8 @@ def check_config(workdir, config: dict[str, Any], defaults: dict[str, Any] | Non
     def flat(tree):
         return flatten_dict(json.loads(json.dumps(tree)), sep=".")  # as it is saved: tuples become lists
 
-    current, saved = flat(_resolve(config)), flat(defaults or {}) | flat(_resolve(read_config(workdir)))
+    current = flat(_resolve(config))
+    saved = flat(defaults or {}) | _OLD_VALUES | flat(_resolve(read_config(workdir)))
     for key in ("dataset.path", "dataset.labels") if current.get("dataset.name") == "folder" else ():
         before, now = saved.get(key), current[key]
         if before and now and before != now and not files.exists(before):
