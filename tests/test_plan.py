@@ -108,6 +108,8 @@ def test_description_has_every_figure():
     on_device.augment.on_device = True
     lines = forecast.describe(a_plan(arguments=2, temporaries=3), on_device, images_per_core=lambda: 100)
     assert "on_device" not in lines["input"]
+    resident = forecast.describe(a_plan(arguments=2, images=0.5), config_of(), images_per_core=None)
+    assert resident["memory"].endswith(", 0.50 images") and resident["input"].endswith("made by its devices")
     refused = forecast.describe(a_plan(refused=416), config_of(), images_per_core=None)
     assert refused["memory"] == "416.00 of 16 GiB a device: 416.00 refused"
 

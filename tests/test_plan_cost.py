@@ -1,5 +1,8 @@
 """The counted cost of a step, against sums by hand."""
 
+import importlib
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -112,3 +115,27 @@ def test_unknown_sizes_and_uneven_batches_are_user_errors():
     config = tiny_config("pretrain", microbatches=3)
     with pytest.raises(UserError, match="batch_size=64 .* of 3 microbatches each"):
         cost.measure(config, "local")
+
+
+def test_images_that_lie_on_a_device_are_counted():
+    """In the size of the views, and the products that make the views of them."""
+    config = tiny_config("pretrain", batch_size=16)
+    plans = []
+    for on_device in (None, True):  # None is False on CPUs
+        config.dataset.on_device = on_device
+        plans.append(cost.compile_step(config, jax.devices()[:1])[1])
+    assert "images" not in plans[0]["memory"] and plans[1]["memory"]["images"] == 1437 * 16 * 16 * 3
+    # Two products for each of 32 views, and three channels; the digits are not blurred.
+    products = 32 * 3 * 2 * (2 * 16**3)
+    assert plans[1]["flops"] - plans[0]["flops"] == products and plans[1]["bytes"] > plans[0]["bytes"]
+
+
+@pytest.mark.parametrize(
+    "file, lie_there", [("cifar10", True), ("stl10", True), ("imagenet", False), ("folder", False)]
+)
+def test_known_small_datasets_are_expected_on_accelerators(file, lie_there):
+    config = importlib.import_module(f"configs.{file}").get_config()
+    config.dataset.num_examples = config.dataset.num_examples or {"folder": 100}.get(file)
+    examples = cost.Examples.from_config(config.dataset)
+    on = lambda kind: cost._images_on(SimpleNamespace(device_kind=kind), config, examples)  # noqa: E731
+    assert (on("TPU v4") is not None) == lie_there and on("cpu") is None
