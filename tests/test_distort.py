@@ -98,10 +98,13 @@ def test_a_run_goes_on_either_way(tmp_path):
     settings = {"num_steps": 6, "log_every_steps": 1, "checkpoint_every_steps": 3, "augment.blur": True}
     run_task("pretrain", tmp_path, **settings)
     straight = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
+    log = tmp_path / "metrics.jsonl"
     for on_device in (True, False):
         shutil.rmtree(tmp_path / "checkpoints" / "6")
+        # Steps that are in the log are not written again.
+        log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:4]))
         switched = {"augment.on_device": on_device, "augment.crop_dtype": "float32"}
         run_task("pretrain", tmp_path, **settings, **switched)
         losses = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
-        assert list(losses) == list(straight) and len(log_of(tmp_path)) > len(straight)
+        assert list(losses) == list(straight)
         np.testing.assert_allclose(list(losses.values()), list(straight.values()), rtol=1e-4)
