@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-_CHUNK = 2**20  # Numbers of a matrix of neighbourhoods: 4 MB stay in the cache.
+_CHUNK = 2**19  # Numbers of a matrix of neighbourhoods: 2 MB stay in the cache.
 
 
 def convolve(x, kernel, strides, padding, **options):
@@ -72,7 +72,7 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
             for j in range(sides[1])
         ]
         neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
-        gradient = gradient.reshape(-1, filters).T
+        gradient = lax.optimization_barrier(gradient.reshape(-1, filters).T)
         return total + jnp.matmul(gradient, neighbourhoods, preferred_element_type=jnp.float32), None
 
     total, _ = lax.scan(add, jnp.zeros((filters, window)), (images, gradients))
