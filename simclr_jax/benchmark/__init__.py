@@ -148,30 +148,26 @@ def steps_in_turns(config, num_classes: int, rounds: int = 20) -> dict[str, list
     """
     makers = {"ours": (_own_step, config), "PyTorch": (torch_step.make_step, config, num_classes)}
     with contextlib.ExitStack() as stack:
-        pools = {
-            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
-            for name in makers
-        }
+        pools, times = {}, {name: [] for name in makers}
         for name, maker in makers.items():
+            pools[name] = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
             pools[name].submit(_keep_step, *maker).result()
-        times = {name: [] for name in pools}
         for _ in range(2 + rounds):
             for name, pool in pools.items():
-                times[name].append(pool.submit(_time_kept_step).result())
+                times[name].append(pool.submit(_time_step).result())
     return {name: samples[2:] for name, samples in times.items()}
 
 
-_kept = {}
+_kept = []  # The step of a process of `steps_in_turns`.
 
 
 def _keep_step(maker, *arguments):
-    made = maker(*arguments)
-    _kept["step"] = made[0] if isinstance(made, tuple) else made
+    _kept.append(maker(*arguments)[0])
 
 
-def _time_kept_step():
+def _time_step():
     begun = time.perf_counter()
-    _kept["step"]()
+    _kept[0]()
     return time.perf_counter() - begun
 
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,8 @@ def check_torch(config) -> None:
     plain = model.encoder == "resnet" and not model.sk_ratio and not model.se_ratio
     if not (plain and model.projection_layers and not config.remat):
         raise UserError(
-            "--peer=torch has ResNets with a projection head, without selective kernels, squeeze and excitation "
-            "or remat: choose --config=configs/imagenet.py"
+            "--peer=torch has ResNets with a projection head, without selective kernels, squeeze and "
+            "excitation or remat: choose --config=configs/imagenet.py"
         )
 
 
@@ -57,20 +58,19 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     Raises:
       UserError: see `check_torch`.
     """
-    take_step = make_step(config, num_classes)
+    take_step, device = make_step(config, num_classes)
     import torch
 
     seconds = median_seconds(take_step, steps)
-    on_gpu = torch.cuda.is_available()
-    device = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": device}
-    if on_gpu:
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": f"1 x {device_name}"}
+    if device.type == "cuda":
         report["memory"] = torch.cuda.max_memory_allocated()
     return report
 
 
-def make_step(config, num_classes: int) -> Callable[[], None]:
-    """Builds the step in PyTorch as a function that takes one; see `torch_step_rate`."""
+def make_step(config, num_classes: int) -> tuple[Callable[[], None], Any]:
+    """Builds a function that takes one step in PyTorch, and its torch.device; see `torch_step_rate`."""
     check_torch(config)
     import torch
 
@@ -125,12 +125,11 @@ def make_step(config, num_classes: int) -> Callable[[], None]:
         if on_gpu:
             torch.cuda.synchronize()  # waits for the step
 
-    return take_step
+    return take_step, device
 
 
 def make_network(config, num_classes: int):
     """Builds encoder, projection head and linear probe: uint8 [b, h, w, 3] -> projections, logits or None."""
-    import torch
     from torch import nn
 
     model = config.model

@@ -2,9 +2,9 @@
 
 Both forms are equal within rounding.
 
-XLA's convolutions are fast there but for three (2 cores, jax 0.10): those of images smaller than their kernel;
-gradients of kernels, which it computes as convolutions whose window is the whole image (half to a seventh of
-the rate of products of matrices); and of the stem's pool the gradient.
+Three are slow there (2 cores, jax 0.10): convolutions of images smaller than their kernel; gradients of
+kernels, which XLA computes as convolutions whose window is the whole image (from 8 pixels a side on mostly at
+a half to a fifth of the rate of products of matrices); and the gradient of the stem's pool.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _with_products_for_gradient(plain, strides, padding):
 
 
 def _kernel_gradient(x, gradient, kernel, strides, padding):
-    """Sums the products of the output's gradient [n h' w', o] and the neighbourhoods in x [n h' w', k k c]."""
+    """Sums products of the output's gradient [n h' w', o] and the neighbourhoods in x [n h' w', k k c]."""
     n, *out, filters = gradient.shape
     *sides, channels, _ = kernel.shape
     window = sides[0] * sides[1] * channels
@@ -72,7 +72,7 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
             for j in range(sides[1])
         ]
         neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
-        gradient = lax.optimization_barrier(gradient.reshape(-1, filters).T)
+        gradient = lax.optimization_barrier(gradient.reshape(-1, filters).T)  # else the product is slower
         return total + jnp.matmul(gradient, neighbourhoods, preferred_element_type=jnp.float32), None
 
     total, _ = lax.scan(add, jnp.zeros((filters, window)), (images, gradients))
