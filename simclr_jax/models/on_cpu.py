@@ -56,8 +56,9 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
     n, *out, filters = gradient.shape
     *sides, channels, _ = kernel.shape
     window = sides[0] * sides[1] * channels
-    parts = min(n, -(-n * out[0] * out[1] * window // _CHUNK))
-    size = -(-n // parts)
+    most = max(1, _CHUNK // (out[0] * out[1] * window))
+    size = min(n, 2 ** (most.bit_length() - 1))  # a power of two, which mostly divides n
+    parts = -(-n // size)
     images, gradients = (
         jnp.pad(rows, ((0, parts * size - n), (0, 0), (0, 0), (0, 0))).reshape(parts, size, *rows.shape[1:])
         for rows in (x, gradient)  # images of zeros add nothing
