@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures this machine's GPU and writes docs/gpu.md: makes .venv as gpu.sh does, then runs simclr_jax.gpu_report.
 # A report that is there already is not overwritten.
-# With PyTorch beside it where .venv has it: .venv/bin/python -m pip install torch torchvision
+# With PyTorch beside it where .venv has it: .venv/bin/python -m pip install torch
 # usage: bash launch/gpu_report.sh [--images=256,512,1024] [--large=8192,64] [--pairs=131072] [--output=docs/gpu.md]
 set -euo pipefail
 # shellcheck source=launch/environment.sh

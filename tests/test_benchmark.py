@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -15,6 +16,7 @@ from PIL import Image
 import simclr_jax
 from simclr_jax import benchmark
 from simclr_jax.benchmark import gpu_report, official_chain, other_views, torch_step
+from simclr_jax.models import make_init, make_model
 from simclr_jax.plan import cost
 from simclr_jax.process.errors import UserError
 
@@ -80,19 +82,48 @@ def test_tiles_save_memory():
 
 
 def test_the_peer_takes_the_same_step():
-    pytest.importorskip("torchvision")
+    pytest.importorskip("torch")
     small = {"batch_size": 8, "image_size": 40, "model.depth": 18, "microbatches": 2}
-    report = torch_step.torch_step_rate(simclr_jax.get_config("imagenet", small), 10, steps=1)
+    config = simclr_jax.get_config("imagenet", small)
+    report = cost.run_in_process(torch_step.torch_step_rate, config, 10, 1)  # as PyTorch and TensorFlow clash
     assert report["views"] == pytest.approx(2 * 8 / report["seconds"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"model.stem": "cifar", "model.width": 1},
+        {"model.depth": 18, "model.project_first": False},
+        {"model.depth": 50, "model.bottleneck_width": 2.0},
+    ],
+)
+def test_the_peer_has_as_many_parameters(settings):
+    pytest.importorskip("torch")
+    config = simclr_jax.get_config("digits", settings)
+    variables = jax.eval_shape(make_init(make_model(config.model, 10), 24), jax.random.key(0))
+    network = torch_step.make_network(config, 10)
+    sizes = [sorted(leaf.size for leaf in jax.tree.leaves(variables["params"]))]
+    sizes += [sorted(leaf.numel() for leaf in network.parameters() if leaf.requires_grad)]
+    assert sizes[0] == sizes[1]
+
+
+def test_steps_are_taken_in_turns():
+    pytest.importorskip("torch")
+    config = simclr_jax.get_config("digits", {"batch_size": 8, "model.width": 0.25})
+    times = benchmark.steps_in_turns(config, 10, rounds=3)
+    assert {name: len(seconds) for name, seconds in times.items()} == {"ours": 3, "PyTorch": 3}
+    assert min(map(min, times.values())) > 0
 
 
 def test_a_peer_without_such_a_network_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    torch_step.check_torch(simclr_jax.get_config("imagenet", {}))
-    with pytest.raises(UserError, match="ResNet-18, 34, 50, 101, 152 of width 1"):
-        torch_step.check_torch(simclr_jax.get_config("digits", {}))
+    torch_step.check_torch(simclr_jax.get_config("digits", {}))
+    for settings in ({"model.sk_ratio": 0.0625}, {"remat": True}, {"model.projection_layers": 0}):
+        with pytest.raises(UserError, match="without selective kernels"):
+            torch_step.check_torch(simclr_jax.get_config("imagenet", settings))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install torch torchvision"):
+    with pytest.raises(UserError, match="pip install torch$"):
         torch_step.check_torch(simclr_jax.get_config("imagenet", {}))
 
 
@@ -105,7 +136,7 @@ def test_unknown_benchmarks_are_one_line():
 
 def test_the_report_has_every_form_of_the_step_and_the_loss(monkeypatch):
     def no_torch(config):
-        raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
+        raise UserError("--peer=torch needs PyTorch: pip install torch")
 
     monkeypatch.setattr(torch_step, "check_torch", no_torch)
     monkeypatch.setattr(cost, "run_in_process", lambda function, *arguments: function(*arguments))

@@ -28,20 +28,48 @@ def assert_same(ours, plain, *arguments):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 2), (4, 3), (6, 6)])
-def test_convolutions(height, width, stride):
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        rng.standard_normal(shape).astype(np.float32) for shape in ((5, height, width, 4), (3, 3, 4, 6))
-    )
-    options = ((stride, stride), ((1, 1), (1, 1)))
-    assert_same(
+def convolutions(stride, padding):
+    options = ((stride, stride), ((padding, padding),) * 2)
+    return (
         lambda x, kernel: on_cpu.convolve(x, kernel, *options, **NUMBERS),
         lambda x, kernel: lax.conv_general_dilated(x, kernel, *options, **NUMBERS),
-        x,
-        kernel,
     )
+
+
+def draw(*shapes):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 2), (4, 3), (6, 6)])
+def test_images_smaller_than_the_kernel(height, width, stride):
+    assert_same(*convolutions(stride, 1), *draw((5, height, width, 4), (3, 3, 4, 6)))
+
+
+@pytest.mark.parametrize("images, chunk", [(5, 2**19), (5, 1), (7, 9000), (8, 9000)])
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 10)])
+def test_larger_images_and_other_kernels(height, width, size, stride, images, chunk, monkeypatch):
+    monkeypatch.setattr(on_cpu, "_CHUNK", chunk)
+    arrays = draw((images, height, width, 3), (size, size, 3, 4))
+    assert_same(*convolutions(stride, size // 2), *arrays)
+
+
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_gradients_inside_vmap_scan_and_remat(size, stride, monkeypatch):
+    monkeypatch.setattr(on_cpu, "_CHUNK", 9000)
+    arrays = draw((3, 5, 8, 8, 3), (size, size, 3, 4))
+
+    def mapped(convolve):
+        return lambda x, kernel: jax.vmap(convolve, (0, None))(x, kernel)
+
+    def scanned(convolve):
+        return lambda x, kernel: lax.map(jax.checkpoint(lambda part: convolve(part, kernel)), x)
+
+    ours, plain = convolutions(stride, size // 2)
+    assert_same(mapped(ours), mapped(plain), *arrays)
+    assert_same(scanned(ours), mapped(plain), *arrays)
 
 
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1))])
@@ -55,17 +83,27 @@ def test_the_stems_pool_behind_its_relu(height, width, padding):
     )
 
 
-def test_other_platforms_get_the_plain_operations():
-    def stem(x, kernel):
-        return on_cpu.max_pool(on_cpu.convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **NUMBERS), "SAME")
-
-    shapes = jnp.zeros((2, 2, 2, 4)), jnp.zeros((3, 3, 4, 6))
-    gradient = jax.jit(jax.grad(lambda *arguments: stem(*arguments).sum()))
-    text = {
-        platform: gradient.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
-        for platform in ("cpu", "tpu", "cuda")
-    }
-    assert all(
-        ("stablehlo.convolution" in module) == (platform != "cpu") for platform, module in text.items()
+@pytest.mark.parametrize(
+    "size, stride, pixels", [(1, 1, 8), (1, 2, 8), (3, 1, 2), (3, 1, 8), (3, 2, 8), (7, 2, 8)]
+)
+def test_other_platforms_get_the_plain_convolutions(size, stride, pixels):
+    """Their gradients, too: three convolutions, and no product or loop. On CPUs there are fewer."""
+    arrays = jnp.zeros((2, pixels, pixels, 4)), jnp.zeros((size, size, 4, 6))
+    ours, plain = (
+        jax.jit(jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))) for f in convolutions(stride, size // 2)
     )
-    assert all(("select_and_scatter" in module) == (platform != "cpu") for platform, module in text.items())
+
+    def operations(function, platform):
+        text = function.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        return [text.count(f"stablehlo.{name}") for name in ("convolution(", "dot_general", "while")]
+
+    for platform in ("tpu", "cuda"):
+        assert operations(ours, platform) == operations(plain, platform) == [3, 0, 0]
+    assert operations(ours, "cpu")[0] < 3
+
+
+def test_the_stems_pool_is_plain_on_other_platforms():
+    gradient = jax.jit(jax.grad(lambda x: on_cpu.max_pool(x, "SAME").sum()))
+    for platform in ("cpu", "tpu", "cuda"):
+        text = gradient.trace(jnp.zeros((2, 8, 8, 4))).lower(lowering_platforms=(platform,)).as_text()
+        assert ("select_and_scatter" in text) == (platform != "cpu")

@@ -91,7 +91,7 @@ ALLOWED = {
     "images.py": "data/ process/",
     "encoder.py": "data/ images.py models/ pretrained.py process/",
     "plan/": "models/ parallel.py process/ profiling/ tasks/pretrain.py train.py views/",
-    "benchmark/": "data/ losses.py parallel.py plan/ process/ train.py views/",
+    "benchmark/": "data/ losses.py models/ parallel.py plan/ process/ train.py views/",
 }
 ENTRY_POINTS = ("__init__.py", "__main__.py", "main.py", "api.py", "gpu_report.py", "benchmark/gpu_report.py")
 ENTRY_POINTS += ("benchmark/cifar10.py", "evaluation/neighbours.py", "evaluation/suggest.py")

@@ -1,5 +1,6 @@
 """The speed of this machine: rates of the input pipeline and of the train step, and the cost of NT-Xent."""
 
+import contextlib
 import io
 import itertools
 import time
@@ -122,6 +123,56 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
     Raises:
       UserError: the step does not fit, or the batch does not divide over the devices.
     """
+    take_step, plan = _own_step(config)
+    seconds = torch_step.median_seconds(take_step, steps)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": devices}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        report["memory"] = stats["peak_bytes_in_use"]
+    peaks = cost.roofline(plan)
+    if peaks:
+        report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
+        report["expected"] = forecast(plan, config)["step"]
+    return report
+
+
+def steps_in_turns(config, num_classes: int, rounds: int = 20) -> dict[str, list[float]]:
+    """Measures the train step and PyTorch's in turns, each in a process of its own, as CPUs allow.
+
+    Returns:
+      The seconds of all `rounds` of 'ours' and 'PyTorch'; two more rounds before them are not timed.
+
+    Raises:
+      UserError: see `step_rate` and `torch_step.check_torch`.
+    """
+    makers = {"ours": (_own_step, config), "PyTorch": (torch_step.make_step, config, num_classes)}
+    with contextlib.ExitStack() as stack:
+        pools, times = {}, {name: [] for name in makers}
+        for name, maker in makers.items():
+            pools[name] = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            pools[name].submit(_keep_step, *maker).result()
+        for _ in range(2 + rounds):
+            for name, pool in pools.items():
+                times[name].append(pool.submit(_time_step).result())
+    return {name: samples[2:] for name, samples in times.items()}
+
+
+_kept = []  # The step of a process of `steps_in_turns`.
+
+
+def _keep_step(maker, *arguments):
+    _kept.append(maker(*arguments)[0])
+
+
+def _time_step():
+    begun = time.perf_counter()
+    _kept[0]()
+    return time.perf_counter() - begun
+
+
+def _own_step(config):
+    """Compiles the train step: a function that takes one on random images, and the planner's counts."""
     task, plan, step = cost.compile_step(config, jax.devices())
     if step is None:
         raise UserError(
@@ -136,17 +187,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
         state, results = step(state, batch)
         jax.block_until_ready(results)
 
-    seconds = torch_step.median_seconds(take_step, steps)
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": devices}
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        report["memory"] = stats["peak_bytes_in_use"]
-    peaks = cost.roofline(plan)
-    if peaks:
-        report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
-        report["expected"] = forecast(plan, config)["step"]
-    return report
+    return take_step, plan
 
 
 def _random_batch(config):

@@ -3,7 +3,7 @@
 input  images/s that the input pipeline of pretraining makes on this machine's cores, for a config, with the
        official chain, albumentations and lightly beside it, in turns
 step   views/s and memory of the train step on this machine's devices, for a config, without an input
-       pipeline, and with --peer=torch those of the same step in PyTorch, on one device
+       pipeline, and with --peer=torch those of the same step in PyTorch, on one device; on CPUs in turns
 loss   time and memory of NT-Xent, plain and in tiles, from 2,048 pairs on
 
 step and loss need no TensorFlow.
@@ -11,6 +11,7 @@ step and loss need no TensorFlow.
 
 import sys
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -32,14 +33,19 @@ def _input(_) -> None:
     own_rates = np.array(rates["ours"])
     rate = np.median(own_rates)
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
+    ratios = {name: own_rates / samples for name, samples in rates.items()}
+    print("\n".join(["", *_quantile_table("images/s a core", rates, ratios)]))
+
+
+def _quantile_table(unit, samples, ratios):
+    """Yields a Markdown table of medians and quartiles, of the measures by name and of ratios to ours."""
     rows = []
-    for name, samples in rates.items():
-        low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
-        lower, ratio, higher = np.quantile(own_rates / samples, [0.25, 0.5, 0.75])
+    for name, measured in samples.items():
+        low, median, high = np.quantile(measured, [0.25, 0.5, 0.75])
+        lower, ratio, higher = np.quantile(ratios[name], [0.25, 0.5, 0.75])
         cells = [name, f"{median:,.1f}", f"{low:,.1f} to {high:,.1f}"]
         rows.append([*cells, f"{ratio:.2f}", f"{lower:.2f} to {higher:.2f}"])
-    head = ["images/s a core", "median", "quartiles", "ours to it, median", "quartiles"]
-    print("\n".join(["", *benchmark.table(head, rows)]))
+    return benchmark.table([unit, "median", "quartiles", "ours to it, median", "quartiles"], rows)
 
 
 def _step(_) -> None:
@@ -48,9 +54,14 @@ def _step(_) -> None:
         print(_step_line(benchmark.step_rate(config)))
         return
     torch_step.check_torch(config)
+    classes = cost.Examples.from_config(config.dataset).num_classes
+    if cost.run_in_process(jax.default_backend) == "cpu":
+        times = {name: np.array(x) * 1e3 for name, x in benchmark.steps_in_turns(config, classes).items()}
+        ratios = {name: times["ours"] / measured for name, measured in times.items()}
+        print("\n".join(_quantile_table("ms a step", times, ratios)))
+        return
     report = cost.run_in_process(benchmark.step_rate, config)
     print(_step_line(report), flush=True)
-    classes = cost.Examples.from_config(config.dataset).num_classes
     torch_report = cost.run_in_process(torch_step.torch_step_rate, config, classes)
     ratio = report["views"] / torch_report["views"]
     print(f"{_step_line(torch_report)}: PyTorch\n{ratio:.2f} of PyTorch's rate")

@@ -30,7 +30,7 @@ _PAIRS = flags.DEFINE_integer(
     "pairs", 131072, "Pairs of the largest NT-Xent.", lower_bound=min(benchmark.PAIRS)
 )
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "tensorflow")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "tensorflow")
 _HEAD = ("images", "", "views/s", "to PyTorch", "GiB", "peak FLOPs", "peak bandwidth", "planned views/s")
 
 

@@ -1,19 +1,20 @@
 """The pretraining step in plain PyTorch, for `benchmark step --peer=torch`: the same network, loss and batch.
 
-It uses the means of PyTorch's users: torchvision's ResNet, channels last, on GPUs compiled and in bfloat16 by
-autocast, GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum,
-since PyTorch has no LARS; SGD passes over the parameters a few times less.
+It uses the means of PyTorch's users: `torch.nn`, channels last, on GPUs compiled and in bfloat16 by autocast,
+GradCache (arXiv 2101.06983) where there are microbatches. Its optimiser is SGD with momentum, since PyTorch
+has no LARS; SGD passes over the parameters a few times less.
 """
 
 import contextlib
 import importlib.util
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from simclr_jax.models import resnet
 from simclr_jax.process import UserError
-
-DEPTHS = (18, 34, 50, 101, 152)  # The ResNets of torchvision.
 
 
 def median_seconds(step, steps: int) -> float:
@@ -29,18 +30,16 @@ def median_seconds(step, steps: int) -> float:
 def check_torch(config) -> None:
     """Raises a UserError unless PyTorch is installed and has the network of a config of pretraining.
 
-    It has ResNet-18 to 152 at width 1 with the stem for larger images, without selective kernels.
+    It has ResNets of every depth and width with both stems, without selective kernels.
     """
-    if not (importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision")):
-        raise UserError("--peer=torch needs PyTorch: pip install torch torchvision")
+    if not importlib.util.find_spec("torch"):
+        raise UserError("--peer=torch needs PyTorch: pip install torch")
     model = config.model
-    plain = model.encoder == "resnet" and model.width == 1 and not model.sk_ratio and not model.se_ratio
-    imagenet = model.stem == "imagenet" or (model.stem == "auto" and config.image_size > 32)
-    if not (plain and imagenet and model.depth in DEPTHS and model.projection_layers and not config.remat):
+    plain = model.encoder == "resnet" and not model.sk_ratio and not model.se_ratio
+    if not (plain and model.projection_layers and not config.remat):
         raise UserError(
-            f"--peer=torch has ResNet-{', '.join(map(str, DEPTHS))} of width 1 with ImageNet's stem and "
-            "a projection head, without selective kernels, squeeze and excitation or remat: choose "
-            "--config=configs/imagenet.py"
+            "--peer=torch has ResNets with a projection head, without selective kernels, squeeze and "
+            "excitation or remat: choose --config=configs/imagenet.py"
         )
 
 
@@ -59,18 +58,28 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     Raises:
       UserError: see `check_torch`.
     """
+    take_step, device = make_step(config, num_classes)
+    import torch
+
+    seconds = median_seconds(take_step, steps)
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": f"1 x {device_name}"}
+    if device.type == "cuda":
+        report["memory"] = torch.cuda.max_memory_allocated()
+    return report
+
+
+def make_step(config, num_classes: int) -> tuple[Callable[[], None], Any]:
+    """Builds a function that takes one step in PyTorch, and its torch.device; see `torch_step_rate`."""
     check_torch(config)
     import torch
-    import torchvision
 
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")  # for the loss, as ours has it
     torch.backends.cudnn.benchmark = True
-    encoder = getattr(torchvision.models, f"resnet{config.model.depth}")(zero_init_residual=True)
-    network = _make_network(torch, encoder, config.model, num_classes)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = make_network(config, num_classes).to(device, memory_format=torch.channels_last)
     encode = torch.compile(network) if on_gpu else network  # compiling takes minutes on CPUs
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, nesterov=True)
 
@@ -116,29 +125,59 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
         if on_gpu:
             torch.cuda.synchronize()  # waits for the step
 
-    seconds = median_seconds(take_step, steps)
-    device = f"1 x {torch.cuda.get_device_name() if on_gpu else 'cpu'}"
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": device}
-    if on_gpu:
-        report["memory"] = torch.cuda.max_memory_allocated()
-    return report
+    return take_step, device
 
 
-def _make_network(torch, encoder, model, num_classes):
+def make_network(config, num_classes: int):
     """Builds encoder, projection head and linear probe: uint8 [b, h, w, 3] -> projections, logits or None."""
-    nn = torch.nn
-    width = encoder.fc.in_features
-    encoder.fc = nn.Identity()
+    from torch import nn
+
+    model = config.model
+    network = resnet.make(model, dtype=None)
+    filters, expansion = int(64 * model.width), network.block.expansion
+    small_stem = model.stem == "cifar" or (model.stem == "auto" and config.image_size <= 32)
+
+    def normed(*sizes, stride=1):
+        """Builds convolution and batch norm of (channels, filters, kernel)."""
+        conv = nn.Conv2d(*sizes, stride, sizes[-1] // 2, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(sizes[1]))
+
+    class Block(nn.Module):
+        def __init__(self, channels, filters, stride, project):
+            super().__init__()
+            outputs, inner = expansion * filters, int(filters * model.bottleneck_width)
+            if expansion == 1:
+                layers = [normed(channels, filters, 3, stride=stride), normed(filters, filters, 3)]
+            else:
+                layers = [normed(channels, inner, 1), normed(inner, inner, 3, stride=stride)]
+                layers.append(normed(inner, outputs, 1))
+            nn.init.zeros_(layers[-1][1].weight)
+            self.branch = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU(True))))[:-1]
+            self.shortcut = normed(channels, outputs, 1, stride=stride) if project else nn.Identity()
+
+        def forward(self, x):
+            return (self.branch(x) + self.shortcut(x)).relu_()
 
     class Network(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder, layers = encoder, []
+            stem = [normed(3, filters, 3)] if small_stem else [normed(3, filters, 7, stride=2)]
+            stem += [nn.ReLU(True)] if small_stem else [nn.ReLU(True), nn.MaxPool2d(3, 2, 1)]
+            width, blocks = filters, []
+            for group, size in enumerate(network.stage_sizes):
+                for index in range(size):
+                    outputs, stride = filters * 2**group, 2 if group and not index else 1
+                    project = not index and (group > 0 or expansion > 1 or model.project_first)
+                    blocks.append(Block(width, outputs, stride, project))
+                    width = expansion * outputs
+            pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            self.encoder, layers = nn.Sequential(*stem, *blocks, *pool), []
             for layer in range(model.projection_layers):
                 last = layer == model.projection_layers - 1
                 outputs = model.projection_dim if last else width
                 layers += [nn.Linear(width, outputs, bias=False), nn.BatchNorm1d(outputs)]
                 layers += [] if last else [nn.ReLU()]
+            layers[-1].bias.requires_grad_(False)  # 0, since ours has none
             self.head = nn.Sequential(*layers)
             self.probe = nn.Linear(width, num_classes) if num_classes else None
 
