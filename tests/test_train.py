@@ -125,7 +125,7 @@ def test_views_distorted_in_the_step_have_the_gradient_of_the_same_views(
     assert_trees_close(step_on(1, config, frozen=True), frozen, tolerance=3e-4)
     plain = config_of()
     monkeypatch.setattr(sys.modules[__name__], "views_batch", lambda **_: views | {"label": batch["label"]})
-    assert_trees_close(step_on(1, plain), distorted_on_one_device, tolerance=1e-6)
+    assert_trees_close(step_on(1, plain), distorted_on_one_device, tolerance=1e-5)
 
 
 def test_unsynchronised_batch_norm_does_depend_on_it(on_one_device):
