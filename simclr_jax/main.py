@@ -18,6 +18,7 @@ from simclr_jax.workdir import report
 def main(_) -> None:
     group.join(**command_line.this_process(), timeout=command_line.join_timeout())
     config = command_line.read_config()
+    machine.use_cores(config.batch_size, config.get("microbatches", 1))
     pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:

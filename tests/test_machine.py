@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import xla_flags
 from jax._src import hardware_utils
 
 from simclr_jax.process import errors, machine
@@ -161,3 +162,17 @@ def test_compiled_programs_are_kept_for_the_user_and_for_remote_workdirs_there(t
     assert machine.compiled_programs("gs://bucket/run").startswith("gs://bucket/run/compiled/")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert machine.compiled_programs("runs/a").startswith("runs/a/compiled/")
+
+
+@pytest.mark.parametrize(
+    "rows, microbatches, flags, expected",
+    [(12, 1, "", 4), (12, 2, "", 3), (7, 1, "", 1), (2, 1, "", 2), (12, 1, xla_flags(8), 8)],
+)
+def test_a_cpu_is_as_many_devices_as_cores_that_divide_the_batch(rows, microbatches, flags, expected):
+    script = "import sys, jax; from simclr_jax.process import machine; machine.count_cores = lambda: 4\n"
+    script += "machine.use_cores(*map(int, sys.argv[1:])); print(jax.device_count())\n"
+    script += "machine.use_cores(1); assert jax.device_count() == int(jax.devices()[-1].id) + 1"
+    command = [sys.executable, "-c", script, str(rows), str(microbatches)]
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == expected

@@ -18,7 +18,7 @@ from simclr_jax import losses, parallel, train
 from simclr_jax.benchmark import other_views, torch_step
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, machine
 from simclr_jax.views import batches
 
 BATCH_SIZE = 64  # Images in a batch of the input benchmark.
@@ -173,6 +173,7 @@ def _time_step():
 
 def _own_step(config):
     """Compiles the train step: a function that takes one on random images, and the planner's counts."""
+    machine.use_cores(config.batch_size, config.microbatches)
     task, plan, step = cost.compile_step(config, jax.devices())
     if step is None:
         raise UserError(

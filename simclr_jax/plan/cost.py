@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from simclr_jax import parallel, train
 from simclr_jax.models import make_model
 from simclr_jax.plan import gpus
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, machine
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.profiling.flops import inner_jaxprs, product_flops
 from simclr_jax.tasks import pretrain
@@ -79,6 +79,8 @@ def measure(config, topology: str) -> dict:
     if topology != "local":
         jax.config.update("jax_platforms", "cpu")
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles, and uses no TPU
+    else:
+        machine.use_cores(config.batch_size, config.microbatches)
     return compile_step(config, _devices(topology))[1]
 
 
