@@ -128,8 +128,8 @@ def pretrain() -> ConfigDict:
                 "num_classes": placeholder(int),  # classes, where the dataset does not tell
                 "in_memory": True,  # holds undecoded images in memory; False: reads them from disk
                 "shuffle_buffer": 16384,  # undecoded images, over all hosts; not of ArrayRecord files
-                # Holds decoded images of one size on every device, which makes all of the views; None: on
-                # GPUs and TPUs where they are small and take less than a tenth of the memory.
+                # Holds decoded images of one size on every device, where the views are made; None: on GPUs
+                # and TPUs, of images of at most twice the views' side that take a tenth of the memory.
                 "on_device": placeholder(bool),
             },
             "augment": {

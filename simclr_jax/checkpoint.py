@@ -316,8 +316,8 @@ def _read_model(saved, average):
     extra = structure.get("extra")
     if not (isinstance(extra, dict) and "average" in extra):
         raise UserError(
-            f"{escape(files.user_path(saved))} holds no moving average of the weights: set "
-            "--config.use_average=False, or pretrain with --config.memory.size"
+            f"{escape(files.user_path(saved))} holds no moving average of the weights: leave "
+            "use_average out, or pretrain with --config.memory.size"
         )
     structure = {"extra": {"average": extra["average"]}}
     tree = _read_tree(saved / "state", structure, partial_restore=True)

@@ -34,7 +34,7 @@ def nt_xent(
     """NT-Xent, the contrastive loss of SimCLR (arXiv 2002.05709, equation 1), in float32.
 
     Row i of `view1` and row i of `view2` are the two views of one image: a positive pair. All other
-    views of the batch, over every device of `axis_name`, are its negatives.
+    views of the batch, over every device of `axis_name`, are its negatives, unless `keys` take their place.
 
     Args:
       view1: projections of the first views on this device, [b, d].
@@ -45,12 +45,12 @@ def nt_xent(
         flow through the gathered projections too: average gradients over the axis, do not sum them.
       tile: side of a tile: `tile` x `tile` similarities are computed at a time, in memory that grows with the
         batch, not with its square. 0 computes all at once; None does so up to 2**24 similarities of the first
-        with the second views.
+        with the second views and the memory.
       keys: projections of both views by another network, each [b, d], which take the place of the views as
         positives and negatives. No gradient flows through them.
       memory: further negatives of every view, [m, d], the same on every device, without a gradient.
       memory_rows: how many rows of the memory count, from the first on; None: all.
-      decoupled: whether the positive leaves the denominator; see `dcl`.
+      decoupled: leaves the positive out of the denominator; see `dcl`.
 
     Returns:
       loss: scalar, scaled as in the official code: the mean over pairs of the SUM of both directions,

@@ -18,11 +18,11 @@ from simclr_jax.workdir import report
 def main(_) -> None:
     group.join(**command_line.this_process(), timeout=command_line.join_timeout())
     config = command_line.read_config()
-    machine.use_cores(config.batch_size, config.get("microbatches", 1))
+    machine.use_cores(config.batch_size // (config.microbatches if "microbatches" in config else 1))
     pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", machine.compiled_programs(workdir))
+        jax.config.update("jax_compilation_cache_dir", machine.folder_of_programs(workdir))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         summary = runs.run(config, workdir, command_line.defaults().to_dict())
@@ -38,8 +38,11 @@ def _next_commands(workdir, task):
     """Lists the commands that may follow pretraining."""
     run = shlex.quote(escape(workdir))
     flags = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
-    dataset = {key: value for key, value in command_line.given().items() if key.startswith("dataset.")}
-    flags += [f"--config.{key}={value}" for key, value in dataset.items()]
+    flags += [
+        f"--config.{key}={value}"
+        for key, value in command_line.given().items()
+        if key.startswith("dataset.") and key != "dataset.on_device"  # which pretraining alone has
+    ]
     plots = [f"python -m simclr_jax.plots {run}"] if files.is_local(workdir) else []
     commands = [*plots, f"tensorboard --logdir {run}", f"python -m simclr_jax.main {shlex.join(flags)}"]
     return "\n  next:  " + "\n         ".join(commands)

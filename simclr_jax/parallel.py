@@ -58,9 +58,9 @@ def pmap_rows(function):
 
 
 def replicate(tree, devices=None):
-    """Puts a tree of host arrays onto every device: of the run, where it is equal in every process, or some.
+    """Puts a tree of host arrays onto every device of the run, or onto `devices`.
 
-    With several processes, jax compares the arrays of all unless `devices` are those of this process.
+    It is equal in every process, which jax checks, unless `devices` are this process's own.
     """
     devices = np.array(devices or jax.devices())
     return jax.device_put(tree, NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec()))

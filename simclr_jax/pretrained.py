@@ -43,7 +43,7 @@ def read(path, *, use_average: bool = False) -> tuple[dict[str, Any], dict[str, 
     if reader is official:
         variables, meta = official.read(path, ema=use_average)
     elif reader and use_average:
-        raise UserError(f"{path} holds no moving average of the weights: set --config.use_average=False")
+        raise UserError(f"{escape(path)} holds no moving average of the weights: leave use_average out")
     else:
         variables, meta = reader.read(path) if reader else checkpoint.load_params(path, average=use_average)
     return variables, meta | {"config": complete(meta["config"])}

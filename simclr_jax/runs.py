@@ -75,7 +75,7 @@ def load_features(workdir, path=None) -> stored.StoredFeatures:
         return stored.read(workdir, config)
     config = shipped.base().embed(config.copy_and_resolve_references())
     if checkpoint.steps_in(workdir):  # Runs that train no network, as predict, use another run's.
-        config.pretrained = str(workdir)
+        config.update(pretrained=str(workdir), use_average=False)
     pretrained.inherit_settings(config, given={})
     folder = workdir / "embed"
     if (folder / stored.FILE).exists():

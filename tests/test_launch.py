@@ -344,12 +344,20 @@ def test_the_report_is_of_one_gpu_with_what_gpus_need(gpus):
 
 
 def test_cifar10_reads_a_folder_of_photographs(gpus, tmp_path):
+    _, err = gpus.run("cifar10.sh", tmp_path, code=2)
+    assert err.startswith(f"error: {tmp_path} has no folder train")
+    (tmp_path / "train").mkdir()
     gpus.run("cifar10.sh", tmp_path, "--config.num_steps=3")
     installed, *_, last = gpus.calls("python")
     assert f"--requirement={gpus.root}/launch/requirements-gpu.txt" in installed
     dataset = ["--config.dataset.name=folder", f"--config.dataset.path={tmp_path}"]
-    module = ["-m", "simclr_jax.benchmark.cifar10", "--config=configs/cifar10.py"]
-    assert last[1:] == [*module, *dataset, "--workdir=runs/cifar10", "--config.num_steps=3"]
+    module = [
+        "-m",
+        "simclr_jax.benchmark.cifar10",
+        "--config=configs/cifar10.py",
+        "--workdir=runs/cifar10_table",
+    ]
+    assert last[1:] == [*module, *dataset, "--config.num_steps=3"]
     gpus.run("cifar10.sh", "--tasks=pretrain_200")
     assert gpus.calls("python")[-1][1:] == [*module, "--tasks=pretrain_200"]
 

@@ -192,7 +192,7 @@ def test_exports_take_the_average(run, tmp_path):
 
 
 def test_what_has_no_average_is_refused(pretrained_run, tmp_path):
-    with pytest.raises(UserError, match="holds no moving average.*use_average=False.*memory.size"):
+    with pytest.raises(UserError, match="holds no moving average.*leave use_average out.*memory.size"):
         run_task("knn", tmp_path, pretrained=str(pretrained_run), use_average=True)
     with pytest.raises(UserError, match="holds no moving average"):
         simclr_jax.load(pretrained_run, use_average=True)
@@ -203,6 +203,7 @@ def test_what_has_no_average_is_refused(pretrained_run, tmp_path):
     [
         ({"loss": "own"}, "memory.size=40, but loss=own takes none: set --config.memory.size=0"),
         ({"model.projection_layers": 0}, "memory.size=40, but there is no projection head"),
+        ({"memory.size": 4000}, "1,437 images have fewer keys.*memory.size to at most 2842"),
     ],
 )
 def test_what_takes_no_memory_is_refused(changes, message, monkeypatch):

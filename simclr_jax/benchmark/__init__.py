@@ -138,7 +138,7 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
 
 
 def steps_in_turns(config, num_classes: int, rounds: int = 20) -> dict[str, list[float]]:
-    """Measures the train step and PyTorch's in turns, each in a process of its own, as CPUs allow.
+    """Measures the train step and PyTorch's in turns, each in a process of its own, on CPUs.
 
     Returns:
       The seconds of all `rounds` of 'ours' and 'PyTorch'; two more rounds before them are not timed.
@@ -158,22 +158,22 @@ def steps_in_turns(config, num_classes: int, rounds: int = 20) -> dict[str, list
     return {name: samples[2:] for name, samples in times.items()}
 
 
-_kept = []  # The step of a process of `steps_in_turns`.
+_steps = []  # of a process of `steps_in_turns`
 
 
 def _keep_step(maker, *arguments):
-    _kept.append(maker(*arguments)[0])
+    _steps.append(maker(*arguments)[0])
 
 
 def _time_step():
     begun = time.perf_counter()
-    _kept[0]()
+    _steps[0]()
     return time.perf_counter() - begun
 
 
 def _own_step(config):
     """Compiles the train step: a function that takes one on random images, and the planner's counts."""
-    machine.use_cores(config.batch_size, config.microbatches)
+    machine.use_cores(config.batch_size // config.microbatches)
     task, plan, step = cost.compile_step(config, jax.devices())
     if step is None:
         raise UserError(

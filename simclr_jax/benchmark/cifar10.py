@@ -7,6 +7,7 @@ Every run has a folder below --workdir and a process of its own. After a stop th
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from simclr_jax import benchmark
 from simclr_jax.config import command_line
@@ -29,7 +31,7 @@ _EVALUATIONS = ("knn", "linear_eval")
 _HEAD = ("epochs", "minutes", "images/s", "peak FLOPs", "kNN", "linear", "5 labels a class")
 
 
-def commands(file: str, task: str, workdir: Path, given: dict[str, object]) -> Iterator[list[str]]:
+def commands(file: str, task: str, workdir: epath.Path, given: dict[str, object]) -> Iterator[list[str]]:
     """Yields the commands of pretraining in `workdir`, and of its evaluations in folders below.
 
     Args:
@@ -39,7 +41,8 @@ def commands(file: str, task: str, workdir: Path, given: dict[str, object]) -> I
       given: keys and values for pretraining; those of the dataset hold for the evaluations, too.
     """
     settings = {key: f"--config.{key}={value}" for key, value in given.items()}
-    dataset = [flag for key, flag in settings.items() if key.startswith("dataset.")]
+    # Pretraining alone has dataset.on_device.
+    dataset = [flag for key, flag in settings.items() if re.match(r"dataset\.(?!on_device)", key)]
     main = [sys.executable, "-m", "simclr_jax.main"]
     yield [*main, f"--config={file}:{task}", f"--workdir={workdir}", *settings.values()]
     for name in _EVALUATIONS:
@@ -47,7 +50,7 @@ def commands(file: str, task: str, workdir: Path, given: dict[str, object]) -> I
         yield [*main, *flags, *dataset]
 
 
-def row(workdir: Path) -> list[str]:
+def row(workdir: epath.Path) -> list[str]:
     """Returns the cells of a table for a finished pretraining and its evaluations.
 
     Minutes and images/s are those of training by its log: without evaluations, over all processes that took
@@ -60,11 +63,12 @@ def row(workdir: Path) -> list[str]:
     log = [line for line in report.read(workdir / "metrics.jsonl") if line["step"]]
     images = np.diff([line["step"] for line in log], prepend=0) * config["batch_size"]
     seconds = (images / [line["images_per_second"] for line in log]).sum()
+    shares = [line["mfu"] for line in log if "mfu" in line]
     return [
         f"{config['num_epochs']:,.0f}",
         f"{seconds / 60:.1f}",
         f"{images.sum() / seconds:,.0f}",
-        f"{np.median([line['mfu'] for line in log]):.1%}" if "mfu" in log[-1] else "",
+        f"{np.median(shares):.1%}" if shares else "",
         *(f"{evaluation['top1']:.1%}" for evaluation in evaluations),
         f"{summary['trained']['few_label_accuracy']:.1%}",
     ]
@@ -75,9 +79,11 @@ def measure(_) -> None:
     config, output, rows = command_line.read_config(), Path(_OUTPUT.value), []
     devices = cost.run_in_process(_devices)
     for task in _TASKS.value:
-        workdir = Path(command_line.workdir(config), task)
+        workdir = command_line.workdir(config) / task
         for command in commands(command_line.file(), task, workdir, command_line.given()):
-            if code := subprocess.run(command).returncode:
+            code = subprocess.run(command).returncode
+            (folder,) = (flag.partition("=")[2] for flag in command if flag.startswith("--workdir="))
+            if code or not (epath.Path(folder) / "summary.json").exists():  # a stop may exit with 0
                 sys.exit(code)
         rows.append(row(workdir))
         text = [

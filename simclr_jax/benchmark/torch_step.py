@@ -36,10 +36,11 @@ def check_torch(config) -> None:
         raise UserError("--peer=torch needs PyTorch: pip install torch")
     model = config.model
     plain = model.encoder == "resnet" and not model.sk_ratio and not model.se_ratio
+    plain = plain and config.loss == "nt_xent" and not config.memory.size
     if not (plain and model.projection_layers and not config.remat):
         raise UserError(
-            "--peer=torch has ResNets with a projection head, without selective kernels, squeeze and "
-            "excitation or remat: choose --config=configs/imagenet.py"
+            "--peer=torch has ResNets with a projection head and NT-Xent, without selective kernels, squeeze "
+            "and excitation, memory or remat: choose --config=configs/imagenet.py"
         )
 
 

@@ -80,7 +80,7 @@ def measure(config, topology: str) -> dict:
         jax.config.update("jax_platforms", "cpu")
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles, and uses no TPU
     else:
-        machine.use_cores(config.batch_size, config.microbatches)
+        machine.use_cores(config.batch_size // config.microbatches)
     return compile_step(config, _devices(topology))[1]
 
 
@@ -125,12 +125,14 @@ def compile_step(config, devices):
     parts = task.loss, task.optimizer, task.schedule, task.trained, task.after_update
     step = train.make_train_step(*parts)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
+    images = _images_on(devices[0], config, examples)
+    config.dataset.on_device = images is not None  # None depends on the devices
     batch = batches.batch_shapes(config, config.batch_size // len(devices))
 
     traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
     flops, traffic, collectives = count(traced.jaxpr)
     held = {}
-    if images := _images_on(devices[0], config, examples):
+    if images:
         rows = jax.ShapeDtypeStruct(batch["label"].shape, "int32")
         make = partial(on_device.two_views, shape=batch["view1"].shape[1:3], **resident.view_settings(config))
         views_flops, views_traffic, _ = count(jax.make_jaxpr(make)(images, rows, rows).jaxpr)

@@ -14,6 +14,8 @@ import jax
 
 from simclr_jax.process.console import say_once
 
+_KEPT_DAYS = 90  # of a compiled program in the user's cache
+
 
 def count_cores() -> int:
     """Returns how many cores this process may keep busy, by its affinity and the quota of its container."""
@@ -39,24 +41,22 @@ def _quotas() -> Iterator[float]:
                         yield quota / period
 
 
-_KEPT_DAYS = 90  # Compiled programs that are older are removed from the user's cache.
-
 # XLA would start a thread for each core of the affinity, whatever the quota.
 os.environ.setdefault("PJRT_NPROC", str(count_cores()))
 
 
-def use_cores(batch_size: int, microbatches: int = 1) -> None:
-    """Makes the CPU as many devices as it has cores, or fewer that divide the batch.
+def use_cores(rows: int) -> None:
+    """Makes the CPU several devices: the largest number, up to its cores, that divides `rows` of a batch.
 
     XLA leaves the cores of one device idle for a part of each step. A number of devices that the user has
-    chosen stays, and so does that of a program that has used jax before. It does nothing to GPUs and TPUs.
+    chosen stays, and so does that of a program that has used jax before, or of several processes. It does
+    nothing to GPUs and TPUs.
     """
     chosen = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices >= 0 or jax.distributed.is_initialized():
         return
-    rows = max(1, batch_size // microbatches)
     with suppress(RuntimeError):  # jax has its devices already.
-        devices = max(n for n in range(1, count_cores() + 1) if rows % n == 0)
+        devices = max(n for n in range(1, count_cores() + 1) if max(rows, 1) % n == 0)
         jax.config.update("jax_num_cpu_devices", devices)
 
 
@@ -67,20 +67,22 @@ def cpu_kind() -> str:
     return hashlib.sha256("\n".join(sorted(kinds)).encode()).hexdigest()[:12]
 
 
-def compiled_programs(workdir) -> str:
-    """Returns the folder that keeps compiled programs for later runs on such a CPU, and removes old ones.
+def folder_of_programs(workdir) -> str:
+    """Returns the folder that keeps compiled programs for later runs on such a CPU.
 
-    The user's cache serves runs in every workdir. A machine that goes on in a remote workdir may have no such
-    cache, so there, and where the cache cannot be written, it is WORKDIR/compiled.
+    The user's cache serves runs in every workdir; programs that were compiled `_KEPT_DAYS` ago are removed
+    from it. Several processes, and the machines of a remote workdir, may not share such a cache: for them,
+    and where the cache cannot be written, it is WORKDIR/compiled.
     """
     cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     folder = Path(cache, "simclr_jax", "compiled", cpu_kind())
-    with suppress(OSError):
-        if "://" not in str(workdir):
+    if "://" not in str(workdir) and not jax.distributed.is_initialized():
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             for program in folder.iterdir():
-                if program.stat().st_mtime < time.time() - _KEPT_DAYS * 86400:
-                    program.unlink()
+                with suppress(OSError):  # It is a folder, another user's, or another run has removed it.
+                    if program.stat().st_mtime < time.time() - _KEPT_DAYS * 86400:
+                        program.unlink()
             if os.access(folder, os.W_OK):
                 return str(folder)
     return f"{workdir}/compiled/{cpu_kind()}"

@@ -27,8 +27,9 @@ def run(config, workdir) -> dict:
     """
     from simclr_jax.data import datasets
 
-    loaded = pretrained.load_model(config.pretrained, use_average=config.use_average)
-    teacher, teacher_variables, meta = loaded
+    teacher, teacher_variables, meta = pretrained.load_model(
+        config.pretrained, use_average=config.use_average
+    )
     if not meta["num_classes"]:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)

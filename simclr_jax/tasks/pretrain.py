@@ -50,9 +50,8 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         best="knn_accuracy" if judge.labelled else None,
     )
     rows = train.describe(task, config, source, workdir)
-    if config.loss in ("nt_xent", "dcl"):
-        keys = 2 * config.batch_size - 1 - (config.loss == "dcl") + config.memory.size
-        loss, accuracy = 2 * math.log(keys), 1 / config.batch_size
+    if config.loss == "nt_xent" and not config.memory.size:
+        loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
         rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
     if images is not None:
         size = f"{images.nbytes / 1e6:,.1f} MB"
@@ -81,6 +80,8 @@ def make_task(config, model, source, view: batches.View | None = None, images=No
       UserError: an image would be twice in a batch.
     """
     check_batch(config, source.num_examples)
+    if config.memory.size:
+        _check_memory(config, source.num_examples)
     loss = losses.LOSSES[config.loss]
     fresh_init = make_init(model, config.image_size)
     init = pretrained.make_init(config, model) if config.pretrained else fresh_init
@@ -99,7 +100,6 @@ def make_task(config, model, source, view: batches.View | None = None, images=No
             batches=partial(resident.batches, config, source), on_devices=resident.make_views(config, images)
         )
     if config.memory.size:
-        _check_memory(loss, config)
         return task._replace(
             extra=partial(memory.init, size=config.memory.size, dim=config.model.projection_dim),
             after_update=partial(memory.update, decay=config.memory.decay),
@@ -120,12 +120,18 @@ def _evaluate(judge, config, state):
     return metrics
 
 
-def _check_memory(loss, config):
-    """Raises a UserError unless the loss takes keys and a memory, and there is a projection head."""
+def _check_memory(config, num_examples):
+    """Raises a UserError unless the loss, the head and the number of images go with a memory."""
+    loss, largest = losses.LOSSES[config.loss], 2 * (num_examples - config.batch_size)
     if isinstance(loss, losses.StatefulLoss) or "memory" not in inspect.signature(loss).parameters:
         problem = f"loss={config.loss} takes none: set --config.memory.size=0, or --config.loss=nt_xent"
     elif not config.model.projection_layers:
         problem = "there is no projection head: set --config.model.projection_layers=2"
+    elif config.memory.size > largest:
+        problem = (
+            f"{num_examples:,} images have fewer keys, so each would be its own negative: set "
+            f"--config.memory.size to at most {max(largest, 0)}"
+        )
     else:
         return
     raise UserError(f"memory.size={config.memory.size}, but {problem}")

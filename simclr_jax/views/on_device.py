@@ -12,7 +12,7 @@ from simclr_jax.views.recipe import DRAWS, Recipe
 
 _ATTEMPTS = 100  # to draw a box, after which it is the whole image, as in the official code
 _LEAST_AREA = 0.1  # `min_object_covered` of the official code
-_PLACES = 1024  # between two pixels at which TensorFlow has weights of the bicubic kernel
+_PLACES = 1024  # TensorFlow tabulates the bicubic kernel at so many places between two pixels.
 _CURVATURE = -0.5  # of Keys' cubic kernel
 
 

@@ -232,7 +232,8 @@ class Meter:
         words = [
             f"{_SHORT_NAMES.get(name, name)} {value:.4g}"
             for name, value in metrics.items()
-            if name not in _UNSHOWN and not name.startswith("projection_")
+            if name.removeprefix("average_") not in _UNSHOWN
+            and not name.startswith(("projection_", "average_projection_"))
         ]
         remaining = []
         if step > self._start_step:
