@@ -124,6 +124,19 @@ def test_keys_memory_and_decoupling_match_their_definition(with_keys, size, rows
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(leaks) if leaf.dtype != jax.dtypes.float0)
 
 
+def assert_same_on_devices(step, arrays, devices):
+    """Compares step(arrays, axis_name) -> ((loss, metrics), gradient) with that of one device."""
+    (loss, metrics), gradient = jax.jit(step)(arrays)
+    sharded = arrays.reshape(len(arrays), devices, -1, arrays.shape[2]).swapaxes(0, 1)
+    (losses_, metrics_), gradients = jax.pmap(lambda v: step(v, "batch"), axis_name="batch")(sharded)
+    np.testing.assert_allclose(losses_.mean(), loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradients.swapaxes(0, 1).reshape(gradient.shape) / devices, gradient, atol=1e-6
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_[name].mean(), value, rtol=1e-5)
+
+
 @pytest.mark.parametrize("tile", [0, 3])
 @pytest.mark.parametrize("devices", [2, 8])
 def test_memory_and_keys_do_not_depend_on_the_number_of_devices(devices, tile):
@@ -139,16 +152,7 @@ def test_memory_and_keys_do_not_depend_on_the_number_of_devices(devices, tile):
 
         return jax.value_and_grad(loss, has_aux=True)(arrays[:2])
 
-    (loss, metrics), gradient = jax.jit(step)(arrays)
-    sharded = arrays.reshape(4, devices, -1, 12).swapaxes(0, 1)
-    (losses_, metrics_), gradients = jax.pmap(lambda v: step(v, "batch"), axis_name="batch")(sharded)
-    np.testing.assert_allclose(losses_.mean(), loss, rtol=1e-5)
-    # No gradient comes through the keys of other devices, so each device has that of its own rows.
-    np.testing.assert_allclose(
-        gradients.swapaxes(0, 1).reshape(gradient.shape) / devices, gradient, atol=1e-6
-    )
-    for name, value in metrics.items():
-        np.testing.assert_allclose(metrics_[name].mean(), value, rtol=1e-5)
+    assert_same_on_devices(step, arrays, devices)
 
 
 @pytest.mark.parametrize("tile", [1, 8, 24, 100])
@@ -197,15 +201,7 @@ def test_nt_xent_does_not_depend_on_the_number_of_devices(devices, tile):
             has_aux=True,
         )(views)
 
-    (loss, metrics), gradient = jax.jit(step)(views)
-    sharded = views.reshape(2, devices, -1, 12).swapaxes(0, 1)
-    (losses_, metrics_), gradients = jax.pmap(lambda v: step(v, "batch"), axis_name="batch")(sharded)
-    np.testing.assert_allclose(losses_.mean(), loss, rtol=1e-5)
-    np.testing.assert_allclose(
-        gradients.swapaxes(0, 1).reshape(gradient.shape) / devices, gradient, atol=1e-6
-    )
-    for name, value in metrics.items():
-        np.testing.assert_allclose(metrics_[name].mean(), value, rtol=1e-5)
+    assert_same_on_devices(step, views, devices)
 
 
 def test_nt_xent_computes_in_float32_from_bfloat16():

@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 import tensorflow as tf
-from test_augment import OPERATIONS, P_VALUE, STATISTICS, assert_quantiles, assert_share, keys, statistics_of
+from test_augment import (
+    OPERATIONS,
+    STATISTICS,
+    assert_official_boxes,
+    assert_quantiles,
+    assert_share,
+    keys,
+    statistics_of,
+)
 
 from simclr_jax.views import on_device, recipe
 
@@ -52,14 +59,7 @@ def test_boxes_have_the_official_distribution(case):
     height, width = map(int, case.partition("_")[0].split("x"))
     draw_box = jax.jit(jax.vmap(lambda key: on_device.draw_box(key, height, width, 0.08)))
     boxes = np.asarray(draw_box(jax.random.split(jax.random.key(0), 20_000)))
-    for name, ours, official in zip("yxhw", boxes.T, STATISTICS[f"crop/{case}/boxes_yxhw_first3000"].T):
-        assert scipy.stats.ks_2samp(ours, official).pvalue > P_VALUE, name
-    y, x, h, w = boxes.T
-    quantiles = STATISTICS[f"crop/{case}/quantiles_area_aspect_h_w_y_x"].T
-    statistics = [h * w / (height * width), w / h, h, w, y, x]
-    for name, ours, official in zip(["area", "aspect", "h", "w", "y", "x"], statistics, quantiles):
-        assert_quantiles(ours, official, int(STATISTICS["n_draws"]), name)
-    assert_share((h == height) & (w == width), float(STATISTICS[f"crop/{case}/full_image_fraction"]))
+    assert_official_boxes(boxes, case, height, width)
 
 
 @pytest.mark.parametrize("min_area, smallest", [(0.01, 0.1), (0.35, 0.35)])

@@ -31,8 +31,8 @@ _EVALUATIONS = ("knn", "linear_eval")
 _HEAD = ("epochs", "minutes", "images/s", "peak FLOPs", "kNN", "linear", "5 labels a class")
 
 
-def commands(file: str, task: str, workdir: epath.Path, given: dict[str, object]) -> Iterator[list[str]]:
-    """Yields the commands of pretraining in `workdir`, and of its evaluations in folders below.
+def commands(file: str, task: str, workdir: epath.Path, given: dict[str, object]) -> Iterator[tuple]:
+    """Yields workdir and command of pretraining, then of its evaluations in folders below.
 
     Args:
       file: the config file.
@@ -44,10 +44,10 @@ def commands(file: str, task: str, workdir: epath.Path, given: dict[str, object]
     # Pretraining alone has dataset.on_device.
     dataset = [flag for key, flag in settings.items() if re.match(r"dataset\.(?!on_device)", key)]
     main = [sys.executable, "-m", "simclr_jax.main"]
-    yield [*main, f"--config={file}:{task}", f"--workdir={workdir}", *settings.values()]
+    yield workdir, [*main, f"--config={file}:{task}", f"--workdir={workdir}", *settings.values()]
     for name in _EVALUATIONS:
         flags = [f"--config={file}:{name}", f"--config.pretrained={workdir}", f"--workdir={workdir / name}"]
-        yield [*main, *flags, *dataset]
+        yield workdir / name, [*main, *flags, *dataset]
 
 
 def row(workdir: epath.Path) -> list[str]:
@@ -80,10 +80,9 @@ def measure(_) -> None:
     devices = cost.run_in_process(_devices)
     for task in _TASKS.value:
         workdir = command_line.workdir(config) / task
-        for command in commands(command_line.file(), task, workdir, command_line.given()):
+        for folder, command in commands(command_line.file(), task, workdir, command_line.given()):
             code = subprocess.run(command).returncode
-            (folder,) = (flag.partition("=")[2] for flag in command if flag.startswith("--workdir="))
-            if code or not (epath.Path(folder) / "summary.json").exists():  # a stop may exit with 0
+            if code or not (folder / "summary.json").exists():  # a stop may exit with 0
                 sys.exit(code)
         rows.append(row(workdir))
         text = [
