@@ -28,6 +28,8 @@ TINY = [
     "--config.evaluate.pictures=False",
     "--config.evaluate.max_examples=128",
 ]
+# A memory of negatives fills in 2 of the steps, and the average changes in each.
+TWENTY = [*TINY, "--config.num_steps=20", "--config.memory.size=64", "--config.memory.decay=0.9"]
 
 
 def command(config, workdir, *arguments):
@@ -84,9 +86,9 @@ def assert_same_bits(a, b):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """Twenty steps of pretraining on digits, without a stop."""
+    """Twenty steps of pretraining on digits with a memory, without a stop."""
     workdir = tmp_path_factory.mktemp("straight")
-    return workdir, run("digits", workdir, *TINY, "--config.num_steps=20", devices=2)
+    return workdir, run("digits", workdir, *TWENTY, devices=2)
 
 
 @pytest.mark.journey
@@ -144,7 +146,7 @@ def test_pretraining_tells_what_it_does_and_writes_everything(straight):
 
 @pytest.mark.journey
 def test_sigterm_and_restart_equal_twenty_steps_straight_bit_for_bit(straight, tmp_path):
-    arguments = [*TINY, "--config.num_steps=20", "--config.log_every_steps=1"]
+    arguments = [*TWENTY, "--config.log_every_steps=1"]
     with start("digits", tmp_path, *arguments) as process:
         for line in process.stdout:
             if re.match(r"step +2/", line):
@@ -161,8 +163,7 @@ def test_sigterm_and_restart_equal_twenty_steps_straight_bit_for_bit(straight, t
 @pytest.mark.journey
 def test_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     arguments = [
-        *TINY,
-        "--config.num_steps=20",
+        *TWENTY,
         "--config.checkpoint_every_steps=3",
         "--config.log_every_steps=1",
     ]
@@ -193,7 +194,7 @@ def test_a_signal_while_the_first_step_compiles_ends_it_in_order(tmp_path):
 
 @pytest.mark.journey
 def test_number_of_devices_does_not_change_the_result(straight, tmp_path):
-    run("digits", tmp_path, *TINY, "--config.num_steps=20", devices=8)
+    run("digits", tmp_path, *TWENTY, devices=8)
     for one, other in zip(log_of(straight[0])[1:3], log_of(tmp_path)[1:3]):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
@@ -308,7 +309,7 @@ def test_empty_and_missing_folders_are_one_line(tmp_path):
 def test_a_run_that_is_over_prints_its_summary_and_ends(straight):
     before = {path: path.stat().st_mtime_ns for path in straight[0].rglob("*")}
     begun = os.times()
-    out = run("digits", straight[0], *TINY, "--config.num_steps=20", devices=2)
+    out = run("digits", straight[0], *TWENTY, devices=2)
     ended = os.times()
     assert "holds a run that is over" in out and "steps 20" in out and "measuring" not in out
     assert {path: path.stat().st_mtime_ns for path in straight[0].rglob("*")} == before
@@ -320,14 +321,12 @@ def test_a_run_that_is_over_prints_its_summary_and_ends(straight):
 def test_a_run_that_is_over_but_damaged_goes_on(straight, tmp_path):
     workdir = shutil.copytree(straight[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "20" / "meta")
-    out = run("digits", workdir, *TINY, "--config.num_steps=20", devices=2, code=2)
+    out = run("digits", workdir, *TWENTY, devices=2, code=2)
     assert re.search(r"error: every checkpoint in .* is damaged: 20 \(No such file", out)
 
 
 def test_workdir_of_another_config_is_refused(straight):
     before = (straight[0] / "metrics.jsonl").read_bytes()
-    out = run(
-        "digits", straight[0], *TINY, "--config.num_steps=20", "--config.temperature=0.2", devices=2, code=2
-    )
+    out = run("digits", straight[0], *TWENTY, "--config.temperature=0.2", devices=2, code=2)
     assert "temperature is 0.5 there and 0.2 here" in out and out.count("\n") == 1
     assert (straight[0] / "metrics.jsonl").read_bytes() == before
