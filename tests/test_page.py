@@ -90,24 +90,49 @@ def test_it_is_one_file_without_addresses(run):
     assert len(text) < 4_000_000 and "<b>&amp;" not in markup
 
 
+def write_predictions(workdir, dataset, probabilities, classes):
+    """Writes what predict does: the config and the probabilities, [n, classes], of the first n images."""
+    workdir.mkdir(parents=True)
+    config = tiny_config("predict", **{"dataset.name": "folder"})
+    config.update(dataset=dataset, pretrained="RUN")
+    records.save_config(workdir, config.to_dict())
+    probabilities = np.asarray(probabilities, np.float32)
+    columns = {"name": [name_of(row) for row in range(len(probabilities))]}
+    columns["label"] = [classes[row] for row in probabilities.argmax(axis=1)]
+    columns |= {"probability": probabilities.max(axis=1)} | dict(zip(classes, probabilities.T))
+    table = pyarrow.table(columns).replace_schema_metadata({"class_names": json.dumps(classes)})
+    parquet.write_table(table, workdir / "predictions.parquet")
+
+
+def data_of(run):
+    text = (run / "plots" / "index.html").read_text()
+    return json.loads(re.search(r"const DATA = (.*);</script>", text)[1])
+
+
 def test_predictions_come_by_doubt_and_tell_who_made_them(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    predicted = copy / "a<b>"
-    predicted.mkdir()
-    config = tiny_config("predict", **{"dataset.name": "folder"})
-    config.update(dataset=records.read_config(run)["dataset"], pretrained="RUN")
-    records.save_config(predicted, config.to_dict())
-    sure = np.linspace(0.51, 1, COUNT, dtype=np.float32)[::-1]
-    columns = {"name": list(map(name_of, range(COUNT))), "label": ["yes"] * COUNT, "probability": sure}
-    table = pyarrow.table(columns | {"yes": sure, "no": 1 - sure})
-    table = table.replace_schema_metadata({"class_names": json.dumps(["yes", "no"])})
-    parquet.write_table(table, predicted / "predictions.parquet")
+    sure = np.linspace(0.51, 1, COUNT)[::-1]
+    dataset = records.read_config(run)["dataset"]
+    write_predictions(copy / "a<b>", dataset, np.stack([sure, 1 - sure], axis=1), ["yes", "no"])
     plots.main([str(copy)])
-    text = (copy / "plots" / "index.html").read_text()
-    doubts = json.loads(re.search(r"const DATA = (.*);</script>", text)[1])["doubts"]
-    assert [doubt["name"] for doubt in doubts] == [name_of(row) for row in range(COUNT)][::-1][: len(doubts)]
-    assert len(doubts) == page.DOUBTFUL and doubts[0]["caption"] == "yes 0.51, no 0.49"
-    assert "a&lt;b&gt; tells them apart" in text
+    data = data_of(copy)
+    names = [doubt["name"] for doubt in data["doubts"]]
+    assert names == [name_of(row) for row in range(COUNT)][::-1][: page.DOUBTFUL]
+    assert data["doubts"][0]["caption"] == "yes 0.51, no 0.49" and data["correctable"]
+    assert "a&lt;b&gt; tells them apart" in (copy / "plots" / "index.html").read_text()
+    assert set(data["columns"]["prediction"]) == {0} and data["margins"][0] == 1
+
+
+def test_predictions_for_other_images_of_these_names_stay_off_the_map(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    others = shutil.copytree(run.parent / "photos", tmp_path / "others")
+    dataset = records.read_config(run)["dataset"] | {"path": str(others)}
+    write_predictions(copy / "predicted", dataset, np.eye(2)[np.arange(COUNT) % 2], ["yes", "no"])
+    plots.main([str(copy)])
+    data = data_of(copy)
+    assert set(data["columns"]) == {"cluster"} and not data["margins"] and not data["correctable"]
+    assert len(data["doubts"]) == page.DOUBTFUL
+    assert "copy them into its folder first" in (copy / "plots" / "index.html").read_text()
 
 
 @needs_chromium
@@ -195,3 +220,51 @@ def test_ten_images_are_labelled_by_keys_and_train_a_classifier(
         settings = {"dataset.name": "folder", "dataset.path": photos, "dataset.labels": labels}
         workdir = tmp_path / "classifier"
         assert run_task("transfer", workdir, pretrained=str(pretrained_run), **settings)["labels"] == 9
+
+
+@needs_chromium
+def test_labels_and_corrections_go_on_from_those_of_the_newest_classifier(run, browser, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    digits = load_digits().target[:COUNT]
+    rows = [f'"{name_of(row)}",{digits[row]}' for row in range(20)]
+    (tmp_path / "given.csv").write_text("\n".join(["name,label", *rows, ""]))
+    dataset = records.read_config(run)["dataset"] | {"labels": str(tmp_path / "given.csv")}
+    likely = np.full((COUNT, 10), 0.05) + 0.5 * np.eye(10)[digits]
+    likely[:40] += 0.3 * np.eye(10)[7]
+    write_predictions(copy / "classifier", dataset, likely, list("0123456789"))
+    plots.main([str(copy)])
+    data = data_of(copy)
+    assert len(data["given"]) == 20
+    assert not set(data["given"]) & {image["name"] for image in data["suggested"]}  # none is asked again
+
+    opened, faults = open_page(browser.new_context(accept_downloads=True), copy)
+    opened.keyboard.press("7")  # no image is in sight
+    assert opened.locator("#progress").inner_text().startswith("0 of 50")
+    opened.locator("#large").scroll_into_view_if_needed()
+    first = opened.locator("#large").get_attribute("alt")
+    opened.keyboard.press("7")  # the key of a class of one character
+    assert opened.locator("#progress").inner_text().startswith("1 of 50")
+    second = opened.locator("#large").get_attribute("alt")
+    opened.keyboard.press("/")
+    opened.keyboard.type("letter s")  # a class without a key
+    opened.keyboard.press("Enter")
+    opened.locator("#by").select_option(label=f"7 ({(likely.argmax(axis=1) == 7).sum()})")
+    figures = opened.locator("#doubt-rows figure")
+    wrong, right = (figures.nth(place).get_attribute("data-name") for place in (0, 1))
+    figures.first.locator("button").click()
+    opened.keyboard.press("3")
+    opened.keyboard.press("Enter")  # on the next one
+    assert "wrong" in figures.first.get_attribute("class") and "labelled 3" in figures.first.inner_text()
+    opened.locator("#classes").fill(opened.locator("#classes").input_value().replace("letter s", "S"))
+    opened.keyboard.press("Enter")
+    opened.reload()
+    with opened.expect_download() as download:
+        opened.locator("#download").click()
+    download.value.save_as(tmp_path / "labels.csv")
+    with open(tmp_path / "labels.csv", newline="", encoding="utf-8-sig") as file:
+        labels = {row["name"]: row["label"] for row in csv.DictReader(file) if row["label"]}
+    assert labels == data["given"] | {first: "7", second: "S", wrong: "3", right: "7"}
+    opened.locator("#classes").fill("cat; dog")
+    opened.keyboard.press("Enter")
+    assert opened.locator("#keys button", has_text="dog").inner_text() == "b: dog"  # digits are taken
+    assert not faults

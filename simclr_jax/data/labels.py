@@ -151,7 +151,10 @@ def _describe(wrong, count, match, example, where):
             return f"{first_few(map(escape, fitting))} fit: write the whole name"
         if files.is_local(where) and os.path.isfile(os.path.join(where, spelling)):
             return "there, but damaged or left out: take the row out"
-        return f"write names relative to that folder, as in {escape(example)!r}, or take the row out"
+        return (
+            f"write names relative to that folder, as in {escape(example)!r}, copy new images into it, or "
+            "take the row out"
+        )
 
     rows = [f"row {row}: {escape(spelling)!r}" for spelling, row in wrong.items()]
     remedies = collections.Counter(map(remedy, wrong)).most_common(3)

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from simclr_jax import runs
 from simclr_jax.config.saved import complete
+from simclr_jax.data import labels as label_files
 from simclr_jax.evaluation import stored
+from simclr_jax.evaluation.stored import StoredFeatures
 from simclr_jax.plots import figures, gallery, page
 from simclr_jax.process import UserError, errors, escape, files
 from simclr_jax.tasks import predict
@@ -59,10 +61,29 @@ def figures_of_images(images: gallery.Gallery):
     yield "map", figures.embedding_map(images.thumbnails, images.places, images.labels, class_names, title)
 
 
+def _newest_labels(run: Path) -> str | None:
+    """The CSV file of labels that the newest run in a folder of `run` was trained with, if it is there."""
+    configs = sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = (records.read_config(path.parent)["dataset"].get("labels") for path in configs)
+    return next((path for path in paths if path and files.exists(path)), None)
+
+
+def _add_labels(features: StoredFeatures, path: str | None) -> tuple[StoredFeatures, dict[str, str]]:
+    """Gives images the labels of a CSV file, if any, in the place of others; returns {name: label}, too."""
+    if path is None:
+        return features, {}
+    given = label_files.read(path, features.names, features.dataset, classes=1)
+    print(f"{len(given)} labels of {escape(path)}", flush=True)
+    classes = sorted(set(given.values()))
+    labels = np.array([classes.index(given[name]) if name in given else -1 for name in features.names])
+    return features._replace(labels=labels, class_names=tuple(classes)), given
+
+
 def main(argv: list[str]) -> None:
     parser = errors.command_parser(__doc__)
     parser.add_argument("run", type=Path, help="workdir of a run")
     parser.add_argument("--path", help="the folder of its images, where they have moved")
+    parser.add_argument("--labels", help="CSV file of labels; else that of the newest classifier in RUN")
     args = parser.parse_args(argv)
     run = args.run
     logged = (run / "metrics.jsonl").exists()
@@ -85,10 +106,11 @@ def main(argv: list[str]) -> None:
         return
     features = runs.load_features(run, args.path)
     records.find_images(features.config)
+    features, given = _add_labels(features, args.labels or _newest_labels(run))
     print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))
-    print(escape(page.write(run, images, drawn.get("views"))), flush=True)
+    print(escape(page.write(run, images, drawn.get("views"), given)), flush=True)
 
 
 if __name__ == "__main__":

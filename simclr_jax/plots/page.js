@@ -73,68 +73,201 @@ for (const group of DATA.duplicates) {
   $("duplicate-groups").append(make("div", { className: "group" }, ...shown, ...more));
 }
 for (const row of DATA.outliers) $("outlier-rows").append(thumb(row, images.names[row]));
-for (const doubt of DATA.doubts) {
-  const caption = make("figcaption", { textContent: `${doubt.name}: ${doubt.caption}` });
-  const figure = make("figure", {}, make("img", { src: doubt.url, alt: doubt.name }), caption);
-  figure.style.width = "112px";
-  $("doubt-rows").append(figure);
+
+// Labels are kept in the browser, by run: a reload loses none, nor does a page that was made anew.
+const key = "simclr-labels-" + DATA.id;
+const state = { classes: [], seen: [], labels: {}, skipped: [], history: [] };
+let keeps = true;
+try {
+  Object.assign(state, JSON.parse(localStorage.getItem(key) ?? "{}"));
+} catch {
+  keeps = false; // The browser, or the frame around the page, allows no storage.
+}
+const labelOf = (name) => state.labels[name] ?? DATA.given[name];
+const next = () => DATA.suggested.find(({ name }) => !labelOf(name) && !state.skipped.includes(name));
+const unique = (names) => [...new Set(names.filter(Boolean))];
+const added = DATA.classes.filter((name) => !state.seen.includes(name)); // A renamed class does not come back.
+state.classes = unique([...state.classes, ...added]);
+state.seen.push(...added);
+const names = () => unique([...state.classes, ...Object.values({ ...DATA.given, ...state.labels })]);
+let chosen = null; // The figure of a prediction that keys label.
+
+// {key: class}. A class of one character is its own key; others have digits, then letters without s and u.
+function classes() {
+  const byKey = new Map(), own = (name) => /^[0-9a-rtv-z]$/i.test(name);
+  for (const name of names().filter(own)) if (!byKey.has(name.toLowerCase())) byKey.set(name.toLowerCase(), name);
+  const free = [..."123456789abcdefghijklmnopqrtvwxyz"].filter((letter) => !byKey.has(letter));
+  for (const name of names()) if (![...byKey.values()].includes(name) && free.length) byKey.set(free.shift(), name);
+  return byKey;
 }
 
-// Labels are kept in the browser, by run and suggested images, so that a reload loses none.
-if ($("labels")) {
-  const key = "simclr-labels-" + DATA.id;
-  const state = { classes: "", labels: {}, done: [], ...JSON.parse(localStorage.getItem(key) ?? "{}") };
-  const names = () => [...new Set(state.classes.split(",").map((name) => name.trim()).filter(Boolean))];
-  const next = () => DATA.suggested.findIndex((_, place) => !state.done.includes(place));
-
-  function answer(label) {
-    const place = next();
-    if (place < 0) return;
-    if (label !== null) state.labels[place] = label;
-    state.done.push(place);
-    draw();
+function setLabel(name, label) {
+  state.history.push([name, state.labels[name] ?? null, state.skipped.includes(name)]);
+  state.skipped = state.skipped.filter((other) => other !== name);
+  if (label === null) state.skipped.push(name);
+  else state.labels[name] = label;
+  if (chosen?.dataset.name === name) {
+    const following = chosen.nextElementSibling;
+    if (following) following.querySelector("button").focus();
   }
-
-  function undo() {
-    delete state.labels[state.done.pop()];
-    draw();
-  }
-
-  function csv() {
-    const quoted = (text) => (/[",\n\r]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-    const rows = DATA.suggested.map((image, place) =>
-      [image.cell, state.labels[place] ?? "", image.split, image.index].map(String).map(quoted).join(","),
-    );
-    return ["\ufeffname,label,split,index", ...rows, ""].join("\n");
-  }
-
-  function draw() {
-    localStorage.setItem(key, JSON.stringify(state));
-    const place = next(), image = DATA.suggested[place];
-    $("large").hidden = !image;
-    if (image) Object.assign($("large"), { src: image.url, alt: image.name });
-    const count = Object.keys(state.labels).length;
-    $("progress").textContent =
-      `${count} of ${DATA.suggested.length} labelled` + (image ? `: ${image.name}` : ". Download them now.");
-    const buttons = names().map((name, number) =>
-      make("button", { textContent: (number < 9 ? number + 1 + "  " : "") + name, onclick: () => answer(name) }),
-    );
-    if (!buttons.length) buttons.push(make("em", { textContent: "Type the names of the classes first." }));
-    buttons.push(make("button", { textContent: "s  skip", onclick: () => answer(null) }));
-    buttons.push(make("button", { textContent: "u  undo", onclick: undo, disabled: !state.done.length }));
-    $("keys").replaceChildren(...buttons);
-    $("download").href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
-  }
-
-  $("classes").value = state.classes;
-  $("classes").oninput = (event) => { state.classes = event.target.value; draw(); };
-  $("classes").onkeydown = (event) => { if (event.key === "Enter") event.target.blur(); };
-  document.addEventListener("keydown", (event) => {
-    if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) || event.ctrlKey || event.metaKey) return;
-    const name = /^[1-9]$/.test(event.key) ? names()[event.key - 1] : undefined;
-    if (name) answer(name);
-    else if (event.key === "s") answer(null);
-    else if (event.key === "u" || event.key === "Backspace") undo();
-  });
   draw();
 }
+
+function undo() {
+  const [name, label, skipped] = state.history.pop() ?? [];
+  if (!name) return;
+  if (label === null) delete state.labels[name];
+  else state.labels[name] = label;
+  state.skipped = state.skipped.filter((other) => other !== name).concat(skipped ? [name] : []);
+  draw();
+}
+
+// One name that changed is a class renamed, with its labels; other changes add names, or take them away.
+function setClasses(text) {
+  const typed = unique(text.split(/[,;]/).map((name) => name.trim()));
+  const before = state.classes.filter((name) => !typed.includes(name));
+  const after = typed.filter((name) => !state.classes.includes(name));
+  if (typed.length === state.classes.length && before.length === 1)
+    for (const name of Object.keys({ ...DATA.given, ...state.labels }))
+      if (labelOf(name) === before[0]) state.labels[name] = after[0];
+  state.classes = typed;
+  draw();
+}
+
+function inView(element) {
+  const { top, bottom } = element.getBoundingClientRect(), middle = (top + bottom) / 2;
+  return !element.hidden && middle > 0 && middle < innerHeight;
+}
+
+function csv() {
+  const quoted = (text) => (/[",\n\r]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const safe = (name) => (/^[\s=+\-@']/.test(name) ? "./" + name : name); // Spreadsheets would compute it.
+  const others = Object.keys({ ...DATA.given, ...state.labels }).filter((name) => !DATA.suggested.some((image) => image.name === name));
+  const images = [...DATA.suggested, ...others.map((name) => ({ name, split: "", index: "" }))];
+  const rows = images.map(({ name, split, index }) =>
+    [safe(name), labelOf(name) ?? "", split, index].map(String).map(quoted).join(","),
+  );
+  return ["\ufeffname,label,split,index", ...rows, ""].join("\n");
+}
+
+function buttons(image) {
+  const made = [...classes()].map(([letter, name]) =>
+    make("button", { textContent: `${letter}: ${name}`, onclick: () => setLabel(image, name), disabled: !image }),
+  );
+  if (!made.length) made.push(make("em", { textContent: "Type the names of the classes first." }));
+  made.push(make("button", { textContent: "s: skip", onclick: () => setLabel(image, null), disabled: !image }));
+  made.push(make("button", { textContent: "u: undo", onclick: undo, disabled: !state.history.length }));
+  return made;
+}
+
+// A prediction: its picture, and the label that it was given here.
+function prediction({ name, caption, prediction, truth }, picture) {
+  const figure = make("figure", {}, picture, make("figcaption", {}));
+  figure.style.width = "112px";
+  if (DATA.correctable) figure.dataset.name = name;
+  figure.draw = () => {
+    const label = DATA.correctable ? labelOf(name) : undefined, known = label ?? truth;
+    figure.classList.toggle("wrong", known !== undefined && known !== prediction);
+    figure.classList.toggle("chosen", figure === chosen);
+    figure.lastChild.textContent = `${name}: ${caption}` + (label ? `; labelled ${label}` : truth ? `; is ${truth}` : "");
+  };
+  figure.prediction = prediction;
+  return figure;
+}
+
+const MOST = 300; // Predictions of a class that are shown.
+function showPredictions(choice) {
+  chosen = null;
+  const { class: labels, prediction: predicted } = DATA.columns;
+  const doubts = () => DATA.doubts.map((doubt) => {
+    const image = make("img", { src: doubt.url, alt: doubt.name });
+    return prediction(doubt, make("button", { className: "picture", onclick: (event) => event.currentTarget.focus() }, image));
+  });
+  const ofClass = () => [...predicted.keys()].filter((row) => predicted[row] === Number(choice))
+    .sort((one, other) => DATA.margins[one] - DATA.margins[other]).slice(0, MOST).map((row) => {
+      const truth = labels && labels[row] >= 0 ? DATA.classes[labels[row]] : undefined;
+      const about = { name: images.names[row], caption: `ahead by ${DATA.margins[row].toFixed(2)}`, prediction: DATA.classes[choice], truth };
+      const picture = thumb(row, "", Math.max(1, Math.round(64 / sprite.size))).firstChild;
+      picture.addEventListener("click", () => picture.focus()); // Some browsers leave the focus.
+      return prediction(about, picture);
+    });
+  $("doubt-rows").replaceChildren(...(choice === "doubtful" ? doubts() : ofClass()));
+  draw();
+}
+
+function draw() {
+  try {
+    localStorage.setItem(key, JSON.stringify(state));
+  } catch {
+    keeps = false;
+  }
+  const image = next(), given = Object.keys(DATA.given).length;
+  $("large").hidden = !image;
+  if (image) Object.assign($("large"), { src: image.url, alt: image.name });
+  const labelled = DATA.suggested.filter(({ name }) => labelOf(name)).length;
+  $("progress").textContent =
+    `${labelled} of ${DATA.suggested.length} labelled` + (image ? `: ${image.name}` : ". Download them now.");
+  const changed = Object.keys(state.labels).filter((name) => (DATA.given[name] ?? state.labels[name]) !== state.labels[name]);
+  $("kept").textContent = [
+    given ? `With the ${given} labels that there were.` : "",
+    changed.length ? `${changed.length} of them were changed here, and these changes count.` : "",
+    keeps ? "What you do is kept in this browser." : "This browser keeps nothing: download before you close the page.",
+  ].join(" ");
+  $("keys").replaceChildren(...buttons(image?.name));
+  $("names").replaceChildren(...names().map((value) => make("option", { value })));
+  $("correct").hidden = !chosen;
+  if (chosen) $("correct").replaceChildren(make("span", { textContent: chosen.dataset.name }), ...buttons(chosen.dataset.name));
+  for (const figure of $("doubt-rows").children) figure.draw();
+  if ($("download").href) URL.revokeObjectURL($("download").href);
+  $("download").href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+}
+
+if (DATA.doubts.length || DATA.margins.length) {
+  const counts = new Map();
+  for (const number of DATA.columns.prediction ?? []) counts.set(number, (counts.get(number) ?? 0) + 1);
+  const options = [...counts].filter(([number]) => number >= 0).sort(([one], [other]) => one - other);
+  $("by").replaceChildren(
+    make("option", { value: "doubtful", textContent: "the most doubtful" }),
+    ...options.map(([number, count]) => make("option", { value: number, textContent: `${DATA.classes[number]} (${count})` })),
+  );
+  $("choice").hidden = !options.length;
+  $("by").onchange = (event) => showPredictions(event.target.value);
+  showPredictions("doubtful");
+}
+
+$("classes").value = state.classes.join(", ");
+$("classes").onchange = (event) => setClasses(event.target.value);
+$("classes").onkeydown = (event) => {
+  if (event.key !== "Enter") return;
+  event.target.blur();
+  $("large").scrollIntoView({ block: "nearest" });
+};
+$("other").onkeydown = (event) => {
+  const name = event.target.value.trim(), image = chosen?.dataset.name ?? next()?.name;
+  if (event.key !== "Enter" || !name || !image) return;
+  if (!names().includes(name)) state.classes.push(name);
+  $("classes").value = state.classes.join(", ");
+  event.target.value = "";
+  event.target.blur();
+  setLabel(image, name);
+};
+document.addEventListener("focusin", (event) => {
+  const figure = event.target.closest("figure[data-name]");
+  if (figure === chosen || event.target.closest("#correct, #other")) return;
+  chosen = figure;
+  draw();
+});
+document.addEventListener("keydown", (event) => {
+  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "u" || event.key === "Backspace") return undo();
+  const shown = chosen ?? $("large"), image = chosen?.dataset.name ?? next()?.name;
+  if (!image || !inView(shown)) return; // Nobody labels what is out of sight.
+  const label = classes().get(event.key.toLowerCase());
+  if (label) setLabel(image, label);
+  else if (event.key === "s") setLabel(image, null);
+  else if (event.key === "/") $("other").focus();
+  else if (event.key === "Enter" && event.target.closest("figure") === chosen && chosen) setLabel(image, chosen.prediction);
+  else return;
+  event.preventDefault();
+});
+draw();

@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import json
+import shlex
 import warnings
 from pathlib import Path
 from string import Template
@@ -24,6 +25,11 @@ from simclr_jax.workdir import records, report
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
 _SMALL = 112  # Pixels of doubtful images.
 _FOLDER = Path(__file__).parent
+_CORRECT = (
+    "Click an image, or go there by Tab, and press the key of its class, or Enter where the prediction is "
+    "right: the label goes into labels.csv, above."
+)
+_OTHER_IMAGES = "They are no images of this run: to label some, copy them into its folder first."
 
 
 class Predictions(NamedTuple):
@@ -35,13 +41,14 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
-def write(run: Path, images: gallery.Gallery, views=None) -> Path:
+def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] | None = None) -> Path:
     """Writes `run`/plots/index.html into the folder, which is there.
 
     Args:
       run: the workdir of a run.
       images: its images.
       views: the matplotlib figure of some views, where the run has made any.
+      given: {name: label} of the labels that there are in a CSV file.
 
     Returns:
       The path of the file.
@@ -50,7 +57,8 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
     from bokeh.resources import Resources
 
     predictions = _read_predictions(run)
-    data, threshold = _data(run, images, predictions)
+    same_images = predictions is not None and _dataset(predictions.run) == _dataset(run)
+    data, threshold = _data(run, images, predictions, same_images, given or {})
     log = report.read(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     scripts, plots = components(_curves(log) | {"map": _map(images.places)})
     map_plot = plots.pop("map")
@@ -67,6 +75,8 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
         suggested=len(data["suggested"]),
         no_doubts="" if data["doubts"] else "hidden",
         predictions=html.escape(escape(predictions.run)) if predictions else "",
+        advice=_CORRECT if same_images else _OTHER_IMAGES,
+        command=html.escape(_train_command(run, images.stored)),
         threshold=f"{threshold:.4f}",
         share=f"{similarity.SHARE:g}",
         duplicates=len(data["duplicates"]),
@@ -81,7 +91,13 @@ def write(run: Path, images: gallery.Gallery, views=None) -> Path:
     return path
 
 
-def _data(run, images, predictions):
+def _dataset(run):
+    """What tells whether two runs are of the same images."""
+    dataset = records.read_config(run)["dataset"]
+    return dataset["name"], dataset["path"]
+
+
+def _data(run, images, predictions, same_images, given):
     """The data of the page's script, and the smallest similarity of near-duplicates."""
     stored = images.stored
     groups, _, threshold = similarity.duplicates(stored.features[images.rows], similarity.SHARE)
@@ -97,9 +113,9 @@ def _data(run, images, predictions):
         if row in images.large
     ]
     classes = list(dict.fromkeys([*stored.class_names, *(predictions.classes if predictions else [])]))
-    identity = "\n".join([str(run), *(image["name"] for image in suggested)])
+    columns, margins = _columns(images, predictions if same_images else None, classes)
     data = {
-        "id": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "id": hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16],
         "images": {
             "names": images.names,
             "nearest": images.nearest.tolist(),
@@ -107,7 +123,10 @@ def _data(run, images, predictions):
         },
         "classes": classes,
         "palette": [*figures.CLASSES, figures.UNLABELLED],
-        "columns": {key: column.tolist() for key, column in _columns(images, predictions, classes).items()},
+        "columns": {key: column.tolist() for key, column in columns.items()},
+        "margins": margins,
+        "given": given,
+        "correctable": same_images,
         "duplicates": [
             np.flatnonzero(groups == group).tolist() for group in range(groups.max() + 1)[:GROUPS]
         ],
@@ -119,16 +138,30 @@ def _data(run, images, predictions):
 
 
 def _columns(images, predictions, classes):
-    """{name: int [n]}, the colours of the map: indices in `classes`, -1 for none, and numbers of clusters."""
-    columns = {}
+    """Colours of the map, and margins.
+
+    Returns:
+      {name: int [n]}, indices in `classes`, -1 for none, and numbers of clusters; by how much the likeliest
+      class of each image is more probable than the second, [n], empty without predictions.
+    """
+    columns, margins = {}, []
     if images.stored.class_names and images.labels.max() >= 0:  # Their classes come first in `classes`.
         columns["class"] = images.labels
     if predictions:
-        indices = np.array([classes.index(name) for name in predictions.classes])
-        best = dict(zip(predictions.names, indices[predictions.probabilities.argmax(axis=1)].tolist()))
-        predicted = np.array([best.get(name, -1) for name in images.names])
-        columns |= {"prediction": predicted} if predicted.max() >= 0 else {}
-    return columns | {"cluster": _clusters(images.stored.features[images.rows])}
+        row_of = {name: row for row, name in enumerate(predictions.names)}
+        rows = np.array([row_of.get(name, -1) for name in images.names])
+        if rows.max() >= 0:
+            indices = np.array([classes.index(name) for name in predictions.classes])
+            best = indices[predictions.probabilities.argmax(axis=1)]
+            columns["prediction"] = np.where(rows < 0, -1, best[rows])
+            margins = np.where(rows < 0, 1, _margins(predictions.probabilities)[rows]).round(3).tolist()
+    return columns | {"cluster": _clusters(images.stored.features[images.rows])}, margins
+
+
+def _margins(probabilities):
+    """How much more probable the likeliest class is than the second, [n]."""
+    second, best = np.sort(probabilities, axis=1)[:, -2:].T
+    return best - second
 
 
 def _clusters(features):
@@ -138,6 +171,13 @@ def _clusters(features):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # Images may be identical.
         return KMeans(min(CLUSTERS, len(features)), n_init=5, random_state=0).fit(features).labels_
+
+
+def _train_command(run, stored):
+    """The command that trains a classifier from the labels of the page."""
+    flags = [f"--workdir={escape(run)}/classifier", f"--config.pretrained={escape(stored.run)}"]
+    flags += [f"--config.dataset.path={escape(stored.dataset)}", "--config.dataset.labels=labels.csv"]
+    return shlex.join(["python", "-m", "simclr_jax.main", "--config=configs/folder.py:finetune", *flags])
 
 
 def _subtitle(stored, count):
@@ -182,13 +222,14 @@ def _read_predictions(run) -> Predictions | None:
 
 def _doubts(predictions, run, path):
     """The images whose second class is nearly as likely, the most doubtful first; `run` has its in `path`."""
-    best = np.sort(predictions.probabilities, axis=1)[:, ::-1]
-    captions = {}
-    for row in (best[:, 0] - best[:, 1]).argsort(kind="stable")[:DOUBTFUL]:
+    doubts = {}
+    for row in _margins(predictions.probabilities).argsort(kind="stable")[:DOUBTFUL]:
         probabilities = predictions.probabilities[row]
-        words = (f"{predictions.classes[i]} {probabilities[i]:.2f}" for i in probabilities.argsort()[:-3:-1])
-        captions[predictions.names[row]] = ", ".join(words)
-    config, urls = ConfigDict(complete(records.read_config(predictions.run))), {}
+        likeliest = probabilities.argsort()[:-3:-1]
+        words = (f"{predictions.classes[i]} {probabilities[i]:.2f}" for i in likeliest)
+        name, prediction = predictions.names[row], predictions.classes[likeliest[0]]
+        doubts[name] = {"name": name, "caption": ", ".join(words), "prediction": prediction}
+    config = ConfigDict(complete(records.read_config(predictions.run)))
     if config.dataset.path == records.read_config(run)["dataset"]["path"]:
         config.dataset.path = path
     try:
@@ -199,14 +240,13 @@ def _doubts(predictions, run, path):
     for split in parts.splits(config):
         source = parts.load(config, predictions.run, split)
         names = _names(source, split)
-        rows = [row for row, name in enumerate(names) if name in captions]
+        rows = [row for row, name in enumerate(names) if name in doubts]
         for row, image in gallery.images(source, rows):
-            urls[names[row]] = _jpeg(gallery.fit(image, _SMALL))
-    return [
-        {"name": name, "caption": caption, "url": urls[name]}
-        for name, caption in captions.items()
-        if name in urls
-    ]
+            doubt = doubts[names[row]]
+            doubt["url"] = _jpeg(gallery.fit(image, _SMALL))
+            if source.class_names and source.labels is not None and source.labels[row] >= 0:
+                doubt["truth"] = source.class_names[source.labels[row]]
+    return [doubt for doubt in doubts.values() if "url" in doubt]
 
 
 def _names(source, split):
