@@ -1,4 +1,4 @@
-"""The command `simclr-jax`, and `python -m simclr_jax`: the same as `python -m simclr_jax.main`."""
+"""The command `simclr-jax`, and `python -m simclr_jax`: see `simclr_jax.config.verbs`."""
 
 import sys
 
@@ -7,10 +7,9 @@ from simclr_jax.process import stopping
 
 def main() -> None:
     stopping.take_signals()  # the next import takes seconds
-    from simclr_jax import main
+    from simclr_jax.config import verbs
 
-    sys.modules["__main__"].__doc__ = main.__doc__  # --help shows it
-    main.run()
+    verbs.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -30,22 +30,25 @@ def main(_) -> None:
         group.announce_end()
         raise
     group.announce_end()
-    if "health" in summary:  # the task was pretraining
-        report.say(_next_commands(workdir, "linear_eval" if "trained" in summary else "embed"))
+    if commands := _next_commands(config, workdir, summary):
+        report.say("\n  next:  " + "\n         ".join(commands))
 
 
-def _next_commands(workdir, task):
-    """Lists the commands that may follow pretraining."""
+def _next_commands(config, workdir, summary):
+    """Lists the commands that may follow a task."""
     run = shlex.quote(escape(workdir))
-    flags = [f"--config={command_line.file()}:{task}", f"--config.pretrained={escape(workdir)}"]
-    flags += [
-        f"--config.{key}={value}"
-        for key, value in command_line.given().items()
-        if key.startswith("dataset.") and key != "dataset.on_device"  # which pretraining alone has
-    ]
-    plots = [f"python -m simclr_jax.plots {run}"] if files.is_local(workdir) else []
-    commands = [*plots, f"tensorboard --logdir {run}", f"python -m simclr_jax.main {shlex.join(flags)}"]
-    return "\n  next:  " + "\n         ".join(commands)
+    look = [f"python -m simclr_jax look {run}"] if files.is_local(workdir) else []
+    if config.task == "pretrain" and "trained" in summary:
+        return [*look, f"tensorboard --logdir {run}", f"python -m simclr_jax linear_eval {run}"]
+    if config.task == "pretrain":  # look suggests images to label
+        return [
+            *look,
+            f"tensorboard --logdir {run}",
+            f"python -m simclr_jax finetune {run} --labels=labels.csv",
+        ]
+    if config.task in ("linear_eval", "finetune", "distill", "transfer"):
+        return [f"python -m simclr_jax predict {run} PHOTOS"]
+    return [f"python -m simclr_jax suggest {run}"] if config.task == "embed" else []
 
 
 def run() -> None:

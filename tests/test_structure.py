@@ -66,6 +66,7 @@ ALLOWED = {
     "config/saved.py": "config/shipped.py",
     "optim.py": "config/ranges.py",
     "models/": "config/ranges.py config/saved.py parallel.py process/",
+    "config/verbs.py": "config/ main.py process/ workdir/records.py",
     "config/": "losses.py models/ optim.py process/",
     "views/": "",
     "views/recipe.py": "",

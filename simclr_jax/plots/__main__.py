@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from simclr_jax import runs
 from simclr_jax.config.saved import complete
-from simclr_jax.data import labels as label_files
 from simclr_jax.evaluation import stored
 from simclr_jax.evaluation.stored import StoredFeatures
 from simclr_jax.plots import figures, gallery, page
@@ -72,6 +71,8 @@ def _add_labels(features: StoredFeatures, path: str | None) -> tuple[StoredFeatu
     """Gives images the labels of a CSV file, if any, in the place of others; returns {name: label}, too."""
     if path is None:
         return features, {}
+    from simclr_jax.data import labels as label_files
+
     given = label_files.read(path, features.names, features.dataset, classes=1)
     print(f"{len(given)} labels of {escape(path)}", flush=True)
     classes = sorted(set(given.values()))

@@ -23,6 +23,7 @@ from simclr_jax.process import UserError, escape, files
 from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
+_ROUNDS = "Accuracy of classifiers by their labels, cross-validated"
 _SMALL = 112  # Pixels of doubtful images.
 _FOLDER = Path(__file__).parent
 _CORRECT = (
@@ -60,7 +61,7 @@ def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] 
     same_images = predictions is not None and _dataset(predictions.run) == _dataset(run)
     data, threshold = _data(run, images, predictions, same_images, given or {})
     log = report.read(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    scripts, plots = components(_curves(log) | {"map": _map(images.places)})
+    scripts, plots = components(_curves(log, _rounds(run)) | {"map": _map(images.places)})
     map_plot = plots.pop("map")
     sprite, data["sprite"] = _sprite(images.thumbnails)
     text = Template((_FOLDER / "page.html").read_text()).substitute(
@@ -76,7 +77,7 @@ def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] 
         no_doubts="" if data["doubts"] else "hidden",
         predictions=html.escape(escape(predictions.run)) if predictions else "",
         advice=_CORRECT if same_images else _OTHER_IMAGES,
-        command=html.escape(_train_command(run, images.stored)),
+        command=html.escape(_train_command(run)),
         threshold=f"{threshold:.4f}",
         share=f"{similarity.SHARE:g}",
         duplicates=len(data["duplicates"]),
@@ -173,11 +174,9 @@ def _clusters(features):
         return KMeans(min(CLUSTERS, len(features)), n_init=5, random_state=0).fit(features).labels_
 
 
-def _train_command(run, stored):
+def _train_command(run):
     """The command that trains a classifier from the labels of the page."""
-    flags = [f"--workdir={escape(run)}/classifier", f"--config.pretrained={escape(stored.run)}"]
-    flags += [f"--config.dataset.path={escape(stored.dataset)}", "--config.dataset.labels=labels.csv"]
-    return shlex.join(["python", "-m", "simclr_jax.main", "--config=configs/folder.py:finetune", *flags])
+    return shlex.join(["python", "-m", "simclr_jax", "round", escape(run.absolute()), "--labels=labels.csv"])
 
 
 def _subtitle(stored, count):
@@ -209,8 +208,8 @@ def _data_url(kind, save, **options):
 
 
 def _read_predictions(run) -> Predictions | None:
-    """The predictions in `run`, or in the newest of its folders with some."""
-    paths = [*run.glob("predictions.parquet"), *run.glob("*/predictions.parquet")]
+    """The newest predictions in `run`, in one of its folders, or in a folder of a classifier there."""
+    paths = [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}predictions.parquet")]
     if not paths:
         return None
     path = max(paths, key=lambda path: path.stat().st_mtime)
@@ -256,8 +255,8 @@ def _names(source, split):
     return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
 
 
-def _curves(log):
-    """{title: Bokeh figure} of what a run has logged."""
+def _curves(log, rounds):
+    """{title: Bokeh figure} of what a run has logged, and of the accuracies by labels of its classifiers."""
     from bokeh.models import HoverTool
     from bokeh.plotting import figure
 
@@ -277,7 +276,24 @@ def _curves(log):
             plot.legend.label_text_font_size = "8pt"
             plot.legend.background_fill_alpha = 0.6
             plots[title] = plot
+    if len({labels for labels, _ in rounds}) > 1:
+        plot = figure(title=_ROUNDS, height=230, sizing_mode="stretch_width", tools="reset")
+        plot.add_tools(HoverTool(tooltips=[("labels", "@x"), ("accuracy", "@y{0.000}")]))
+        labels, accuracies = zip(*rounds)
+        plot.line(labels, accuracies, color=figures.CLASSES[0], line_width=2)
+        plot.scatter(labels, accuracies, color=figures.CLASSES[0], size=6)
+        plot.xaxis.axis_label = "labels"
+        plots[_ROUNDS] = plot
     return plots
+
+
+def _rounds(run):
+    """(labels, accuracy) of the cross-validated classifiers in folders of a run, sorted."""
+    paths = run.glob("*/summary.json")
+    summaries = [records.read_summary(path.parent) or {} for path in sorted(paths)]
+    return sorted(
+        (summary["labels"], summary["top1"]) for summary in summaries if {"labels", "top1"} <= summary.keys()
+    )
 
 
 def _map(places):
