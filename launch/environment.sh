@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by local.sh and test.sh: makes ROOT/.venv and installs requirement files into it, once.
+# Sourced by the scripts beside it: makes ROOT/.venv and installs requirement files into it, once.
 # usage: prepare_environment REQUIREMENTS...   (sets ROOT and PYTHON)
 # ACCELERATOR=gpu or tpu adds launch/requirements-ACCELERATOR.txt. `bash launch/environment.sh` only prepares.
 
@@ -45,6 +45,19 @@ make_environment() {
     echo "error: '$base' cannot make $venv: $text; or set BASE_PYTHON to another Python" >&2
     return 2
   fi
+}
+
+# usage: help_if_asked ARGUMENTS...   (with --help among them prints the comment at the top of the script, and ends it)
+help_if_asked() {
+  local word
+  for word in "$@"; do
+    case $word in
+      --help | -h)
+        sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
+        exit
+        ;;
+    esac
+  done
 }
 
 # usage: find_configs MAIN ARGUMENTS...   (sets `arguments`: a config that is not there is the repository's)

@@ -51,10 +51,7 @@ read_options() {
     option=${word%%=*}
     option=${option#--}
     case $word in
-      --help)
-        sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
-        exit
-        ;;
+      --help) help_if_asked --help ;;
       --)
         arguments=("$@")
         return

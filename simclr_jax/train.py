@@ -261,6 +261,11 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
     }
 
 
+def microbatches_of(config) -> int:
+    """Returns into how many parts a step of the config's task cuts a device's batch."""
+    return config.microbatches if config.task == "pretrain" else 1
+
+
 def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> None:
     """Raises a UserError unless the global batch spreads evenly over all devices and their microbatches."""
     parts = devices * microbatches

@@ -90,7 +90,8 @@ ALLOWED = {
     "export/": "checkpoint.py data/ models/ pretrained.py process/ torch_weights/",
     "images.py": "data/ process/",
     "encoder.py": "data/ images.py models/ pretrained.py process/",
-    "plan/": "models/ parallel.py process/ profiling/ tasks/pretrain.py train.py views/",
+    "plan/": "models/ parallel.py process/ profiling/ supervised.py tasks/distill.py tasks/pretrain.py "
+    "train.py views/",
     "benchmark/": "data/ losses.py models/ parallel.py plan/ process/ train.py views/",
 }
 ENTRY_POINTS = ("__init__.py", "__main__.py", "main.py", "api.py", "gpu_report.py", "benchmark/gpu_report.py")
