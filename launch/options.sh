@@ -98,3 +98,15 @@ need_config() {
   [ -e "${config%%:*}" ] || [ -e "$ROOT/${config%%:*}" ] ||
     fail "--config=$config does not exist: give a file of configs/, as in --config=configs/imagenet.py"
 }
+
+# usage: check_run OPTIONS...   (those of simclr_jax.check; refuses arguments that main would refuse)
+check_run() {
+  local command=(env "PYTHONPATH=$ROOT" JAX_PLATFORMS=cpu "$ROOT/.venv/bin/python" -m simclr_jax.check "$@" "${arguments[@]}")
+  if [ ! -x "$ROOT/.venv/bin/python" ]; then
+    echo "note: the arguments of main are not checked, since $ROOT/.venv is missing: bash launch/environment.sh makes it" >&2
+    return
+  fi
+  say "checking the arguments of main"
+  [ -z "$dry_run" ] || quote "${command[@]}" >&3
+  "${command[@]}" >/dev/null 3>&- || exit
+}

@@ -7,7 +7,8 @@
 # The repository and DIR have to be on a file system that all nodes share. What requirements.txt and
 # launch/requirements-gpu.txt ask for is installed into .venv once, on the machine that submits.
 #
-#   --partition, --account, --qos, --constraint, --cpus_per_task, --mem, --job_name   as sbatch takes them
+#   --cpus_per_task   cores of each process: they feed its GPU; python -m simclr_jax.plan tells how many it takes
+#   --partition, --account, --qos, --constraint, --mem, --job_name   as sbatch takes them
 #   --dry_run   print the commands, one a line, and run none
 set -euo pipefail
 # shellcheck source=launch/options.sh
@@ -22,6 +23,11 @@ need gpus_per_node 8
 need time 24:00:00
 [[ $gpus_per_node =~ ^[1-9][0-9]*$ ]] ||
   fail "--gpus_per_node=$gpus_per_node is no number: give it as in --gpus_per_node=8"
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes is no number: give it as in --nodes=2"
+[[ $time =~ ^([0-9]+|[0-9]+:[0-9]+(:[0-9]+)?|[0-9]+-[0-9]+(:[0-9]+){0,2})$ ]] ||
+  fail "--time=$time is no time: give minutes, hours:minutes:seconds or days-hours, as in --time=24:00:00"
+[[ $cpus_per_task =~ ^([1-9][0-9]*)?$ ]] ||
+  fail "--cpus_per_task=$cpus_per_task is no number: give it as in --cpus_per_task=12"
 need_config
 workdir=$(main_flag workdir)
 [ -n "$workdir" ] || fail "--workdir is missing: give a folder that all nodes share, after --"
@@ -40,6 +46,10 @@ done
 
 say "preparing the environment that all processes share"
 call env ACCELERATOR=gpu bash "$ROOT/launch/environment.sh"
+check_run "--nodes=$nodes" "--gpus_per_node=$gpus_per_node"
+[ -n "$cpus_per_task" ] ||
+  echo "note: without --cpus_per_task a process may get one core: the cores in the plan of --topology=h100:$gpus_per_node," \
+    "divided by $gpus_per_node, feed a GPU (docs/data_on_machines.md)" >&2
 call mkdir -p "$workdir"
 say "submitting; the log is $workdir/slurm-JOB.log"
 call "${submit[@]}" "$ROOT/launch/slurm_job.sh" "$ROOT" "$workdir" "${arguments[@]}"

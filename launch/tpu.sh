@@ -73,6 +73,9 @@ if [[ $verb == watch || $verb == run ]]; then
   [[ $workdir == gs://?* ]] ||
     fail "--workdir=$workdir goes when the machine is deleted: give one on Cloud Storage, as gs://BUCKET/RUN"
   workdir=${workdir%/}
+  topology=''
+  case $accelerator_type in v[234]-* | v5litepod-* | v5p-* | v6e-*) topology=$accelerator_type ;; esac
+  (cd "$ROOT" && check_run ${topology:+"--topology=$topology"} --elsewhere) || exit
 fi
 
 # A dry run takes these values for granted.

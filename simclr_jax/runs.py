@@ -13,7 +13,7 @@ from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts, stored
-from simclr_jax.process import escape, files, group, machine
+from simclr_jax.process import escape, files, group, machine, trial
 from simclr_jax.workdir import lock, records, report, trackers
 
 
@@ -36,12 +36,14 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
     workdir = epath.Path(workdir)
     machine.note_unused_accelerator()
     group.check_agreement("config", flatten_dict(config.to_dict(), sep=".") | {"workdir": str(workdir)})
-    train.check_batch_size(config.batch_size, jax.device_count())
+    train.check_batch_size(config.batch_size, jax.device_count(), train.microbatches_of(config))
     with ExitStack() as stack:
         summary = group.run_on_first(lambda: _begin(workdir, config, defaults, stack))
         if summary:
             report.say(f"{escape(workdir)} holds a run that is over: choose another --workdir for another")
         else:
+            if not trial.State.sees_data:
+                trial.end()
             task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
             begun = time.monotonic()
             summary = task.run(config, workdir, **options)
@@ -107,7 +109,11 @@ def _begin(workdir, config, defaults, stack):
     tracker = config.tracker if "tracker" in config else ""  # Tasks that report no steps have no tracker.
     if tracker:
         trackers.check(tracker)
+    if trial.State.active:
+        lock.check_free(workdir)
     lock.prepare(workdir)
+    if trial.State.active:
+        return None
     stack.enter_context(lock.locked(workdir))
     if tracker:
         stack.enter_context(trackers.following(tracker, workdir, config.to_dict()))

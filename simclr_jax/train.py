@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
-from simclr_jax.process import UserError, group, say_once, stopping
+from simclr_jax.process import UserError, group, say_once, stopping, trial
 from simclr_jax.profiling import flops, trace
 from simclr_jax.workdir import lock, records, report
 
@@ -256,7 +256,8 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
         "batch": f"{config.batch_size} images, {config.batch_size // len(devices)} a device",
         "learning rate": f"{peak:.4g} at its peak, {config.optimizer.name}",
         "steps": f"{task.num_steps:,} ({epochs:.1f} epochs)",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "devices": trial.State.devices
+        or f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "workdir": str(workdir),
     }
 

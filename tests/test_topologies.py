@@ -13,6 +13,7 @@ from simclr_jax.profiling.chips import CHIPS, find_chip
         ("v4-256", "v4:4x4x8", 128, 32),  # cloud.google.com/tpu/docs/v4
         ("v4-8", "v4:2x2x1", 4, 1),
         ("v4-512", "v4:4x8x8", 256, 64),
+        ("v4-1536", "v4:8x8x12", 768, 192),
         ("v5p-128", "v5p:4x4x4", 64, 16),
         ("v3-32", "v3:4x4", 32, 4),
         ("v2-8", "v2:2x2", 8, 1),
@@ -41,7 +42,7 @@ def test_names_of_compilers_and_clouds(text, name, devices, hosts):
         ("h100", " is no number of GPUs: give as many as a host has, as h100:8"),
         ("h100:", " is no number of GPUs: "),
         ("h100:0", " is no number of GPUs: "),
-        ("v4-1536", " is no shape of v4: give chips, as v4:4x4x8, or a slice of Cloud TPU, as v4-128"),
+        ("v4-1538", " is no shape of v4: give chips, as v4:4x4x8, or a slice of Cloud TPU, as v4-128"),
         ("v4:8x8", " is no shape of v4: "),
         ("v5e:4x0", " is no shape of v5e: give chips, as v5e:4x4,"),
         ("v3-1", " is no shape of v3: "),
@@ -50,9 +51,7 @@ def test_names_of_compilers_and_clouds(text, name, devices, hosts):
 def test_others_are_refused(text, error):
     with pytest.raises(UserError) as raised:
         topologies.read(text)
-    assert f"--topology={text} {error}" in str(raised.value).replace(
-        ": jax's compiler for GPUs, of CUDA 13,", ""
-    )
+    assert str(raised.value).startswith(f"--topology={text}{error}")
 
 
 @pytest.mark.parametrize("path", sorted(topologies.TARGETS.iterdir()), ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """Names of topologies, as jax's compilers and Cloud TPU have them, told apart without a compiler."""
 
 import difflib
+import itertools
 import math
 import re
 from pathlib import Path
@@ -78,8 +79,7 @@ def read(text: str) -> Topology:
 
 
 def _shape_of_slice(chips, dimensions):
-    """Returns the shape that Cloud TPU gives so many chips, a power of two; '' for other numbers."""
-    doublings = chips.bit_length() - 1
-    sides = [2 ** ((doublings + side) // dimensions) for side in range(dimensions)]
-    sides = sides[::-1] if sides[0] == 1 else sides
-    return "x".join(map(str, sides)) if chips == 2**doublings else ""
+    """Returns the shape that Cloud TPU gives so many chips, the most even one; '' where there is none."""
+    shapes = itertools.combinations_with_replacement([1, 2, *range(4, 65, 4)], dimensions)
+    sides = min((shape for shape in shapes if math.prod(shape) == chips), key=sum, default=())
+    return "x".join(map(str, sides[::-1] if 1 in sides else sides))

@@ -13,13 +13,26 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax.process import UserError, escape, files, say
+from simclr_jax.process import UserError, escape, files, say, trial
 
 
 def print_table(rows: dict[str, str]) -> None:
     """Prints a description of a run, one line for each row."""
     width = max(map(len, rows))
     say("\n".join(f"  {name:<{width}}  {escape(value)}" for name, value in rows.items()))
+
+
+def announce(rows: dict[str, str], batches: Callable | None = None) -> None:
+    """Prints the description of a run whose work begins now, where a trial of it ends.
+
+    Args:
+      rows: see `print_table`.
+      batches: those of a `train.Task`, which a trial opens.
+    """
+    print_table(rows)
+    if trial.State.active and batches:
+        batches(0)
+    trial.end()
 
 
 def print_summary(summary: dict, workdir) -> None:
