@@ -56,12 +56,10 @@ def check(_) -> None:
         workdir = workdir if files.is_local(workdir) or _is_seen("workdir", workdir) else epath.Path(stand_in)
         made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
         try:
-            with trial.active(words, sees_data=sees_data):
+            with trial.of(words, sees=sees_data):
                 runs.run(config, workdir, command_line.defaults().to_dict())
         finally:
-            for folder in made:
-                if folder.exists():
-                    folder.rmdir()
+            _ = [folder.rmdir() for folder in made if folder.exists()]
     say(f"the run would begin{f' on {words}' if words else ''}")
 
 

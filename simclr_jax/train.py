@@ -256,7 +256,7 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
         "batch": f"{config.batch_size} images, {config.batch_size // len(devices)} a device",
         "learning rate": f"{peak:.4g} at its peak, {config.optimizer.name}",
         "steps": f"{task.num_steps:,} ({epochs:.1f} epochs)",
-        "devices": trial.State.devices
+        "devices": trial.devices
         or f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "workdir": str(workdir),
     }
@@ -291,6 +291,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
     begun = time.monotonic()
     group.check_agreement("data or model", flatten_dict(task.meta, sep="."))
     group.run_on_first(lambda: records.save_config(workdir, config.to_dict()))
+    group.run_on_first(lambda: records.note(workdir, steps=task.num_steps, ended=None))
     with (
         stopping.saving() as received,
         checkpoint.opened(workdir, keep=config.keep_checkpoints, best=task.best) as manager,

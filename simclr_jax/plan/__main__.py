@@ -98,15 +98,14 @@ def _chain(config):
 
     As in their runs, the network and the size of images are those of pretraining; the dataset is the same.
     """
-    kept = {
-        key: value
+    kept = [
+        (key, value)
         for key, value in command_line.given().items()
-        if key.startswith(("dataset.", "model.")) or key == "image_size"
-    }
-    kept.pop("dataset.on_device", None)  # which pretraining alone has
+        if key.startswith(("dataset.", "model.", "image_size")) and key != "dataset.on_device"
+    ]
     for name in ("linear_eval", "finetune", "distill"):
-        own = {key: value for key, value in kept.items() if name != "distill" or not key.startswith("model.")}
-        task, _, _ = settings.make(f"{command_line.file()}:{name}", own.items(), as_text=False)
+        own = [pair for pair in kept if name != "distill" or not pair[0].startswith("model.")]
+        task, _, _ = settings.make(f"{command_line.file()}:{name}", own, as_text=False)
         yield name, task.copy_and_resolve_references(), config.model if name == "distill" else None
 
 

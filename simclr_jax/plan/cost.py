@@ -191,23 +191,24 @@ def _labelled_step(config, examples, rows):
       and once more for what it is compared with.
     """
     model = make_model(config.model, examples.num_classes, whole_projection=False)
-    batch = {"image": jax.ShapeDtypeStruct((rows, config.image_size, config.image_size, 3), "uint8")}
-    batch["label"] = jax.ShapeDtypeStruct((rows,), "int32")
+    shapes = {"image": (rows, config.image_size, config.image_size, 3), "label": (rows,)}
     trained, repeats = train.all_parameters, 1
     if config.task == "linear_eval":
         loss, trained = supervised.make_loss(model, config, after_block=None), supervised.is_head
     elif config.task == "finetune":
-        loss = supervised.make_loss(model, config, after_block=config.fine_tune_after_block)
-        trained = partial(supervised.is_after_block, after_block=config.fine_tune_after_block)
+        block, repeats = config.fine_tune_after_block, 1 + config.evaluate.compare
+        loss = supervised.make_loss(model, config, after_block=block)
+        trained = partial(supervised.is_after_block, after_block=block)
         if config.labels_per_class:
             examples = examples._replace(num_examples=config.labels_per_class * examples.num_classes)
-            repeats = config.draws
+            repeats *= config.draws
     else:
-        loss = distill.make_loss(model, config)
-        batch["teacher_logits"] = jax.ShapeDtypeStruct((rows, examples.num_classes), "float32")
-    repeats *= 1 + (config.task != "linear_eval" and config.evaluate.compare)
+        loss, repeats = distill.make_loss(model, config), 1 + config.evaluate.compare
+        shapes["teacher_logits"] = (rows, examples.num_classes)
     init = make_init(model, config.image_size)
     task = supervised.make_task(config, model, examples, init=init, loss=loss)
+    types = {"image": "uint8", "label": "int32", "teacher_logits": "float32"}
+    batch = {name: jax.ShapeDtypeStruct(shape, types[name]) for name, shape in shapes.items()}
     return task._replace(trained=trained), batch, repeats
 
 

@@ -55,7 +55,7 @@ def storage(path) -> Iterator[None]:
 @contextmanager
 def writing(path) -> Iterator[Any]:
     """Opens a binary file that gets its name only once it is complete."""
-    if trial.State.active:
+    if trial.active:
         yield io.BytesIO()
         return
     path = _local_or_remote(path)
@@ -110,7 +110,7 @@ def read_json(path) -> dict[str, Any]:
 def set_aside(path) -> epath.Path:
     """Renames a damaged file, so that it is neither read nor lost; returns the new path."""
     path = epath.Path(path)
-    if trial.State.active:
+    if trial.active:
         return path
     with storage(path):
         return path.rename(free_path(path.with_name(f"{path.name}.damaged"), separator=""))

@@ -2,40 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+
+active = False  # whether runs of this process are trials
+devices = ""  # those that a trial stands for, in words; none where it is of those that are here
+sees_data = True  # whether the images of the run can be read from here
 
 
-class Over(BaseException):
+class _Over(BaseException):
     """The run would begin its work now."""
 
 
-class State:
-    """The trial of this process, which has at most one.
-
-    Attributes:
-      active: whether there is one.
-      devices: the devices that it stands for, in words; '' for those that are here.
-      sees_data: whether the images of the run can be read from here.
-    """
-
-    active: ClassVar[bool] = False
-    devices: ClassVar[str] = ""
-    sees_data: ClassVar[bool] = True
-
-
 @contextmanager
-def active(devices: str, *, sees_data: bool) -> Iterator[None]:
-    """Lets a run inside end before its work; the arguments are attributes of `State`."""
-    State.active, State.devices, State.sees_data = True, devices, sees_data
+def of(words: str, *, sees: bool) -> Iterator[None]:
+    """Lets a run inside end before its work; the arguments are `devices` and `sees_data`."""
+    global active, devices, sees_data
+    active, devices, sees_data = True, words, sees
     try:
         yield
-    except Over:
+    except _Over:
         pass
     finally:
-        State.active, State.devices, State.sees_data = False, "", True
+        active, devices, sees_data = False, "", True
 
 
 def end() -> None:
     """Ends a trial; it is called where the work of a run begins."""
-    if State.active:
-        raise Over
+    if active:
+        raise _Over

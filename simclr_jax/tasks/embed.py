@@ -25,7 +25,7 @@ def run(config, workdir) -> dict:
     """
     plan = parts.make_plan(config, workdir, "embeddings.npz")
     table = {"task": "embed", "pretrained": config.pretrained, **parts.describe(plan)}
-    report.announce(table | {"workdir": str(workdir)})
+    report.print_table(table | {"workdir": str(workdir)})
     extract = features.make_pretrained_extract(config)
     parts.compute(plan, config, workdir, "features", extract, partial(_join, plan, workdir))
     if jax.process_index() > 0:

@@ -15,7 +15,7 @@ def run(config, workdir) -> dict:
       of each class there is no accuracy.
     """
     source, held_out = supervised.load_labelled(config, workdir)
-    report.announce({"task": "knn", "pretrained": config.pretrained, "dataset": source.name})
+    report.print_table({"task": "knn", "pretrained": config.pretrained, "dataset": source.name})
     extract = features.make_pretrained_extract(config)
     train = probes.labelled(extract(source))
     if not held_out and not probes.folds(train.labels):

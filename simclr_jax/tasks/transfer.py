@@ -30,7 +30,7 @@ def run(config, workdir) -> dict:
     """
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
-    report.announce({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
+    report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
     extract = features.make_pretrained_extract(config, PROPORTION)
     examples = [source and probes.labelled(extract(source)) for source in sources]
     train, held_out, validation = (*examples, None)[:3]

@@ -50,7 +50,7 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
             "--config.dataset.on_device=False"
         )
     try:
-        return np.zeros((1, *shape), np.uint8) if trial.State.active else pipeline.load_images(source, shape)
+        return np.zeros((1, *shape), np.uint8) if trial.active else pipeline.load_images(source, shape)
     except UserError:
         if wanted:
             raise

@@ -126,6 +126,16 @@ def check_free(workdir) -> None:
         _check_dead(workdir, path)
 
 
+def holder(workdir) -> tuple[dict[str, Any], bool]:
+    """Returns the owner of a folder's lock, {} without one, and whether one look shows that it lives."""
+    path = epath.Path(workdir) / "lock.json"
+    if not files.exists(path):
+        return {}, False
+    owner = _owner(path)
+    alive = _is_alive(owner)
+    return owner, time.time() - path.stat().mtime < 2 * SILENCE if alive is None else alive
+
+
 def _wait_until_free(workdir, path):
     """Removes the lock of a dead run; raises a UserError if its run lives."""
     _check_dead(workdir, path)

@@ -151,7 +151,7 @@ def catalogue(
         only = f"only {_counts(ignored)}" if ignored else "and no others"
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
-    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.State.active else None))
+    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active else None))
     traits, corrupt, too_large = _inspect(path, inspected, max_pixels)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"

@@ -51,7 +51,7 @@ def load(config, split: str, **_) -> Source:
         # tfds.testing.mock_data ignores the range of examples, and so their number.
         return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
 
-    in_memory = config.in_memory and not trial.State.active
+    in_memory = config.in_memory and not trial.active
     num_read = num_examples if in_memory else min(FIRST, num_examples)
     try:
         records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
@@ -64,7 +64,7 @@ def load(config, split: str, **_) -> Source:
         num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
     check_labels(name, num_classes, labels)
     source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names)
-    if trial.State.active and config.in_memory:  # Labels that are not read are of each class.
+    if trial.active and config.in_memory:  # Labels that are not read are of each class.
         few, rows = labels, np.arange(num_examples)
         labels = (rows % num_classes if num_classes else np.full(num_examples, -1)).astype(np.int32)
         labels[: len(few)] = few
