@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it: makes ROOT/.venv and installs requirement files into it, once.
 # usage: prepare_environment REQUIREMENTS...   (sets ROOT and PYTHON)
-# ACCELERATOR=gpu or tpu adds launch/requirements-ACCELERATOR.txt. `bash launch/environment.sh` only prepares.
+# ACCELERATOR=gpu, gpu12 or tpu adds launch/requirements-ACCELERATOR.txt. `bash launch/environment.sh` only prepares.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,7 +12,7 @@ prepare_environment() {
   if [ -n "${ACCELERATOR:-}" ]; then
     set -- "$@" "$ROOT/launch/requirements-$ACCELERATOR.txt"
     if [ ! -e "${*: -1}" ]; then
-      echo "error: ACCELERATOR=$ACCELERATOR is unknown: set it to gpu or tpu, or leave it out" >&2
+      echo "error: ACCELERATOR=$ACCELERATOR is unknown: set it to gpu, gpu12 or tpu, or leave it out" >&2
       return 2
     fi
   fi
@@ -47,17 +47,9 @@ make_environment() {
   fi
 }
 
-# usage: help_if_asked ARGUMENTS...   (with --help among them prints the comment at the top of the script, and ends it)
+# usage: help_if_asked ARGUMENTS...   (for --help prints the comment at the top of the script, and ends it)
 help_if_asked() {
-  local word
-  for word in "$@"; do
-    case $word in
-      --help | -h)
-        sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
-        exit
-        ;;
-    esac
-  done
+  [[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 }
 
 # usage: find_configs MAIN ARGUMENTS...   (sets `arguments`: a config that is not there is the repository's)

@@ -99,14 +99,15 @@ need_config() {
     fail "--config=$config does not exist: give a file of configs/, as in --config=configs/imagenet.py"
 }
 
-# usage: check_run OPTIONS...   (those of simclr_jax.check; refuses arguments that main would refuse)
+# usage: check_run OPTIONS...   (those of simclr_jax.check; ends where main would refuse `arguments`)
 check_run() {
-  local command=(env "PYTHONPATH=$ROOT" JAX_PLATFORMS=cpu "$ROOT/.venv/bin/python" -m simclr_jax.check "$@" "${arguments[@]}")
-  if [ ! -x "$ROOT/.venv/bin/python" ]; then
-    echo "note: the arguments of main are not checked, since $ROOT/.venv is missing: bash launch/environment.sh makes it" >&2
-    return
+  local command=(env "PYTHONPATH=$ROOT" JAX_PLATFORMS=cpu "$ROOT/.venv/bin/python" -m simclr_jax.check "$@")
+  command+=("${arguments[@]}")
+  if [ -x "$ROOT/.venv/bin/python" ]; then
+    say "checking the arguments of main"
+    [ -z "$dry_run" ] || quote "${command[@]}" >&3
+    "${command[@]}" >/dev/null 3>&- || exit
+  else
+    echo "note: the arguments of main are not checked: bash launch/environment.sh makes the .venv for that" >&2
   fi
-  say "checking the arguments of main"
-  [ -z "$dry_run" ] || quote "${command[@]}" >&3
-  "${command[@]}" >/dev/null 3>&- || exit
 }

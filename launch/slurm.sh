@@ -5,7 +5,8 @@
 #            -- --config=configs/imagenet.py --workdir=DIR [--config.KEY=VALUE ...]
 #
 # The repository and DIR have to be on a file system that all nodes share. What requirements.txt and
-# launch/requirements-gpu.txt ask for is installed into .venv once, on the machine that submits.
+# launch/requirements-gpu.txt ask for is installed into .venv once, on the machine that submits (CUDA 12 and
+# drivers from 525 on: ACCELERATOR=gpu12 before the command). What a run would refuse is refused before it is queued.
 #
 #   --cpus_per_task   cores of each process: they feed its GPU; python -m simclr_jax.plan tells how many it takes
 #   --partition, --account, --qos, --constraint, --mem, --job_name   as sbatch takes them
@@ -26,8 +27,6 @@ need time 24:00:00
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes is no number: give it as in --nodes=2"
 [[ $time =~ ^([0-9]+|[0-9]+:[0-9]+(:[0-9]+)?|[0-9]+-[0-9]+(:[0-9]+){0,2})$ ]] ||
   fail "--time=$time is no time: give minutes, hours:minutes:seconds or days-hours, as in --time=24:00:00"
-[[ $cpus_per_task =~ ^([1-9][0-9]*)?$ ]] ||
-  fail "--cpus_per_task=$cpus_per_task is no number: give it as in --cpus_per_task=12"
 need_config
 workdir=$(main_flag workdir)
 [ -n "$workdir" ] || fail "--workdir is missing: give a folder that all nodes share, after --"
@@ -45,11 +44,10 @@ for option in $optional; do
 done
 
 say "preparing the environment that all processes share"
-call env ACCELERATOR=gpu bash "$ROOT/launch/environment.sh"
+call env "ACCELERATOR=${ACCELERATOR:-gpu}" bash "$ROOT/launch/environment.sh"
 check_run "--nodes=$nodes" "--gpus_per_node=$gpus_per_node"
-[ -n "$cpus_per_task" ] ||
-  echo "note: without --cpus_per_task a process may get one core: the cores in the plan of --topology=h100:$gpus_per_node," \
-    "divided by $gpus_per_node, feed a GPU (docs/data_on_machines.md)" >&2
+[ -n "$cpus_per_task" ] || echo "note: a process may get one core only: give --cpus_per_task=N, the cores that" \
+  "the plan of --topology=h100:$gpus_per_node has for a host, divided by $gpus_per_node" >&2
 call mkdir -p "$workdir"
 say "submitting; the log is $workdir/slurm-JOB.log"
 call "${submit[@]}" "$ROOT/launch/slurm_job.sh" "$ROOT" "$workdir" "${arguments[@]}"

@@ -67,7 +67,7 @@ CASES = f"""
 {DIGITS} --config.num_epochs=1e12
 {DIGITS} --config.dataset.num_examples=2000
 {DIGITS} --config.dataset.num_examples=100
-{DIGITS} --config.tracker=wandb
+{DIGITS} --config.tracker=neptune
 {DIGITS} --config.pretrained={{base}}/nothing
 {DIGITS} {OF_RUN}
 {DIGITS} {OF_RUN} --config.model.depth=18

@@ -94,7 +94,15 @@ ALLOWED = {
     "train.py views/",
     "benchmark/": "data/ losses.py models/ parallel.py plan/ process/ train.py views/",
 }
-ENTRY_POINTS = ("__init__.py", "__main__.py", "main.py", "api.py", "gpu_report.py", "benchmark/gpu_report.py")
+ENTRY_POINTS = (
+    "__init__.py",
+    "__main__.py",
+    "main.py",
+    "check.py",
+    "api.py",
+    "gpu_report.py",
+    "benchmark/gpu_report.py",
+)
 ENTRY_POINTS += ("benchmark/cifar10.py", "evaluation/neighbours.py", "evaluation/suggest.py")
 
 
@@ -156,6 +164,7 @@ def test_only_the_command_lines_read_flags():
         name = name_of(path)
         if not name.endswith("__main__.py") and name not in (
             "config/command_line.py",
+            "check.py",
             "gpu_report.py",
             "benchmark/gpu_report.py",
             "benchmark/cifar10.py",

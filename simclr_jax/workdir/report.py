@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax.process import UserError, escape, files, machine, say, say_once, trial
+from simclr_jax.process import UserError, escape, files, machine, say, trial
 
 
 def print_table(rows: dict[str, str]) -> None:
@@ -150,7 +150,7 @@ class Meter:
             _writers[self._workdir] = self._tensorboard
         self._log_every, self._batch_size = config.log_every_steps, config.batch_size
         self._num_steps, self._start_step = num_steps, start_step
-        self._config, self._reported = config, False
+        self._config, self._reports = config, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
         self._waiter = ThreadPoolExecutor(1)
         self._ready: Future | None = None  # the moment when the newest step was done
@@ -214,12 +214,13 @@ class Meter:
         metrics["learning_rate"] = self._learning_rate
         metrics["images_per_second"] = self._steps * self._batch_size / seconds
         metrics["data_wait"] = self._idle / seconds
-        if self._reported and metrics["data_wait"] > _STARVED and jax.default_backend() != "cpu":
-            say_once(
+        if self._reports == 1 and metrics["data_wait"] > _STARVED and jax.default_backend() != "cpu":
+            self._reports = 2  # It is said once.
+            say(
                 f"note: the devices wait for images {metrics['data_wait']:.0%} of the time, and less with "
                 f"{_faster_input(self._config)}; python -m simclr_jax.benchmark input measures the cores here"
             )
-        self._reported = True  # The first report includes the start of the pipeline.
+        self._reports = max(1, self._reports)  # The first one includes the start of the pipeline.
         if self.seconds_at_peak:
             metrics["mfu"] = self._steps * self.seconds_at_peak / seconds
         self._reset()
