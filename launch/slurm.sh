@@ -10,15 +10,16 @@
 #
 #   --cpus_per_task   cores of each process: they feed its GPU; python -m simclr_jax.plan tells how many it takes
 #   --partition, --account, --qos, --constraint, --mem, --job_name   as sbatch takes them
+#   --elsewhere   the data is on disks of the nodes, and cannot be checked from here
 #   --dry_run   print the commands, one a line, and run none
 set -euo pipefail
 # shellcheck source=launch/options.sh
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
-nodes='' gpus_per_node='' time=''
+nodes='' gpus_per_node='' time='' elsewhere=''
 optional="partition account qos constraint cpus_per_task mem job_name"
 for option in $optional; do printf -v "$option" ''; done
-read_options "nodes gpus_per_node time $optional" "dry_run" "$@"
+read_options "nodes gpus_per_node time $optional" "dry_run elsewhere" "$@"
 need nodes 2
 need gpus_per_node 8
 need time 24:00:00
@@ -45,7 +46,7 @@ done
 
 say "preparing the environment that all processes share"
 call env "ACCELERATOR=${ACCELERATOR:-gpu}" bash "$ROOT/launch/environment.sh"
-check_run "--nodes=$nodes" "--gpus_per_node=$gpus_per_node"
+check_run "--nodes=$nodes" "--gpus_per_node=$gpus_per_node" ${elsewhere:+--elsewhere}
 [ -n "$cpus_per_task" ] || echo "note: a process may get one core only: give --cpus_per_task=N, the cores that" \
   "the plan of --topology=h100:$gpus_per_node has for a host, divided by $gpus_per_node" >&2
 call mkdir -p "$workdir"
