@@ -7,6 +7,7 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+help_if_asked "$@"
 if command -v nvidia-smi >/dev/null; then : "${ACCELERATOR:=gpu}"; fi
 prepare_environment "$ROOT/requirements.txt"
 if [ -n "${1:-}" ] && [ "${1#-}" = "$1" ]; then

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by local.sh and test.sh: makes ROOT/.venv and installs requirement files into it, once.
+# Sourced by the scripts beside it: makes ROOT/.venv and installs requirement files into it, once.
 # usage: prepare_environment REQUIREMENTS...   (sets ROOT and PYTHON)
-# ACCELERATOR=gpu or tpu adds launch/requirements-ACCELERATOR.txt. `bash launch/environment.sh` only prepares.
+# ACCELERATOR=gpu, gpu12 or tpu adds launch/requirements-ACCELERATOR.txt. `bash launch/environment.sh` only prepares.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,7 +12,7 @@ prepare_environment() {
   if [ -n "${ACCELERATOR:-}" ]; then
     set -- "$@" "$ROOT/launch/requirements-$ACCELERATOR.txt"
     if [ ! -e "${*: -1}" ]; then
-      echo "error: ACCELERATOR=$ACCELERATOR is unknown: set it to gpu or tpu, or leave it out" >&2
+      echo "error: ACCELERATOR=$ACCELERATOR is unknown: set it to gpu, gpu12 or tpu, or leave it out" >&2
       return 2
     fi
   fi
@@ -45,6 +45,11 @@ make_environment() {
     echo "error: '$base' cannot make $venv: $text; or set BASE_PYTHON to another Python" >&2
     return 2
   fi
+}
+
+# usage: help_if_asked ARGUMENTS...   (for --help prints the comment at the top of the script, and ends it)
+help_if_asked() {
+  [[ " $* " != *" --help "* ]] || { sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0" && exit; }
 }
 
 # usage: find_configs MAIN ARGUMENTS...   (sets `arguments`: a config that is not there is the repository's)

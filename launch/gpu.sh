@@ -5,6 +5,7 @@
 #
 #   --gpus=0,1   only these, as nvidia-smi numbers them
 #   --dry_run    print the commands, one a line, and run none
+# NVIDIA's driver has to be 580 or newer for CUDA 13; ACCELERATOR=gpu12 before the command takes CUDA 12, from 525 on.
 set -euo pipefail
 # shellcheck source=launch/options.sh
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
@@ -15,7 +16,7 @@ need_config
 [[ $gpus =~ ^([0-9]+(,[0-9]+)*)?$ ]] || fail "--gpus=$gpus is no list of numbers: give it as in --gpus=0,1"
 
 query=(nvidia-smi --query-gpu=name "--format=csv,noheader")
-command=(env ACCELERATOR=gpu)
+command=(env "ACCELERATOR=${ACCELERATOR:-gpu}")
 if [ -n "$gpus" ]; then
   query+=("--id=$gpus")
   # CUDA would number the fastest GPU 0.

@@ -6,6 +6,7 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+help_if_asked "$@"
 ACCELERATOR=gpu prepare_environment "$ROOT/requirements.txt"
 cd "$ROOT"
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} # its figures are of one

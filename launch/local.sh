@@ -2,14 +2,19 @@
 # Runs one task on this machine: makes .venv and installs requirements.txt where needed, then runs main.
 # usage: bash launch/local.sh --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
 # Paths are relative to the folder you are in; a config that is not there is taken from the repository.
+# Once .venv is there, --help lists configs and tasks, and with a --config every key.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+find_configs "$@"
+if [[ " $* " == *" --help "* ]] && compgen -G "$ROOT/.venv/installed-*" >/dev/null; then
+  PYTHONPATH=$ROOT exec "$ROOT/.venv/bin/python" -m simclr_jax.main "${arguments[@]}"
+fi
+help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt"
 
 # XLA on CPU frees every activation: let glibc keep that memory (measured: 1.35 times the images/s on 2 cores).
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-find_configs "$@"
 echo "== python -m simclr_jax.main ${arguments[*]}"
 exec "$PYTHON" -m simclr_jax.main "${arguments[@]}"

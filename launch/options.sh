@@ -51,10 +51,7 @@ read_options() {
     option=${word%%=*}
     option=${option#--}
     case $word in
-      --help)
-        sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
-        exit
-        ;;
+      --help) help_if_asked --help ;;
       --)
         arguments=("$@")
         return
@@ -100,4 +97,17 @@ need_config() {
   [ -n "$config" ] || fail "--config is missing: give it after --, as in -- --config=configs/imagenet.py"
   [ -e "${config%%:*}" ] || [ -e "$ROOT/${config%%:*}" ] ||
     fail "--config=$config does not exist: give a file of configs/, as in --config=configs/imagenet.py"
+}
+
+# usage: check_run OPTIONS...   (those of simclr_jax.check; ends where main would refuse `arguments`)
+check_run() {
+  local command=(env "PYTHONPATH=$ROOT" JAX_PLATFORMS=cpu "$ROOT/.venv/bin/python" -m simclr_jax.check "$@")
+  command+=("${arguments[@]}")
+  if [ -x "$ROOT/.venv/bin/python" ]; then
+    say "checking the arguments of main"
+    [ -z "$dry_run" ] || quote "${command[@]}" >&3
+    "${command[@]}" >/dev/null 3>&- || exit
+  else
+    echo "note: the arguments of main are not checked: bash launch/environment.sh makes the .venv for that" >&2
+  fi
 }

@@ -4,6 +4,7 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt" "$ROOT/tests/requirements.txt" "$ROOT/launch/requirements-onnx.txt"
 cd "$ROOT"
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile --no-loadscope-reorder # two files at a time, by name: the longest are not last

@@ -5,7 +5,8 @@
 #   watch     all that is needed: creates the machine, installs, runs, and does so again after a preemption,
 #             until WORKDIR/summary.json tells that the run is finished; stopped and started, it watches on
 #   create    creates the machine
-#   install   copies this working tree to all workers, and installs what it requires there
+#   install   copies launch/, configs/, simclr_jax/ and what else of this clone the arguments of main name, to all
+#             workers, and installs what it requires there
 #   run       starts the training on all workers, where it goes on without you
 #   log       follows the log of worker 0
 #   status    tells how the machine and the training are
@@ -73,6 +74,9 @@ if [[ $verb == watch || $verb == run ]]; then
   [[ $workdir == gs://?* ]] ||
     fail "--workdir=$workdir goes when the machine is deleted: give one on Cloud Storage, as gs://BUCKET/RUN"
   workdir=${workdir%/}
+  topology=''
+  case $accelerator_type in v[234]-* | v5litepod-* | v5p-* | v6e-*) topology=$accelerator_type ;; esac
+  (cd "$ROOT" && check_run ${topology:+"--topology=$topology"} --elsewhere) || exit
 fi
 
 # A dry run takes these values for granted.
@@ -183,11 +187,13 @@ delete() {
 }
 
 install() {
-  local archive=$ROOT/build/$name.tar.gz
-  say "copying $ROOT to all workers, and installing there"
+  local archive=$ROOT/build/$name.tar.gz argument copied=(launch configs simclr_jax requirements.txt)
+  for argument in "${arguments[@]#*=}"; do
+    [[ -z $argument || $argument == /* || ! -e $ROOT/${argument%%:*} ]] || copied+=("${argument%%:*}")
+  done
   call mkdir -p "$ROOT/build" || return
-  call tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./build \
-    --exclude=__pycache__ -C "$ROOT" . || return
+  call tar -czf "$archive" --exclude=__pycache__ -C "$ROOT" -- "${copied[@]}" || return
+  [ -n "$dry_run" ] || say "copying $(du -m "$archive" | cut -f1) MB to all workers (${copied[*]}), and installing there"
   call gcloud compute tpus tpu-vm scp "$archive" "$name:simclr.tar.gz" "${where[@]}" "--scp-flag=$alive" \
     --worker=all || return
   on_workers all "mkdir -p simclr && find simclr -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + &&\

@@ -9,7 +9,7 @@ import shlex
 
 import jax
 
-from simclr_jax import pretrained, runs
+from simclr_jax import pretrained, runs, train
 from simclr_jax.config import command_line
 from simclr_jax.process import escape, files, group, machine
 from simclr_jax.workdir import report
@@ -18,7 +18,7 @@ from simclr_jax.workdir import report
 def main(_) -> None:
     group.join(**command_line.this_process(), timeout=command_line.join_timeout())
     config = command_line.read_config()
-    machine.use_cores(config.batch_size // (config.microbatches if "microbatches" in config else 1))
+    machine.use_cores(config.batch_size // train.microbatches_of(config))
     pretrained.inherit_settings(config, command_line.given())
     workdir = command_line.workdir(config)
     if config.keep_compiled and not jax.config.jax_compilation_cache_dir:

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import jax
 from etils import epath
@@ -13,7 +13,7 @@ from simclr_jax import checkpoint, pretrained, train
 from simclr_jax.config import shipped
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts, stored
-from simclr_jax.process import escape, files, group, machine
+from simclr_jax.process import escape, files, group, machine, reason_of, trial
 from simclr_jax.workdir import lock, records, report, trackers
 
 
@@ -36,15 +36,24 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
     workdir = epath.Path(workdir)
     machine.note_unused_accelerator()
     group.check_agreement("config", flatten_dict(config.to_dict(), sep=".") | {"workdir": str(workdir)})
-    train.check_batch_size(config.batch_size, jax.device_count())
+    train.check_batch_size(config.batch_size, jax.device_count(), train.microbatches_of(config))
     with ExitStack() as stack:
         summary = group.run_on_first(lambda: _begin(workdir, config, defaults, stack))
         if summary:
             report.say(f"{escape(workdir)} holds a run that is over: choose another --workdir for another")
         else:
+            if not trial.sees_data:
+                trial.end()
             task = importlib.import_module(f"simclr_jax.tasks.{config.task}")
             begun = time.monotonic()
-            summary = task.run(config, workdir, **options)
+            try:
+                summary = task.run(config, workdir, **options)
+            except BaseException as error:
+                with suppress(Exception):
+                    if jax.process_index() == 0 and workdir.exists():
+                        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+                        records.note(workdir, ended="stopped by a signal" if stopped else reason_of(error))
+                raise
             summary |= {"seconds": round(time.monotonic() - begun, 1)}
             if jax.process_index() == 0:
                 records.save_config(workdir, config.to_dict())
@@ -107,7 +116,11 @@ def _begin(workdir, config, defaults, stack):
     tracker = config.tracker if "tracker" in config else ""  # Tasks that report no steps have no tracker.
     if tracker:
         trackers.check(tracker)
+    if trial.active:
+        lock.check_free(workdir)
     lock.prepare(workdir)
+    if trial.active:
+        return None
     stack.enter_context(lock.locked(workdir))
     if tracker:
         stack.enter_context(trackers.following(tracker, workdir, config.to_dict()))

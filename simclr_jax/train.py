@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simclr_jax import checkpoint, models, optim, parallel
 from simclr_jax.parallel import AXIS
-from simclr_jax.process import UserError, group, say_once, stopping
+from simclr_jax.process import UserError, group, say_once, stopping, trial
 from simclr_jax.profiling import flops, trace
 from simclr_jax.workdir import lock, records, report
 
@@ -256,9 +256,15 @@ def describe(task: Task, config, source, workdir) -> dict[str, str]:
         "batch": f"{config.batch_size} images, {config.batch_size // len(devices)} a device",
         "learning rate": f"{peak:.4g} at its peak, {config.optimizer.name}",
         "steps": f"{task.num_steps:,} ({epochs:.1f} epochs)",
-        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
+        "devices": trial.devices
+        or f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "workdir": str(workdir),
     }
+
+
+def microbatches_of(config) -> int:
+    """Returns into how many parts a step of the config's task cuts a device's batch."""
+    return config.microbatches if config.task == "pretrain" else 1
 
 
 def check_batch_size(batch_size: int, devices: int, microbatches: int = 1) -> None:
@@ -285,6 +291,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
     begun = time.monotonic()
     group.check_agreement("data or model", flatten_dict(task.meta, sep="."))
     group.run_on_first(lambda: records.save_config(workdir, config.to_dict()))
+    group.run_on_first(lambda: records.note(workdir, steps=task.num_steps, ended=None))
     with (
         stopping.saving() as received,
         checkpoint.opened(workdir, keep=config.keep_checkpoints, best=task.best) as manager,

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from test_launch import MAKE_VENV, NASTY, StandIns
+from test_launch import CHECK, MAKE_VENV, NASTY, StandIns
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,8 @@ def test_submits_one_job(slurm):
 def test_prepares_the_environment_once_before_it_submits(slurm):
     slurm.run("slurm.sh", *SIZE, *MAIN)
     names = [" ".join(call[:3]) for call in slurm.calls() if "-c" not in call]
-    assert [name.split(" --")[0] for name in names] == ["python3 -m venv", "python -m pip", "sbatch"]
+    verbs = ["python3 -m venv", "python -m pip", "python -m simclr_jax.check", "sbatch"]
+    assert [name.split(" --")[0] for name in names] == verbs
     pip = next(call for call in slurm.calls() if "pip" in call)
     assert f"--requirement={slurm.root}/launch/requirements-gpu.txt" in pip
     slurm.forget()
@@ -96,6 +97,9 @@ def test_dry_run_prints_what_is_run(slurm, options):
         ((SIZE[0], SIZE[2], *MAIN), "--gpus_per_node is missing: give --gpus_per_node=8"),
         ((*SIZE[:2], *MAIN), "--time is missing: give --time=24:00:00"),
         ((SIZE[0], "--gpus_per_node=a100:8", SIZE[2], *MAIN), "--gpus_per_node=a100:8 is no number: "),
+        ((*SIZE[:2], "--time=1day", *MAIN), "--time=1day is no time: "),
+        ((*SIZE[:2], "--time=24h", *MAIN), "--time=24h is no time: "),
+        (("--nodes=two", *SIZE[1:], *MAIN), "--nodes=two is no number: "),
         ((*SIZE, *MAIN[:2]), "--workdir is missing: give a folder that all nodes share"),
         ((*SIZE, *MAIN[:2], "--workdir=gs://b/r"), "--workdir=gs://b/r is no folder: "),
         ((*SIZE, "--", *MAIN[2:]), "--config is missing: "),
@@ -105,6 +109,34 @@ def test_dry_run_prints_what_is_run(slurm, options):
 )
 def test_refuses(slurm, arguments, error):
     assert slurm.refused("slurm.sh", *arguments).startswith(f"error: {error}")
+
+
+@pytest.mark.parametrize("time", ["90", "90:30", "24:00:00", "2-12", "2-12:30", "2-12:30:00"])
+def test_takes_every_format_of_a_time(slurm, time):
+    slurm.run("slurm.sh", *SIZE[:2], f"--time={time}", *MAIN)
+    assert f"--time={time}" in slurm.calls("sbatch")[0]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry_run",)])
+def test_what_check_refuses_is_not_submitted(slurm, options):
+    slurm.run("slurm.sh", *SIZE, *MAIN)
+    slurm.forget()
+    slurm.rule("simclr_jax.check", "sh echo 'error: no' >&2; exit 2")
+    _, err = slurm.run("slurm.sh", *options, *SIZE, *MAIN, NASTY, code=2)
+    assert err == "error: no\n" and not slurm.calls("sbatch")
+    (checked,) = [call for call in slurm.calls() if call[:3] == CHECK]
+    assert checked[3:] == ["--nodes=2", "--gpus_per_node=8", *MAIN[1:], NASTY]
+
+
+def test_cores_are_asked_for_where_none_are_given(slurm):
+    assert "give --cpus_per_task=N" in slurm.run("slurm.sh", *SIZE, *MAIN)[1]
+    assert not slurm.run("slurm.sh", "--cpus_per_task=12", *SIZE, *MAIN)[1]
+
+
+def test_cuda_12_can_be_chosen(slurm):
+    slurm.run("slurm.sh", *SIZE, *MAIN, ACCELERATOR="gpu12")
+    pip = next(call for call in slurm.calls() if "pip" in call)
+    assert f"--requirement={slurm.root}/launch/requirements-gpu12.txt" in pip
 
 
 # The job.

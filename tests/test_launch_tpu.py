@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from test_launch import MAKE_VENV, NASTY, StandIns
+from test_launch import CHECK, MAKE_VENV, NASTY, StandIns
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +38,10 @@ KINDS = {
 def cloud(tmp_path):
     stand_ins = StandIns(tmp_path, "gcloud", "python3")
     stand_ins.env["TPU_POLL_SECONDS"] = "0.01"
+    python = stand_ins.root / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    shutil.copy(stand_ins.path / "python3", python)
+    (stand_ins.root / "simclr_jax").mkdir()
     return stand_ins
 
 
@@ -73,7 +77,7 @@ STATE = f"{SSH} --worker=all --command=bash simclr/launch/tpu_worker.sh state 2>
 
 
 def lines(cloud):
-    return [" ".join(call) for call in cloud.calls()]
+    return [" ".join(call) for call in cloud.calls("gcloud")]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +136,14 @@ def test_create_leaves_a_machine_alone(cloud):
 
 def test_install_copies_the_tree_and_prepares_it(cloud):
     answer(cloud, queue="0 ", machine="0 READY", state="0 absent")
-    for name in (".git/HEAD", ".venv/bin/python", "runs/a", "simclr_jax/runs/kept.py", "a b/c"):
+    others = (".git/HEAD", ".venv/lib", "runs/a", "digits/1.png", "photos/2.png")
+    for name in ("simclr_jax/runs/kept.py", "a b/c", *others):
         (cloud.root / name).parent.mkdir(parents=True, exist_ok=True)
         (cloud.root / name).touch()
-    _, err = cloud.run("tpu.sh", "install", *MACHINE)
+    out, err = cloud.run(
+        "tpu.sh", "install", *MACHINE, "--", "--config.dataset.path=a b", "--workdir=gs://b/r"
+    )
+    assert " MB to all workers (launch configs simclr_jax requirements.txt a b)" in out
     archive = cloud.root / "build/simclr.tar.gz"
     assert lines(cloud)[:-1] == [
         *LISTS,
@@ -146,8 +154,8 @@ def test_install_copies_the_tree_and_prepares_it(cloud):
     assert lines(cloud)[-1].startswith(f"{SSH} --worker=all --command=mkdir -p simclr && ")
     assert err == THERE
     packed = subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True).stdout.split("\n")
-    assert {"./launch/tpu_worker.sh", "./simclr_jax/runs/kept.py", "./a b/c"} <= set(packed)
-    assert not [name for name in packed if name.startswith(("./.git/", "./.venv", "./runs", "./build"))]
+    assert {"launch/tpu_worker.sh", "simclr_jax/runs/kept.py", "a b/c"} <= set(packed)
+    assert not set(others) & set(packed)
 
 
 def test_run_starts_the_training_on_all_workers(cloud):
@@ -247,6 +255,23 @@ def test_dry_run_prints_what_is_run(cloud, verb, queued):
 
 
 # Refused arguments.
+
+
+@pytest.mark.parametrize("options", [(), ("--dry_run",)])
+@pytest.mark.parametrize(("accelerator", "topology"), [("v4-8", ["--topology=v4-8"]), ("v9-8", [])])
+def test_what_check_refuses_creates_nothing(cloud, options, accelerator, topology):
+    cloud.rule("simclr_jax.check", "sh echo 'error: no' >&2; exit 2")
+    machine = [*MACHINE, f"--accelerator_type={accelerator}", "--runtime_version=new"]
+    _, err = cloud.run("tpu.sh", "watch", *options, *machine, *MAIN, NASTY, code=2)
+    assert err == "error: no\n"
+    assert cloud.calls() == [[*CHECK, *topology, "--elsewhere", *MAIN[1:], NASTY]]
+
+
+def test_without_an_environment_a_note_says_that_nothing_is_checked(cloud):
+    shutil.rmtree(cloud.root / ".venv")
+    answer(cloud, queue="0 ", machine="0 READY", state="0 absent")
+    _, err = cloud.run("tpu.sh", "run", *MACHINE, *MAIN)
+    assert err.startswith("note: the arguments of main are not checked: bash launch/environment.sh makes")
 
 
 @pytest.mark.parametrize(
@@ -478,6 +503,7 @@ def worker(cloud):
     cloud.rule("tpu-vm list", "0 READY")
     cloud.rule("uv python find", f"0 {cloud.path}/python3")
     cloud.rule("-m venv", MAKE_VENV)
+    cloud.rule("simclr_jax.check", "0 ")
     cloud.rule("--seed=2", r"sh echo error: seed=2; exit 2")
     cloud.rule("simclr_jax.main", "sh trap 'echo saved; exit 0' TERM; while :; do sleep 0.02; done")
     yield home

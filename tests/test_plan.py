@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from conftest import tiny_config
 
+from simclr_jax.config import command_line
 from simclr_jax.plan import __main__ as plan_main
-from simclr_jax.plan import cost, forecast
+from simclr_jax.plan import cost, forecast, topologies
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +104,7 @@ def test_description_has_every_figure():
     # 1.5 times compute and memory, and the links.
     expected = "9.5 ms expected; 5.1 at the chip's peaks (compute 5.08, memory 1.22, links 0.01)"
     assert lines["step"] == expected
-    assert lines["run"] == "100 steps, 0.0 hours expected"
+    assert lines["run"] == "100 steps, 0.0 hours expected, 0.0 device-hours"
     assert re.match(r"433,29\d images/s a host .*: 4,333 cores .*on_device=True", lines["input"])
     on_device = config_of()
     on_device.augment.on_device = True
@@ -149,7 +151,7 @@ def monkeypatch_module():
 def test_a_tpu_topology_is_compiled_for(libtpu):
     out = run(*TINY, "--topology=v4:2x2x1,v5e:4x4", code=0)
     head, _, *rows = out.splitlines()
-    assert head.count("|") == 11
+    assert head.count("|") == 12
     assert "4 x TPU v4 | 64 |" in rows[0] and "16 x TPU v5 lite | 16 |" in rows[1]
 
 
@@ -159,11 +161,6 @@ def test_what_a_tpu_cannot_hold_is_refused(libtpu):
     out = run(*TINY, "--topology=v5e:1x1", *sizes, code=1)
     assert re.search(r"1432 a device", out)
     assert re.search(r"does not fit: set --config.microbatches=\d+, set --config.remat=True", out)
-
-
-def test_unknown_topologies_are_one_line(libtpu):
-    out = run(*TINY, "--topology=v9:2x2", code=2)
-    assert out.startswith("error: --topology=v9:2x2 is unknown") and out.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +202,37 @@ def test_what_a_gpu_cannot_hold_does_not_fit(gpu_compiler):
     assert "does not fit: set --config.microbatches=" in out
 
 
-def test_a_wrong_number_of_gpus_is_one_line(gpu_compiler):
-    out = run(*TINY, "--topology=h100:", code=2)
-    assert out == (
-        "error: --topology=h100: is no number of GPUs: give as many as a host has, as h100:8, or hosts "
-        "before it, as h200:2x8\n"
-    )
+def test_unknown_topologies_are_one_line_before_a_compiler_is_asked_for(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    out = run(*TINY, "--topology=h100:8,v9:2x2", code=2)
+    assert out.startswith("error: --topology=v9:2x2 is unknown") and out.count("\n") == 1
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("gpu", sorted(path.stem for path in topologies.TARGETS.iterdir()))
+def test_every_gpu_is_compiled_for_and_its_peaks_are_known(gpu, gpu_compiler):
+    out = run(*TINY, f"--topology={gpu}:1", "--config.dataset.on_device=False", "--price=100", code=0)
+    assert out.endswith("fits\n") and " device-hours, " in out and " USD\n" in out
+
+
+def test_the_chain_has_a_row_for_each_task():
+    out = run(*TINY, "--topology=local", "--chain", "--config.image_size=16", code=0)
+    rows = [line.split("|")[1:4] for line in out.splitlines()[2:]]
+    names = ["", " linear_eval", " finetune", " distill"]
+    assert [name.strip() for name, *_ in rows] == [f"digits local{name}" for name in names]
+
+
+def test_the_chain_keeps_the_network_but_for_the_student(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        changes = ["--config.model.depth=34", "--config.batch_size=8", "--config.dataset.on_device=False"]
+        command_line.parse(["plan", "--config=configs/imagenet.py", "--config.image_size=96", *changes])
+        config = command_line.read_config()
+        chain = {name: (task, teacher) for name, task, teacher in plan_main._chain(config)}
+    assert [task.model.depth for task, _ in chain.values()] == [34, 34, 50]
+    assert [teacher and teacher.depth for _, teacher in chain.values()] == [None, None, 34]
+    assert {task.image_size for task, _ in chain.values()} == {96}
+    assert 8 not in {task.batch_size for task, _ in chain.values()}
 
 
 def test_without_the_compiler_for_gpus_one_line_says_how_to_get_it(monkeypatch):

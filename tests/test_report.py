@@ -9,6 +9,7 @@ from contextlib import closing
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -226,3 +227,33 @@ def test_advice_is_cheaper_than_the_run(settings, expected):
 def test_notes_of_a_summary_are_told(tmp_path, capsys):
     report.print_summary({"steps": 3, "notes": ["no better than raw pixels"]}, tmp_path)
     assert "note: no better than raw pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_devices_that_wait_for_images_are_noted_once_but_not_of_the_start(
+    tmp_path, capsys, monkeypatch, waits
+):
+    monkeypatch.setattr(report.jax, "default_backend", lambda: "gpu")
+    meter = report.Meter(
+        tmp_path, tiny_config("pretrain", log_every_steps=1, batch_size=8), start_step=0, num_steps=5
+    )
+    with closing(meter):
+        for step in range(1, 6):
+            with meter.waiting_for_data():
+                time.sleep(0.2 if waits or step == 1 else 0)
+            meter.add(step, dict.fromkeys(("loss", "gradient_norm", "learning_rate"), jnp.float32(1)))
+            time.sleep(0 if waits else 0.3)
+        meter.flush()
+    out = capsys.readouterr().out
+    assert out.count("note: the devices wait for images") == waits
+
+
+def test_what_gives_devices_more_images():
+    config = tiny_config("pretrain", image_size=224)
+    assert report._faster_input(config).startswith("--config.augment.on_device=True, more cores for each")
+    config.dataset.in_memory = False
+    assert "docs/data_on_machines.md" in report._faster_input(config)
+    config.augment.on_device = True
+    assert report._faster_input(config).startswith("more cores for each process")
+    assert report._faster_input(tiny_config("pretrain")).startswith("--config.dataset.on_device=True")
+    assert report._faster_input(tiny_config("finetune")).startswith("more cores")

@@ -18,7 +18,7 @@ from simclr_jax import losses, parallel, train
 from simclr_jax.benchmark import other_views, torch_step
 from simclr_jax.plan import cost
 from simclr_jax.plan.forecast import forecast
-from simclr_jax.process import UserError, machine
+from simclr_jax.process import UserError, machine, say
 from simclr_jax.views import batches
 
 BATCH_SIZE = 64  # Images in a batch of the input benchmark.
@@ -104,7 +104,8 @@ def input_rates(config, rounds: int = 9, seconds: float = 3.0) -> dict[str, list
         for name in other_views.installed():
             measures[name] = partial(other_views.rate, pool, CORES, name, records.tolist(), **options)
         rates = {name: [] for name in measures}
-        for _ in range(1 + rounds):
+        for turn in range(1 + rounds):
+            say(f"round {turn} of {rounds}: {', '.join(measures)}, {seconds:g} s each")
             for name, measure in measures.items():
                 rates[name].append(measure(seconds))
                 time.sleep(1)  # its buffers fill up, which would take time of the next one

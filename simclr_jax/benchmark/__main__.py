@@ -19,6 +19,7 @@ from simclr_jax import benchmark
 from simclr_jax.benchmark import torch_step
 from simclr_jax.config import command_line
 from simclr_jax.plan import cost
+from simclr_jax.plan.forecast import forecast
 from simclr_jax.process import say
 
 _PEER = flags.DEFINE_enum(
@@ -29,10 +30,18 @@ _PEER = flags.DEFINE_enum(
 def _input(_) -> None:
     from simclr_jax.data import CORES
 
-    rates = benchmark.input_rates(_config())
+    config = _config()
+    say(f"on 64 JPEG files made of scikit-learn's two photographs, not on {config.dataset.name}")
+    rates = benchmark.input_rates(config)
     own_rates = np.array(rates["ours"])
     rate = np.median(own_rates)
     print(f"{rate * CORES:,.0f} images/s of two views on {CORES} cores, {rate:,.0f} a core")
+    if cost.run_in_process(jax.default_backend) != "cpu":
+        say("compiling the step for the devices here")
+        expected = forecast(cost.measure_in_process(config, "local"), config)
+        if expected:
+            enough = "enough" if rate * CORES >= expected["images"] else "too few, they will wait"
+            print(f"the devices here take {expected['images']:,.0f} images/s by the plan: that is {enough}")
     ratios = {name: own_rates / samples for name, samples in rates.items()}
     print("\n".join(["", *_quantile_table("images/s a core", rates, ratios)]))
 

@@ -28,7 +28,8 @@ def text(flags_of_command: list, file: str | None) -> str:
     Raises:
       UserError: there is no such config.
     """
-    parts = [(sys.modules["__main__"].__doc__ or "").strip()] + ([] if file else [EXAMPLES.rstrip()])
+    usage = (sys.modules["__main__"].__doc__ or "").strip()
+    parts = [usage] + ([] if file or "examples:" in usage else [EXAMPLES.rstrip()])
     if file:
         config = settings.defaults(file)
         validation.check_keys(config, file=file)

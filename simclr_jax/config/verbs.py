@@ -35,6 +35,8 @@ MODULES = {
     "suggest": "simclr_jax.evaluation.suggest",
     "nearest": "simclr_jax.evaluation.neighbours",
     "export": "simclr_jax.export",
+    "status": "simclr_jax.workdir.status",
+    "check": "simclr_jax.check",
     "plan": "simclr_jax.plan",
     "benchmark": "simclr_jax.benchmark",
 }

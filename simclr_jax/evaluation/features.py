@@ -11,6 +11,7 @@ import numpy as np
 
 from simclr_jax import parallel, pretrained
 from simclr_jax.models import make_model
+from simclr_jax.process import trial
 
 PIXELS = 32  # Side of raw pixels as features: 3,072 numbers an image, as many as wide networks have.
 
@@ -77,7 +78,9 @@ def make_pretrained_extract(config, proportion: float | None = None):
       proportion: as in `augment.eval_view`.
     """
     model = make_model(config.model, 0, whole_projection=False)
-    variables = parallel.replicate(pretrained.load(config, model))
+    variables = pretrained.load(config, model)
+    trial.end()
+    variables = parallel.replicate(variables)
     layer = config.model.supervised_layer
     extract = make_extract(model, lambda outputs: outputs["projection_hiddens"][layer])
     return lambda source: extract(variables, batches_of(config, source, proportion=proportion))

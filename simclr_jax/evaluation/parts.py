@@ -14,7 +14,7 @@ from etils import epath
 from pyarrow import parquet
 
 from simclr_jax import parallel, pretrained
-from simclr_jax.process import UserError, escape, files, group
+from simclr_jax.process import UserError, escape, files, group, trial
 from simclr_jax.workdir import records, report
 
 ORIGIN = "origin.json"
@@ -70,7 +70,7 @@ def make_plan(config, workdir, result: str) -> Plan:
     ]
     paths = [workdir / "parts" / f"{split}-{start:09d}.parquet" for split, start, _ in spans]
     result = workdir / result
-    if jax.process_index() == 0 and not result.exists():
+    if jax.process_index() == 0 and not result.exists() and not trial.active:
         _remove_outdated(workdir, config)
     done = len(spans) if result.exists() else sum(path.exists() for path in paths)
     done = int(parallel.gather(np.array([done]))[0])  # All processes follow what process 0 sees.

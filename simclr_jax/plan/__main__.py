@@ -1,12 +1,21 @@
-"""Plans what pretraining costs, before it runs: `python -m simclr_jax.plan --config=FILE --topology=v4:4x4x8`
+"""Plans what a run costs, before it runs: `python -m simclr_jax.plan --config=FILE --topology=v4:4x4x8`
 
-Compiles the train step of `simclr_jax.train`, ahead of time, for a topology such as v4:4x4x8, on any Linux
-machine, without a TPU, and prints what it needs of each device. This takes the compiler of jax[tpu], libtpu;
-for GPUs such as a100:1, h100:8 or h200:2x8 (two hosts) that of jax-cuda13-pjrt, no driver and no CUDA.
-`--topology=local` plans for the devices of this machine. Several topologies, by commas, give a table.
-`--compare` adds the forms of the step that need less memory. Exits with 1 where a step does not fit.
+Compiles the train step of `simclr_jax.train`, ahead of time, for a topology, on any Linux machine, without
+its devices, and prints what it needs of each. TPUs take the compiler of jax[tpu], libtpu, GPUs that of
+jax-cuda13-pjrt, no driver and no CUDA. Exits with 1 where a step does not fit.
+
+examples:
+  python -m simclr_jax.plan --config=configs/imagenet.py --topology=v4-256 --price=3.2
+      on a slice of Cloud TPU; v4:4x4x8, its chips, is the same
+  python -m simclr_jax.plan --config=configs/imagenet.py --topology=h100:8,h200:2x8,rtx4090:4
+      a table of GPUs, of one host or of two
+  python -m simclr_jax.plan --config=configs/imagenet.py --topology=a100:8 --compare
+      beside the forms of the step that need less memory
+  python -m simclr_jax.plan --config=configs/imagenet.py --topology=h100:8 --chain
+      pretraining, linear evaluation, fine-tuning on all labels and distillation
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -16,37 +25,43 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from simclr_jax import benchmark
-from simclr_jax.config import command_line
-from simclr_jax.plan import cost
+from simclr_jax.config import command_line, settings
+from simclr_jax.plan import cost, topologies
 from simclr_jax.plan.forecast import describe, forecast, gib, remedy
 from simclr_jax.process import UserError, say
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.workdir import report
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "local", "As v4:4x4x8 or h100:8; several by commas; 'local': these devices."
+    "topology", "local", "As v4:4x4x8, v4-256 or h100:8; several by commas; 'local': these devices."
 )
 _COMPARE = flags.DEFINE_boolean("compare", False, "Compares the plain step, remat and microbatches.")
+_PRICE = flags.DEFINE_float("price", None, "US dollars of an hour of one device.", lower_bound=0.0)
+_CHAIN = flags.DEFINE_boolean("chain", False, "Plans linear_eval, finetune and distill, too.")
 _HEAD = ["", "devices", "images a device", "memory, GiB", "TFLOPs"]
-_HEAD += ["least ms a step", "expected", "hours", "images/s a host", "cores"]
+_HEAD += ["least ms a step", "expected", "hours", "device-hours", "images/s a host", "cores"]
 
 
 def _plan_one(config, topology, images_per_core) -> bool:
     """Prints a plan; returns whether the step fits."""
     plan = cost.measure_in_process(config, topology)
-    report.print_table(describe(plan, config, images_per_core))
+    report.print_table(describe(plan, config, images_per_core, _PRICE.value))
     change = remedy(plan, config)
     print(f"does not fit: {change}" if change else "fits" if find_chip(plan["kind"]) else "compiles")
     return change is None
 
 
 def _plan_table(cases, images_per_core) -> bool:
-    """Prints a row of a Markdown table for every (name, config, topology); returns whether all fit."""
-    fits = []
+    """Prints a row of a Markdown table for every (name, config, topology, teacher), and their sum in a chain.
 
-    def row(name, config, topology):
+    Returns:
+      Whether all fit.
+    """
+    fits, sums = [], collections.Counter()
+
+    def row(name, config, topology, teacher=None):
         try:
-            plan = cost.measure_in_process(config, topology)
+            plan = cost.measure_in_process(config, topology, teacher)
         except UserError as error:
             fits.append(False)
             return [name, str(error)]
@@ -57,14 +72,41 @@ def _plan_table(cases, images_per_core) -> bool:
         cells += [memory if fits[-1] else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
         if expected:
             cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
-            cells += [f"{expected['hours']:.2f}", f"{expected['images']:,.0f}"]
+            cells += [f"{expected['hours']:.2f}", _priced(expected["device_hours"])]
+            cells += [f"{expected['images']:,.0f}"]
+            sums.update({topology: expected["device_hours"]})
+            if config.task != "pretrain":
+                return cells
             on_device = "images" in plan["memory"]
             cells += ["0" if on_device else f"{math.ceil(expected['images'] / images_per_core()):,}"]
         return cells
 
     for line in benchmark.table(_HEAD, itertools.starmap(row, cases)):
         say(line)
+    for topology, device_hours in sums.items() if _CHAIN.value else ():
+        say(f"{topology}: {_priced(device_hours)} device-hours in all")
     return all(fits)
+
+
+def _priced(device_hours):
+    """Returns device-hours, and what they cost where the price is given."""
+    return f"{device_hours:,.1f}" + (f" ({device_hours * _PRICE.value:,.2f} USD)" if _PRICE.value else "")
+
+
+def _chain(config):
+    """Yields the tasks that follow pretraining, as (name, config, model of the teacher).
+
+    As in their runs, the network and the size of images are those of pretraining; the dataset is the same.
+    """
+    kept = [
+        (key, value)
+        for key, value in command_line.given().items()
+        if key.startswith(("dataset.", "model.", "image_size")) and key != "dataset.on_device"
+    ]
+    for name in ("linear_eval", "finetune", "distill"):
+        own = [pair for pair in kept if name != "distill" or not pair[0].startswith("model.")]
+        task, _, _ = settings.make(f"{command_line.file()}:{name}", own, as_text=False)
+        yield name, task.copy_and_resolve_references(), config.model if name == "distill" else None
 
 
 def _forms(config):
@@ -84,15 +126,16 @@ def plan(_) -> None:
     config = command_line.read_config()
     cost.check_pretraining(config, "plans are")
     images_per_core = functools.cache(lambda: benchmark.input_rate(config, seconds=5))
-    topologies = _TOPOLOGY.value.split(",")
+    places = [name if name == "local" else topologies.read(name).name for name in _TOPOLOGY.value.split(",")]
     forms = list(_forms(config)) if _COMPARE.value else [("", config)]
-    if len(topologies) * len(forms) == 1:
-        fits = _plan_one(config, topologies[0], images_per_core)
+    forms += list(_chain(config)) if _CHAIN.value else []
+    if len(places) * len(forms) == 1:
+        fits = _plan_one(config, places[0], images_per_core)
     else:
         cases = [
-            (f"{config.dataset.name} {topology} {name}".strip(), form, topology)
-            for topology in topologies
-            for name, form in forms
+            (f"{config.dataset.name} {place} {name}".strip(), form, place, *teacher)
+            for place in places
+            for name, form, *teacher in forms
         ]
         fits = _plan_table(cases, images_per_core)
     sys.exit(not fits)

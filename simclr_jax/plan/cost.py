@@ -11,15 +11,15 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 import jax
-from jax.experimental import topologies
+from jax.experimental.topologies import get_topology_desc
 
-from simclr_jax import parallel, train
-from simclr_jax.models import make_model
-from simclr_jax.plan import gpus
+from simclr_jax import parallel, supervised, train
+from simclr_jax.models import make_init, make_model
+from simclr_jax.plan import gpus, topologies
 from simclr_jax.process import UserError, machine
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.profiling.flops import inner_jaxprs, product_flops
-from simclr_jax.tasks import pretrain
+from simclr_jax.tasks import distill, pretrain
 from simclr_jax.views import batches, on_device, resident
 
 GIB = 2**30
@@ -64,14 +64,20 @@ def check_pretraining(config, subject: str) -> None:
         raise UserError(f"{subject} of pretraining, not of {config.task}: give the config without a task")
 
 
-def measure(config, topology: str) -> dict:
-    """Compiles the train step of a pretraining config for a topology; runs nothing.
+def measure(config, topology: str, teacher=None) -> dict:
+    """Compiles the train step of a config for a topology; runs nothing.
+
+    Args:
+      config: a config of pretraining, linear_eval, finetune or distill.
+      topology: a name of `topologies.Topology`, or 'local'.
+      teacher: `config.model` of the network that teaches, in distill.
 
     Returns:
-      'devices', 'hosts', 'kind'; 'parameters'; 'num_steps'; of a step on one device: 'flops', 'bytes' and
-      'collectives', see `count`; 'memory' in bytes: 'arguments', 'temporaries' and 'code', or where XLA
-      refuses the step 'refused' alone, the bytes that it would take. Where the training images lie on the
-      device, their views are counted, too, and 'images' are among the memory.
+      'devices', 'hosts', 'kind'; 'parameters'; 'num_steps', of all draws and comparisons of the task; of a
+      step on one device: 'flops', 'bytes' and 'collectives', see `count`; 'memory' in bytes: 'arguments',
+      'temporaries' and 'code', or where XLA refuses the step 'refused' alone, the bytes that it would take.
+      Where the training images lie on the device, their views are counted, too, and 'images' are among the
+      memory.
 
     Raises:
       UserError: unknown topology or size of the dataset, or a batch that does not divide over the devices.
@@ -80,19 +86,19 @@ def measure(config, topology: str) -> dict:
         jax.config.update("jax_platforms", "cpu")
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it only compiles, and uses no TPU
     else:
-        machine.use_cores(config.batch_size // config.microbatches)
-    return compile_step(config, _devices(topology))[1]
+        machine.use_cores(config.batch_size // train.microbatches_of(config))
+    return compile_step(config, _devices(topology), teacher)[1]
 
 
-def measure_in_process(config, topology: str) -> dict:
+def measure_in_process(config, topology: str, teacher=None) -> dict:
     """Calls `measure` in a process of its own, since the TPU compiler can crash its process."""
-    if gpus.is_gpu_topology(topology):
+    if topologies.is_gpu(topology):
         gpus.check_compiler(topology)
     elif topology != "local" and not ("TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu")):
         raise UserError(f"--topology={topology} needs the TPU compiler: pip install 'jax[tpu]'")
     quiet = _silence_stderr if topology != "local" else None
     try:
-        return run_in_process(measure, config, topology, initializer=quiet)
+        return run_in_process(measure, config, topology, teacher, initializer=quiet)
     except BrokenProcessPool:
         raise UserError(
             f"the compiler crashed on this step for {topology}: try another topology, or another "
@@ -110,28 +116,39 @@ def _silence_stderr():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # compilers complain at length that there is no such device
 
 
-def compile_step(config, devices):
-    """Compiles the train step of a pretraining config for these devices, which need not be here.
+def compile_step(config, devices, teacher=None):
+    """Compiles the train step of a config, see `measure`, for these devices, which need not be here.
 
     Returns:
       task; what `measure` returns; the compiled step(state, batch), None where XLA refuses it.
     """
-    if devices[0].platform != "cpu" and config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # the devices' default; 'auto' would take the host's
-    train.check_batch_size(config.batch_size, len(devices), config.microbatches)
-    examples = Examples.from_config(config.dataset)
-    model = make_model(config.model, examples.num_classes, remat=config.remat)
-    task = pretrain.make_task(config, model, examples)
+    for model in (config.model, teacher):
+        if devices[0].platform != "cpu" and model and model.dtype == "auto":
+            model.dtype = "bfloat16"  # the devices' default; 'auto' would take the host's
+    train.check_batch_size(config.batch_size, len(devices), train.microbatches_of(config))
+    examples, images, repeats = Examples.from_config(config.dataset), None, 1
+    if config.task == "pretrain":
+        model = make_model(config.model, examples.num_classes, remat=config.remat)
+        task = pretrain.make_task(config, model, examples)
+        images = _images_on(devices[0], config, examples)
+        config.dataset.on_device = images is not None  # None depends on the devices
+        batch = batches.batch_shapes(config, config.batch_size // len(devices))
+    else:
+        task, batch, repeats = _labelled_step(config, examples, config.batch_size // len(devices))
     parts = task.loss, task.optimizer, task.schedule, task.trained, task.after_update
     step = train.make_train_step(*parts)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
-    images = _images_on(devices[0], config, examples)
-    config.dataset.on_device = images is not None  # None depends on the devices
-    batch = batches.batch_shapes(config, config.batch_size // len(devices))
 
     traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
     flops, traffic, collectives = count(traced.jaxpr)
     held = {}
+    if teacher:
+        forward = make_model(teacher, examples.num_classes, whole_projection=False)
+        variables = jax.eval_shape(make_init(forward, config.image_size), jax.random.key(0))
+        taught_flops, taught_traffic, _ = count(
+            jax.make_jaxpr(forward.apply)(variables, batch["image"]).jaxpr
+        )
+        flops, traffic = flops + taught_flops, traffic + taught_traffic
     if images:
         rows = jax.ShapeDtypeStruct(batch["label"].shape, "int32")
         make = partial(on_device.two_views, shape=batch["view1"].shape[1:3], **resident.view_settings(config))
@@ -142,7 +159,7 @@ def compile_step(config, devices):
         "hosts": len({device.process_index for device in devices}),
         "kind": devices[0].device_kind,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
-        "num_steps": task.num_steps,
+        "num_steps": task.num_steps * repeats,
         "flops": flops,
         "bytes": traffic,
         "collectives": collectives,
@@ -166,6 +183,35 @@ def compile_step(config, devices):
     return task, plan | {"memory": memory}, compiled
 
 
+def _labelled_step(config, examples, rows):
+    """Describes linear_eval, finetune or distill as the tasks do.
+
+    Returns:
+      The task, the shapes of a batch of so many rows, and how often it is trained: for each draw of labels,
+      and once more for what it is compared with.
+    """
+    model = make_model(config.model, examples.num_classes, whole_projection=False)
+    shapes = {"image": (rows, config.image_size, config.image_size, 3), "label": (rows,)}
+    trained, repeats = train.all_parameters, 1
+    if config.task == "linear_eval":
+        loss, trained = supervised.make_loss(model, config, after_block=None), supervised.is_head
+    elif config.task == "finetune":
+        block, repeats = config.fine_tune_after_block, 1 + config.evaluate.compare
+        loss = supervised.make_loss(model, config, after_block=block)
+        trained = partial(supervised.is_after_block, after_block=block)
+        if config.labels_per_class:
+            examples = examples._replace(num_examples=config.labels_per_class * examples.num_classes)
+            repeats *= config.draws
+    else:
+        loss, repeats = distill.make_loss(model, config), 1 + config.evaluate.compare
+        shapes["teacher_logits"] = (rows, examples.num_classes)
+    init = make_init(model, config.image_size)
+    task = supervised.make_task(config, model, examples, init=init, loss=loss)
+    types = {"image": "uint8", "label": "int32", "teacher_logits": "float32"}
+    batch = {name: jax.ShapeDtypeStruct(shape, types[name]) for name, shape in shapes.items()}
+    return task._replace(trained=trained), batch, repeats
+
+
 def _images_on(device, config, examples):
     """Returns the training images that lie on a device, in the size of the views; None where none do."""
     wanted, chip = config.dataset.on_device, find_chip(device.device_kind)
@@ -179,7 +225,7 @@ def _images_on(device, config, examples):
 def _devices(topology):
     if topology == "local":
         return jax.devices()
-    if gpus.is_gpu_topology(topology):
+    if topologies.is_gpu(topology):
         return gpus.devices(topology)
     options = {}
     if topology.startswith("v4:"):
@@ -187,11 +233,11 @@ def _devices(topology):
     if math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2]))) == 1:  # a single chip
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+        return get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"--topology={topology} is unknown ({str(error).splitlines()[0][:90]}): give 'local' or one such "
-            "as v3:8x8, v4:4x4x8, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:2x8"
+            f"--topology={topology} is no shape that the compiler has ({str(error).splitlines()[0][:90]}): "
+            "give one such as v3:8x8, v4:4x4x8, v5e:16x16, v5p:4x4x4, v6e:16x16"
         ) from None
 
 

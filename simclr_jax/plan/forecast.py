@@ -2,7 +2,7 @@
 
 import math
 
-from simclr_jax import models
+from simclr_jax import models, train
 from simclr_jax.plan.cost import GIB, roofline
 from simclr_jax.profiling.chips import find_chip
 
@@ -13,7 +13,7 @@ def remedy(plan: dict, config) -> str | None:
     used = gib(plan)
     if "refused" not in plan["memory"] and (chip is None or used <= chip.memory):
         return None
-    rows = config.batch_size // plan["devices"] // config.microbatches
+    rows = config.batch_size // plan["devices"] // train.microbatches_of(config)
     weights = 3 * 4 * plan["parameters"] / GIB  # parameters, their momentum and gradients
     views = 2 * 3 * config.image_size**2 * config.batch_size / plan["devices"] / GIB
     fixed = weights + 2 * views  # microbatches are cut from a second copy of the views, in another layout
@@ -23,6 +23,8 @@ def remedy(plan: dict, config) -> str | None:
             f"parameters, momentum and gradients take {weights:.1f} GiB, and two copies of the views "
             f"{2 * views:.1f}: lower --config.model.width or --config.batch_size, or take more devices"
         )
+    if config.task != "pretrain":
+        return "lower --config.batch_size, or take more devices"
     parts = 2
     while (used - fixed) / parts > free:
         parts *= 2
@@ -43,8 +45,8 @@ def forecast(plan: dict, config) -> dict[str, float]:
     ResNet-50s are known to take (docs/planning.md states the error), plus the seconds of the links.
 
     Returns:
-      'least' seconds of a step at the chip's peaks, expected seconds of a 'step', 'hours' of the run and
-      'images' per second and host; nothing if the chip is unknown or the step does not fit.
+      'least' seconds of a step at the chip's peaks, expected seconds of a 'step', 'hours' and 'device_hours'
+      of the run, and 'images' per second and host; nothing if the chip is unknown or the step does not fit.
     """
     seconds, chip = roofline(plan), find_chip(plan["kind"])
     if not seconds or "refused" in plan["memory"]:
@@ -52,11 +54,18 @@ def forecast(plan: dict, config) -> dict[str, float]:
     step = chip.slowness * (seconds["compute"] + seconds["memory"]) + seconds["links"]
     images = config.batch_size / step / plan["hosts"]
     hours = plan["num_steps"] * step / 3600
-    return {"least": max(seconds.values()), "step": step, "hours": hours, "images": images}
+    times = {"least": max(seconds.values()), "step": step, "hours": hours}
+    return times | {"device_hours": hours * plan["devices"], "images": images}
 
 
-def describe(plan: dict, config, images_per_core) -> dict[str, str]:
-    """Describes a plan by name and text; calls `images_per_core`, which measures this machine, if needed."""
+def describe(plan: dict, config, images_per_core, price: float | None = None) -> dict[str, str]:
+    """Describes a plan by name and text.
+
+    Args:
+      plan, config: from `cost.measure`, and the config of pretraining that it measured.
+      images_per_core: measures this machine, if needed.
+      price: US dollars of an hour of a device.
+    """
     chip, memory = find_chip(plan["kind"]), plan["memory"]
     rows = config.batch_size // plan["devices"]
     parts = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
@@ -80,7 +89,9 @@ def describe(plan: dict, config, images_per_core) -> dict[str, str]:
         bounds = ", ".join(f"{name} {value * 1e3:.2f}" for name, value in roofline(plan).items())
         lines["step"] = f"{expected['step'] * 1e3:.1f} ms expected; {expected['least'] * 1e3:.1f} at the "
         lines["step"] += f"chip's peaks ({bounds})"
-        lines["run"] = f"{plan['num_steps']:,} steps, {expected['hours']:.1f} hours expected"
+        lines["run"] = f"{plan['num_steps']:,} steps, {expected['hours']:.1f} hours expected, "
+        lines["run"] += f"{expected['device_hours']:,.1f} device-hours"
+        lines["run"] += f", {expected['device_hours'] * price:,.2f} USD" if price else ""
         if "images" in memory:
             lines["input"] = f"{expected['images']:,.0f} images/s a host then, made by its devices"
             return lines

@@ -14,9 +14,10 @@ class Chip(NamedTuple):
 
 
 # The keys are parts of jax's `device_kind`. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, and for v3
-# Norrie et al. 2021 (doi 10.1109/MM.2021.3058217); NVIDIA's data sheets of A100 80 GB, H100, H200, all SXM.
-# Slowness of v3, v4, A100 and H100: published and measured steps of docs/planning.md; the others have that of
-# their relatives.
+# Norrie et al. 2021 (doi 10.1109/MM.2021.3058217); NVIDIA's data sheets of A100 80 GB, H100, H200, all SXM,
+# B200 (HGX), L4, L40S, A10G, RTX 4090 and 5090, dense, with sums in float32; the link of those without NVLink
+# is PCIe. Slowness of v3, v4, A100 and H100: published and measured steps of docs/planning.md; the others
+# have that of their relatives.
 CHIPS = {
     "TPU v3": Chip(16, 61.5, 450, 164, 1.5),
     "TPU v4": Chip(32, 275, 1228, 300, 1.5),
@@ -26,6 +27,12 @@ CHIPS = {
     "A100": Chip(59.4, 312, 2039, 300, 2.5),
     "H100": Chip(59.3, 989, 3350, 450, 2.5),
     "H200": Chip(105.7, 989, 4800, 450, 2.5),
+    "B200": Chip(133.8, 2250, 7672, 900, 2.5),
+    "L4": Chip(16.5, 121, 300, 32, 2.5),
+    "L40S": Chip(33.3, 362, 864, 32, 2.5),
+    "A10G": Chip(16.6, 70, 600, 32, 2.5),
+    "RTX 4090": Chip(17.7, 165, 1008, 32, 2.5),
+    "RTX 5090": Chip(23.5, 209, 1792, 64, 2.5),
 }
 
 

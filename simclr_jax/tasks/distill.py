@@ -40,17 +40,16 @@ def run(config, workdir) -> dict:
         _check_classes(config.pretrained, meta, split)
     model = make_model(config.model, meta["num_classes"], whole_projection=False)
     source, labelled = _keep_the_teachers_labels(meta["config"], source, workdir)
-    teacher_variables = parallel.replicate(teacher_variables)
     make_evaluate = partial(supervised.make_evaluate, config, source=held_out)
     evaluate = make_evaluate(model=model) if held_out and held_out.num_classes else None
     init = make_init(model, config.image_size)
     make_task = partial(supervised.make_task, config, model, init=init, evaluate=evaluate)
     task = make_task(source, loss=make_loss(model, config))
     class_names = meta.get("class_names", [])  # Older checkpoints have none.
-    task = task._replace(
-        on_devices=make_teach(teacher, teacher_variables), meta=task.meta | {"class_names": class_names}
-    )
-    report.print_table(train.describe(task, config, source, workdir))
+    task = task._replace(meta=task.meta | {"class_names": class_names})
+    report.announce(train.describe(task, config, source, workdir), task.batches)
+    teacher_variables = parallel.replicate(teacher_variables)
+    task = task._replace(on_devices=make_teach(teacher, teacher_variables))
     state = train.fit(task, config, workdir)
 
     summary = {"parameters": _size(state["params"]), "teacher_parameters": _size(teacher_variables["params"])}

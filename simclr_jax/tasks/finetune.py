@@ -67,7 +67,7 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
         task = shared._replace(batches=task.batches, meta=task.meta)
         first = folder == workdir
         if first:
-            report.print_table(train.describe(task, config, subset, workdir))
+            report.announce(train.describe(task, config, subset, workdir), task.batches)
         else:
             report.say(f"draw {draw + 1}{', from scratch' if from_scratch else ''}: {folder}")
         scores.append(

@@ -22,6 +22,6 @@ def run(config, workdir) -> dict:
         loss=supervised.make_loss(model, config, after_block=None),
         evaluate=held_out and supervised.make_evaluate(config, model, held_out),
     )._replace(trained=supervised.is_head)
-    report.print_table(train.describe(task, config, source, workdir))
+    report.announce(train.describe(task, config, source, workdir), task.batches)
     scores = supervised.train_and_score(task, config, model, source, held_out, workdir, calibrate=True)
     return scores | {"steps": task.num_steps}

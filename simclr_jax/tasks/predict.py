@@ -48,7 +48,7 @@ def run(config, workdir) -> dict:
         **parts.describe(plan),
         "workdir": str(workdir),
     }
-    report.print_table(table)
+    report.announce(table)
     numbers = {split: _class_numbers(classes, source) for split, source in plan.sources.items()}
     extract = _make_extract(config, model, variables, meta)
     join = partial(_join, plan, workdir, classes, numbers)

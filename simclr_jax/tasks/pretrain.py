@@ -35,7 +35,6 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     """
     from simclr_jax.data import datasets  # TensorFlow, which steps and benchmarks do without.
 
-    train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     if view:
         batches.check_view(view, config.image_size)
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
@@ -57,7 +56,7 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         size = f"{images.nbytes / 1e6:,.1f} MB"
         rows["views"] = f"made by the devices, of {size} of images there, by other draws than the host's"
         del images  # the devices have them
-    report.print_table(rows)
+    report.announce(rows, task.batches)
 
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0
     if draws_pictures and not checkpoint.steps_in(workdir):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from simclr_jax import parallel
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, trial
 from simclr_jax.views import on_device
 from simclr_jax.views.recipe import make_recipe
 
@@ -50,7 +50,7 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
             "--config.dataset.on_device=False"
         )
     try:
-        return pipeline.load_images(source, shape)
+        return np.zeros((1, *shape), np.uint8) if trial.active else pipeline.load_images(source, shape)
     except UserError:
         if wanted:
             raise

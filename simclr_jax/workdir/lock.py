@@ -119,8 +119,32 @@ def _take(path, claim) -> bool:
     return _owner(path).get("id") == claim["id"]
 
 
+def check_free(workdir) -> None:
+    """Raises a UserError if a run that lives has the folder."""
+    path = epath.Path(workdir) / "lock.json"
+    if files.exists(path):
+        _check_dead(workdir, path)
+
+
+def holder(workdir) -> tuple[dict[str, Any], bool]:
+    """Returns the owner of a folder's lock, {} without one, and whether one look shows that it lives."""
+    path = epath.Path(workdir) / "lock.json"
+    if not files.exists(path):
+        return {}, False
+    owner = _owner(path)
+    alive = _is_alive(owner)
+    return owner, time.time() - path.stat().mtime < 2 * SILENCE if alive is None else alive
+
+
 def _wait_until_free(workdir, path):
     """Removes the lock of a dead run; raises a UserError if its run lives."""
+    _check_dead(workdir, path)
+    with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
+        path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
+
+
+def _check_dead(workdir, path):
+    """Raises a UserError if the run that a lock names lives."""
     owner = _owner(path)
     alive = _is_alive(owner)
     if alive is None:
@@ -132,14 +156,12 @@ def _wait_until_free(workdir, path):
                 return
             owner = _owner(path)
         alive = owner != before
-    if not alive:
-        with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
-            path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
-        return
-    raise UserError(
-        f"{escape(workdir)} is in use by process {owner.get('pid', '?')} on {escape(owner.get('host', '?'))} "
-        f"since {escape(owner.get('since', '?'))}: wait for it or stop it, or choose another --workdir"
-    )
+    if alive:
+        raise UserError(
+            f"{escape(workdir)} is in use by process {owner.get('pid', '?')} on "
+            f"{escape(owner.get('host', '?'))} since {escape(owner.get('since', '?'))}: wait for it or stop "
+            "it, or choose another --workdir"
+        )
 
 
 def _owner(path) -> dict:

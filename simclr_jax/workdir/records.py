@@ -5,6 +5,7 @@ A workdir belongs to the run of its `config.json`; `summary.json` marks a run th
 
 import json
 import os
+from contextlib import suppress
 from typing import Any
 
 from etils import epath
@@ -108,6 +109,14 @@ def save_config(workdir, config: dict[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     config = {"schema_version": SCHEMA_VERSION, **_resolve(config)}
     files.write_json(workdir / "config.json", config, indent=2)
+
+
+def note(workdir, **facts: Any) -> None:
+    """Adds facts to `run.json`: the `steps` of a run in all, and why it `ended` before the last one."""
+    path, noted = epath.Path(workdir) / "run.json", {}
+    with suppress(OSError, ValueError):
+        noted = files.read_json(path)
+    files.write_json(path, noted | facts)
 
 
 def _resolve(config):

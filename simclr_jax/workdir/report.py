@@ -13,13 +13,26 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from simclr_jax.process import UserError, escape, files, say
+from simclr_jax.process import UserError, escape, files, machine, say, trial
 
 
 def print_table(rows: dict[str, str]) -> None:
     """Prints a description of a run, one line for each row."""
     width = max(map(len, rows))
     say("\n".join(f"  {name:<{width}}  {escape(value)}" for name, value in rows.items()))
+
+
+def announce(rows: dict[str, str], batches: Callable | None = None) -> None:
+    """Prints the description of a run whose work begins now, where a trial of it ends.
+
+    Args:
+      rows: see `print_table`.
+      batches: those of a `train.Task`, which a trial opens.
+    """
+    print_table(rows)
+    if trial.active and batches:
+        batches(0)
+    trial.end()
 
 
 def print_summary(summary: dict, workdir) -> None:
@@ -69,6 +82,7 @@ _SHORT_NAMES = {
 _UNSHOWN = ("images_per_second", "data_wait", "gradient_norm", "probe_loss")
 _UNSHOWN += ("features_alignment", "features_uniformity", "features_collapsed")
 
+_STARVED = 0.1  # Share of the time in which accelerators wait for images, from which on a note says so.
 _LONG_RUN = 0.5  # Hours; a longer run on a CPU gets a note that says how long it takes.
 # A network and images that train in minutes on a CPU.
 _SMALL = {"image_size": 64, "model.depth": 8, "model.width": 0.75}
@@ -136,7 +150,7 @@ class Meter:
             _writers[self._workdir] = self._tensorboard
         self._log_every, self._batch_size = config.log_every_steps, config.batch_size
         self._num_steps, self._start_step = num_steps, start_step
-        self._config = config
+        self._config, self._reports = config, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
         self._waiter = ThreadPoolExecutor(1)
         self._ready: Future | None = None  # the moment when the newest step was done
@@ -200,6 +214,13 @@ class Meter:
         metrics["learning_rate"] = self._learning_rate
         metrics["images_per_second"] = self._steps * self._batch_size / seconds
         metrics["data_wait"] = self._idle / seconds
+        if self._reports == 1 and metrics["data_wait"] > _STARVED and jax.default_backend() != "cpu":
+            self._reports = 2  # It is said once.
+            say(
+                f"note: the devices wait for images {metrics['data_wait']:.0%} of the time, and less with "
+                f"{_faster_input(self._config)}; python -m simclr_jax.benchmark input measures the cores here"
+            )
+        self._reports = max(1, self._reports)  # The first one includes the start of the pipeline.
         if self.seconds_at_peak:
             metrics["mfu"] = self._steps * self.seconds_at_peak / seconds
         self._reset()
@@ -268,6 +289,17 @@ def _cheaper_than(config) -> list[str]:
     settings = [f"--config.{key}={value}" for key, value in _SMALL.items() if flat.get(key, 0) > value]
     smaller = [f"smaller images or a smaller network, as in {' '.join(settings)}"] if settings else []
     return ["published weights (docs/published.md)", *smaller]
+
+
+def _faster_input(config) -> str:
+    """Returns what would give the devices of a run of this config more images, in words."""
+    remedy = f"more cores for each process (this one has {machine.count_cores()})"
+    if not config.dataset.in_memory:
+        remedy += ", the data on a disk of each machine (docs/data_on_machines.md)"
+    if config.task != "pretrain" or config.augment.on_device:
+        return remedy
+    small = config.image_size <= 96 and config.dataset.in_memory
+    return f"--config.{'dataset' if small else 'augment'}.on_device=True, {remedy}"
 
 
 def _ready_time(results) -> float:

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
+import itertools
 import os
 import stat
 import sys
@@ -17,7 +18,7 @@ from simclr_jax.data import CORES
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
 from simclr_jax.data.source import LostFiles, Source, are_too_many
-from simclr_jax.process import UserError, escape, first_few, reason_of, say
+from simclr_jax.process import UserError, escape, first_few, reason_of, say, trial
 from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
 
 _TRAIN_FOLDERS = ("train", "training")
@@ -27,6 +28,7 @@ _UNLABELLED = ("unlabeled", "unlabelled")
 _NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "__macosx")
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
+_GLANCE = 8  # Images that a trial of a run decodes.
 _DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
 _SPECIAL_FILES = {
     stat.S_IFLNK: "symbolic links",
@@ -149,7 +151,8 @@ def catalogue(
         only = f"only {_counts(ignored)}" if ignored else "and no others"
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
-    traits, corrupt, too_large = _inspect(path, files, max_pixels)
+    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active else None))
+    traits, corrupt, too_large = _inspect(path, inspected, max_pixels)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
     remedy = "raise --config.dataset.max_pixels to take them"

@@ -12,7 +12,7 @@ from etils import epy
 from simclr_jax.data import CORES
 from simclr_jax.data.decode import decode_bytes
 from simclr_jax.data.source import Source, check_labels, check_size
-from simclr_jax.process import UserError, reason_of, say
+from simclr_jax.process import UserError, reason_of, say, trial
 
 with epy.lazy_imports():  # The import takes seconds; digits and folders do not need it.
     import tensorflow_datasets as tfds
@@ -51,7 +51,8 @@ def load(config, split: str, **_) -> Source:
         # tfds.testing.mock_data ignores the range of examples, and so their number.
         return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
 
-    num_read = num_examples if config.in_memory else min(FIRST, num_examples)
+    in_memory = config.in_memory and not trial.active
+    num_read = num_examples if in_memory else min(FIRST, num_examples)
     try:
         records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
     except tf.errors.OpError as error:
@@ -63,6 +64,11 @@ def load(config, split: str, **_) -> Source:
         num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
     check_labels(name, num_classes, labels)
     source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names)
+    if trial.active and config.in_memory:  # Labels that are not read are of each class.
+        few, rows = labels, np.arange(num_examples)
+        labels = (rows % num_classes if num_classes else np.full(num_examples, -1)).astype(np.int32)
+        labels[: len(few)] = few
+        return source._replace(records=np.resize(records.numpy(), num_examples), labels=labels)
     if config.in_memory:
         return source._replace(records=tf.Variable(records, trainable=False), labels=labels)
     return source._replace(read=read, fetch=fetch, shuffle_buffer=0 if fetch else config.shuffle_buffer)
