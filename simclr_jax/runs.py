@@ -50,7 +50,7 @@ def run(config, workdir, defaults: dict | None = None, **options) -> dict:
                 summary = task.run(config, workdir, **options)
             except BaseException as error:
                 with suppress(Exception):
-                    if jax.process_index() == 0 and workdir.exists():
+                    if jax.process_index() == 0 and files.exists(workdir / "run.json"):  # It has begun.
                         stopped = isinstance(error, SystemExit | KeyboardInterrupt)
                         records.note(workdir, ended="stopped by a signal" if stopped else reason_of(error))
                 raise
