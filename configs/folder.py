@@ -1,8 +1,9 @@
 r"""SimCLR on a folder of your own images; no labels are needed.
 
-    python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
+    simclr-jax pretrain PHOTOS --workdir=RUN
 
-PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
+(`python -m simclr_jax pretrain` is the same, and so is `--config=configs/folder.py
+--config.dataset.path=PHOTOS`.) PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
 show them: turned by their orientation tag, transparency on white, the first frame of an animation. 16-bit
 images are scaled by one range, which is told from all of them or set with
 `--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as splits; without them about a
@@ -23,15 +24,13 @@ With more GPUs or images, use `--config.image_size=224 --config.model.depth=50 -
 More epochs help small folders most. Where images differ in colour alone (stains, say), lower
 `--config.augment.color_jitter_strength`.
 
-Then label some images; docs/labels.md shows these steps with their figures. `python -m simclr_jax.plots RUN`
-draws a page that shows what was learnt and takes labels. `python -m simclr_jax.evaluation.suggest RUN` writes
-a CSV file of the images to label first, whose column `label` you fill in. Train a classifier on those labels,
-and let it predict the labels of other images, by
+Then label some images; docs/labels.md shows these steps with their figures. `look` draws a page that shows
+what was learnt and takes labels; `suggest` writes a CSV file of the images to label first instead, whose
+column `label` you fill in. Train a classifier on those labels, and let it predict the labels of other images:
 
-    python -m simclr_jax.main --config=configs/folder.py:finetune --config.dataset.path=PHOTOS \
-        --config.dataset.labels=labels.csv --config.pretrained=RUN --workdir=RUN/classifier
-    python -m simclr_jax.main --config=configs/folder.py:predict --config.dataset.path=NEW \
-        --config.pretrained=RUN/classifier --workdir=RUN/predicted
+    simclr-jax look RUN
+    simclr-jax finetune RUN --labels=labels.csv
+    simclr-jax predict RUN/classifier NEW
 
 linear_eval, knn and transfer take labels by sub-folders or by CSV as well; transfer, logistic regression on
 the features, is the fastest. All labels are used; with sub-folders `--config.labels_per_class=10

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Runs one task on this machine: makes .venv and installs requirements.txt where needed, then runs main.
-# usage: bash launch/local.sh --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
+# Runs simclr-jax on this machine: makes .venv and installs requirements.txt where needed, then runs the command.
+# usage: bash launch/local.sh VERB ... | --config=configs/digits.py [--workdir=DIR] [--config.KEY=VALUE ...]
 # Paths are relative to the folder you are in; a config that is not there is taken from the repository.
-# Once .venv is there, --help lists configs and tasks, and with a --config every key.
+# Once .venv is there, --help lists verbs, and with a --config every key.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 find_configs "$@"
 if [[ " $* " == *" --help "* ]] && compgen -G "$ROOT/.venv/installed-*" >/dev/null; then
-  PYTHONPATH=$ROOT exec "$ROOT/.venv/bin/python" -m simclr_jax.main "${arguments[@]}"
+  PYTHONPATH=$ROOT exec "$ROOT/.venv/bin/python" -m simclr_jax "${arguments[@]}"
 fi
 help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt"
 
-# XLA on CPU frees every activation: let glibc keep that memory (measured: 1.35 times the images/s on 2 cores).
+# XLA on CPU frees every activation: let glibc keep that memory, in huge pages (measured: 10 to 25 % less time).
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-echo "== python -m simclr_jax.main ${arguments[*]}"
-exec "$PYTHON" -m simclr_jax.main "${arguments[@]}"
+echo "== python -m simclr_jax ${arguments[*]}"
+exec "$PYTHON" -m simclr_jax "${arguments[@]}"
