@@ -1,9 +1,9 @@
 r"""SimCLR on a folder of your own images; no labels are needed.
 
-    simclr-jax pretrain PHOTOS --workdir=RUN
+    simclr-jax pretrain PHOTOS --workdir=RUN       # or, as long,
+    python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
-(`python -m simclr_jax pretrain` is the same, and so is `--config=configs/folder.py
---config.dataset.path=PHOTOS`.) PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
+PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
 show them: turned by their orientation tag, transparency on white, the first frame of an animation. 16-bit
 images are scaled by one range, which is told from all of them or set with
 `--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as splits; without them about a

@@ -7,8 +7,10 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 find_configs "$@"
+module=simclr_jax # its first argument may be a verb
+[[ ${1:-} != --*=* ]] || module=simclr_jax.main
 if [[ " $* " == *" --help "* ]] && compgen -G "$ROOT/.venv/installed-*" >/dev/null; then
-  PYTHONPATH=$ROOT exec "$ROOT/.venv/bin/python" -m simclr_jax "${arguments[@]}"
+  PYTHONPATH=$ROOT exec "$ROOT/.venv/bin/python" -m "$module" "${arguments[@]}"
 fi
 help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt"
@@ -17,5 +19,5 @@ prepare_environment "$ROOT/requirements.txt"
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-echo "== python -m simclr_jax ${arguments[*]}"
-exec "$PYTHON" -m simclr_jax "${arguments[@]}"
+echo "== python -m $module ${arguments[*]}"
+exec "$PYTHON" -m "$module" "${arguments[@]}"

@@ -10,8 +10,9 @@ from test_structure import CONFIGS, tasks_of
 
 from configs import base
 from simclr_jax import main
-from simclr_jax.config import command_line, manual, settings, shipped, validation
+from simclr_jax.config import command_line, manual, settings, shipped, validation, verbs
 from simclr_jax.process.errors import UserError
+from simclr_jax.workdir import records
 
 DIGITS = "--config=configs/digits.py"
 
@@ -180,14 +181,21 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys,
 
 
 def test_what_comes_next_is_a_command_that_is_accepted(parse, tmp_path):
-    folder = tmp_path / "my photos"
+    folder, run = tmp_path / "my photos", tmp_path / "a run"
     parse("--config=configs/folder.py", f"--config.dataset.path={folder}", "--config.dataset.classes=False")
-    *_, board, line = main._next_commands(tmp_path / "a run", "embed").splitlines()
-    assert shlex.split(board) == ["tensorboard", "--logdir", str(tmp_path / "a run")]
-    parse(*shlex.split(line)[3:])
     config = command_line.read_config()
-    assert config.task == "embed" and config.dataset.path == str(folder) and not config.dataset.classes
-    assert config.pretrained == str(tmp_path / "a run")
+    records.save_config(run, config.to_dict())
+    look, board, line = main._next_commands(config, run, {})
+    assert shlex.split(look)[3:] == ["look", str(run)] and shlex.split(board)[1:] == ["--logdir", str(run)]
+    verb, *words = shlex.split(line)[3:]
+    parse(*verbs.flags_of(verb, words))
+    config = command_line.read_config()
+    assert config.task == "finetune" and config.dataset.path == str(folder) and not config.dataset.classes
+    assert config.pretrained == str(run) and config.dataset.labels == "labels.csv"
+    assert (
+        "linear_eval" in main._next_commands(settings.defaults("configs/digits.py"), run, {"trained": {}})[-1]
+    )
+    assert "predict" in main._next_commands(config, run, {})[-1]
 
 
 def test_every_key_has_a_meaning():

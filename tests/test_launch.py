@@ -166,7 +166,7 @@ def run(clone, script, *arguments, cwd=None):
 
 def test_local_makes_the_environment_once_and_runs_main(clone):
     out, calls = run(clone, "local.sh", "--config=configs/digits.py", "--workdir=a b")
-    assert "== making" in out and "== installing" in out and "== python -m simclr_jax" in out
+    assert "== making" in out and "== installing" in out and "== python -m simclr_jax.main" in out
     verbs = [call for _, call in calls]
     assert verbs[0].startswith("-m venv") and verbs[1].startswith("-m pip install")
     assert f"--requirement={clone}/requirements.txt" in verbs[1]
@@ -390,7 +390,7 @@ def test_help_of_local_lists_keys_once_there_is_an_environment(gpus):
     gpus.run("local.sh", CONFIG)
     gpus.forget()
     gpus.run("local.sh", CONFIG, "--help")
-    assert gpus.calls() == [["python", "-m", "simclr_jax", CONFIG, "--help"]]
+    assert gpus.calls() == [["python", "-m", "simclr_jax.main", CONFIG, "--help"]]
 
 
 def test_scripts_pass_shellcheck():
