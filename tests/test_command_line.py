@@ -192,9 +192,8 @@ def test_what_comes_next_is_a_command_that_is_accepted(parse, tmp_path):
     config = command_line.read_config()
     assert config.task == "finetune" and config.dataset.path == str(folder) and not config.dataset.classes
     assert config.pretrained == str(run) and config.dataset.labels == "labels.csv"
-    assert (
-        "linear_eval" in main._next_commands(settings.defaults("configs/digits.py"), run, {"trained": {}})[-1]
-    )
+    digits = settings.defaults("configs/digits.py")
+    assert "linear_eval" in main._next_commands(digits, run, {"trained": {}})[-1]
     assert "predict" in main._next_commands(config, run, {})[-1]
 
 
