@@ -221,10 +221,13 @@ def test_16_bits_get_one_range_that_the_list_keeps(tmp_path, capsys):
         (root / f"{number}.png").write_bytes(tf.io.encode_png(values).numpy())
     sources = [load_folder(root, workdir=tmp_path) for _ in range(2)]
     assert [source.value_range for source in sources] == [(0, 4095)] * 2
-    assert "6 with 16 bits, 0 to 4095" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 PNG, 16 bits, 1 channel; black is 0, white 4095 (--config.dataset.value_range)" in said
+    assert {source.dtype for source in sources} == {"float16"}
     keys = config("folder", path=str(root), value_range=(0, 65535))
     dark = datasets.load(keys, "train", seed=0)
-    assert dark.decode(dark.records[1]).numpy().max() < 20 < sources[1].decode(dark.records[1]).numpy().max()
+    brightest = [source.decode(dark.records[1]).numpy().max() for source in (dark, sources[1])]
+    assert brightest[0] < 0.07 and brightest[1] > 0.9
 
 
 def test_what_was_taken_how_is_told(tmp_path, capsys):
@@ -234,9 +237,11 @@ def test_what_was_taken_how_is_told(tmp_path, capsys):
     write_image(tmp_path / "turned.jpg", exif=tags)
     write_image(tmp_path / "clear.png", mode="RGBA")
     write_image(tmp_path / "scan.tif")
+    (tmp_path / "scan.xcf").touch()
     folder.catalogue(str(tmp_path), seed=0)
     printed = capsys.readouterr().out
-    assert "1 rotated by their tag; 1 transparent, on white" in printed and "ignored 1 .tif" in printed
+    assert "1 TIFF, 8 bits, 3 channels; 1 rotated by their tag; 1 transparent, on white" in printed
+    assert "ignored 1 .xcf" in printed
 
 
 LAYOUTS = {

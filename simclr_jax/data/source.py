@@ -20,13 +20,17 @@ class Source(NamedTuple):
       name: dataset and split, for messages.
       num_examples: n.
       num_classes: 0 where there are no labels.
-      decode: record -> uint8 [h, w, 3]; runs inside a tf.data graph.
+      decode: record -> [h, w, c], uint8, or float32 in [0, 1] for the dtype float16; runs inside a tf.data
+        graph.
       records: n undecoded records, an array or a tf.Variable, since a graph holds at most 2 GB of constants;
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.
       names: relative paths of the image files of a folder; None of other examples.
       class_names: empty where the dataset has none.
-      value_range: the values that become black and white in a folder of images with 16 bits.
+      value_range: the values that become black and white in a folder of images of more than 8 bits, each a
+        number or one for each channel.
+      channels: c.
+      dtype: 'uint8', or 'float16' for images of more than 8 bits: the type of the views that pipelines make.
       lost: the files of a folder that can no longer be read.
       read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
       fetch: for a stream from files with random access, index int64 -> (record, label int32), in a graph.
@@ -42,7 +46,9 @@ class Source(NamedTuple):
     labels: np.ndarray | None = None
     names: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    value_range: tuple[int, int] | None = None
+    value_range: tuple | None = None
+    channels: int = 3
+    dtype: str = "uint8"
     lost: "LostFiles | None" = None
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset] | None = None
     fetch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None

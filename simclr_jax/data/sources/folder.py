@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
+import itertools
 import os
 import stat
 import sys
@@ -16,6 +17,7 @@ from etils import epath
 from simclr_jax.data import CORES
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
+from simclr_jax.data.readers import PackageMissing
 from simclr_jax.data.source import LostFiles, Source, are_too_many
 from simclr_jax.process import UserError, escape, first_few, reason_of, say
 from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
@@ -28,6 +30,9 @@ _NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
 _DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
+_PERCENTILES = (0.1, 99.9)  # Black and white where no depth fits.
+_SAMPLED, _PIXELS = 256, 4096  # Images, and pixels of each, from which the range is told.
+_COMMON = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")  # Types that go without saying where they have 8 bits.
 _SPECIAL_FILES = {
     stat.S_IFLNK: "symbolic links",
     stat.S_IFIFO: "named pipes",
@@ -40,9 +45,9 @@ _SPECIAL_FILES = {
 def load(config, split: str, *, seed: int, workdir=None) -> Source:
     """Opens the images of 'train', 'eval' or 'all'; see `datasets.load`."""
     bounds = config.value_range
-    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 65535):
+    if bounds is not None and not (len(bounds) == 2 and np.all(np.less(*bounds))):
         raise UserError(
-            f"dataset.value_range={bounds}: expected two numbers of 16 bits, the lower one first, as in "
+            f"dataset.value_range={bounds}: expected two numbers, the lower one first, as in "
             "--config.dataset.value_range='(0, 4095)'; without it, the images decide"
         )
     path = os.path.expanduser(config.path or "")
@@ -55,6 +60,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         whole=split == "all",
         max_pixels=config.max_pixels,
         value_range=bounds,
+        channels=config.channels,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -78,13 +84,19 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         num_examples=len(names),
         num_classes=(config.num_classes or num_classes) if is_labelled else 0,
         decode=functools.partial(
-            decoder.decode, value_range=value_range or decoder.FULL_RANGE, max_pixels=config.max_pixels
+            decoder.decode,
+            value_range=value_range,
+            max_pixels=config.max_pixels,
+            channels=listed["channels"],
+            dtype="uint8" if listed["dtype"] == "uint8" else "float32",
         ),
         records=np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object),
         labels=labels,
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
+        channels=listed["channels"],
+        dtype=listed["dtype"],
         lost=lost,
     )
 
@@ -99,6 +111,7 @@ def catalogue(
     whole=False,
     max_pixels=decoder.MAX_PIXELS,
     value_range=None,
+    channels=None,
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -117,13 +130,14 @@ def catalogue(
         list: a start with a changed file is an error, a start without the file is none.
       whole: prints no notes on splits, since the caller uses all images.
       max_pixels: larger images are refused by their header.
-      value_range: values that become black and white in images of 16 bits; None: 0 and the highest value of
-        as many bits (8, 10, 12, 14 or 16) as the images use.
+      value_range: values that become black and white in images of more than 8 bits; None: see `_tell_range`.
+      channels: of every image, see `decode.decode_bytes`; None: those that the images have, 3 for greys.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
-      same of images in neither, 'value_range': [low, high], or None without images of 16 bits, 'lost': [name]
-      of images.json that are no longer there}.
+      same of images in neither, 'value_range': [low, high], each a number or one for each channel, None
+      without images of more than 8 bits; 'channels'; 'dtype': see `source.Source`; 'lost': [name] of
+      images.json that are no longer there}.
 
     Raises:
       UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
@@ -149,7 +163,7 @@ def catalogue(
         only = f"only {_counts(ignored)}" if ignored else "and no others"
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
-    traits, corrupt, too_large = _inspect(path, files, max_pixels)
+    facts, corrupt, too_large = _inspect(path, files, max_pixels, channels)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
     remedy = "raise --config.dataset.max_pixels to take them"
@@ -173,13 +187,22 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    counts = [sum(column) for column in zip(*(holds for holds, _ in traits.values()))]
-    words = [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
-    listed["value_range"] = None
-    if highest := [value for holds, value in traits.values() if holds[-1]]:  # Images of 16 bits.
-        low, high = value_range or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits))
-        listed["value_range"] = [low, high]
-        words[-1] += f", {low} to {high} (--config.dataset.value_range)"
+    listed |= {
+        "channels": channels or _tell_channels(where, good, facts),
+        "value_range": None,
+        "dtype": "uint8",
+    }
+    kinds = collections.Counter(
+        str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
+    )
+    words = [f"{count} {kind}" for kind, count in kinds.most_common()]
+    counts = [sum(column) for column in zip(*(fact.traits for fact in facts.values()))]
+    words += [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
+    if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
+        bounds = value_range or _tell_range(path, deep, listed["channels"], max_pixels)
+        listed |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+        low, high = bounds or ("0", "65535 of 16 bits and 1 of floats")
+        words.append(f"black is {low}, white {high} (--config.dataset.value_range)")
     if words:
         notes.append(f"images: {'; '.join(words)}")
     say("\n  ".join([f"{escape(path)}: {'; '.join(summary)}", *notes]))
@@ -208,7 +231,7 @@ def _read(listing, path):
     if not listing.exists():
         return None
     try:
-        listed = {"value_range": None, "left": []} | read_json(listing)
+        listed = {"value_range": None, "channels": 3, "dtype": "uint8", "left": []} | read_json(listing)
         _check_listed(listed)
     except (IsADirectoryError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {reason_of(error)}"
@@ -235,7 +258,7 @@ def _check_listed(listed):
     """Raises ValueError, TypeError or KeyError unless `catalogue` may have written this list."""
     classes = listed["classes"]
     low, high = listed["value_range"] or (0, 1)
-    if not (listed["train"] and type(low) is type(high) is int and low < high):
+    if not (listed["train"] and np.all(np.less(low, high)) and listed["channels"] > 0):
         raise ValueError("no training images, or a wrong value_range")
     for name, label in [*_entries(listed), *((name, -1) for name in classes)]:
         is_name = isinstance(name, str) and name and "\0" not in name
@@ -319,31 +342,31 @@ def _reason(folder, names, whole):
     return ""
 
 
-def _inspect(path, files, max_pixels):
+def _inspect(path, files, max_pixels, channels):
     """Decodes every file once.
 
     Returns:
-      {name: (whether each of `TRAITS` holds, highest value of 16 bits)} of images that Pillow decodes; {name:
-      reason} of files that cannot be decoded; and of those that are too large.
+      {name: `decode.Facts`} of images that are no plain photographs; {name: reason} of files that cannot be
+      decoded; and of those that are too large.
     """
     is_plain = tf.function(
         functools.partial(decoder.is_plain, max_pixels=max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
     max_bytes = 8 * max_pixels + 2**26  # The pixels with 16 bits and alpha, and tags.
-    traits, corrupt, too_large = {}, {}, {}
+    facts, corrupt, too_large, missing = {}, {}, {}, {}
 
     def inspect(name):
         try:
-            if files[name] > max_bytes:
+            if files[name] > max_bytes * max(1, (channels or 0) // 4):
                 raise decoder.TooLarge(f"{files[name]:,} bytes")
             contents = tf.io.read_file(os.fsencode(os.path.join(path, name)))
             if is_plain(contents):
                 decoder.decode_plain(contents)
             else:
-                contents = contents.numpy()
-                decoder.decode_with_pillow(contents, max_pixels=max_pixels)
-                traits[name] = decoder.display_traits(contents, max_pixels)
+                facts[name] = decoder.inspect(contents.numpy(), max_pixels, channels)
+        except PackageMissing as error:
+            missing[name] = str(error)
         except decoder.TooLarge as error:
             too_large[name] = reason_of(error, 100)
         except (tf.errors.OpError, ValueError, OSError) as error:
@@ -354,7 +377,62 @@ def _inspect(path, files, max_pixels):
     # Twice as many threads as cores, since some wait for the disk.
     with _silent_codecs(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
         list(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks))
-    return traits, corrupt, too_large
+    if missing:
+        name, reason = min(missing.items())
+        raise UserError(f"{escape(path)}: {_images(len(missing))}, as {escape(name)}: {reason}")
+    return facts, corrupt, too_large
+
+
+def _tell_channels(where, names, facts):
+    """Returns the channels that all images have; greys count as colours, since photographs are either.
+
+    Raises:
+      UserError: they differ.
+    """
+    first = {}
+    for name in names:
+        count = facts[name].channels if name in facts else 3
+        first.setdefault(3 if count == 1 else count, name)
+    if len(first) > 1:
+        images = " and ".join(
+            f"{escape(name)} has {count}" for count, name in itertools.islice(first.items(), 2)
+        )
+        raise UserError(
+            f"{where}: {images} channels: move one kind away, or set --config.dataset.channels={min(first)}, "
+            "which takes the first ones"
+        )
+    return next(iter(first))
+
+
+def _tell_range(path, deep, channels, max_pixels):
+    """Tells the values that become black and white, of all channels or of each, from some images.
+
+    They are 0 and the highest value of 8, 10, 12, 14 or 16 bits, or 0 and 1 of floats, where the values are
+    within and fill a quarter; else percentiles. Greys and colours have one range for all channels. Where some
+    images
+    are whole numbers and some floats, there is no range: they have those of `decode.FULL_RANGE`.
+    """
+    if len(set(deep.values())) > 1:
+        return None
+    values = []
+    for name in list(deep)[:: -(-len(deep) // _SAMPLED)]:
+        _, raw = decoder.read(
+            tf.io.read_file(os.fsencode(os.path.join(path, name))).numpy(), max_pixels, channels
+        )
+        pixels = decoder.with_channels(raw.pixels, channels).reshape(-1, channels)
+        if pixels.dtype != np.uint8:
+            values.append(pixels[:: -(-len(pixels) // _PIXELS)].astype(np.float32))
+    values = np.concatenate(values)
+    low, high = np.percentile(values, _PERCENTILES, axis=0)
+    if channels in (1, 3):
+        low[:], high[:] = low.min(), high.max()
+    depth = next((2**bits - 1 for bits in _DEPTHS if values.max() < 2**bits), 0)
+    depth = depth if "uint16" in deep.values() else 1
+    fills = (values.min() >= 0) & (values.max() <= depth) & (high >= depth / 4)
+    bounds = np.where(fills, 0, low), np.where(fills, depth, np.where(high > low, high, low + 1))
+    bounds = [[float(f"{value:.5g}") for value in bound] for bound in bounds]
+    bounds = [[int(value) if value == int(value) else value for value in bound] for bound in bounds]
+    return [bound[0] if len(set(bound)) == 1 else bound for bound in bounds]
 
 
 @contextmanager
