@@ -14,17 +14,8 @@ from simclr_jax.models import make_model
 from simclr_jax.process import UserError, escape, files, reason_of, say, say_once
 
 # Keys of `config.model` that decide which parameters the encoder and the projection head have.
-_ENCODER = (
-    "channels",
-    "encoder",
-    "depth",
-    "width",
-    "sk_ratio",
-    "se_ratio",
-    "stem",
-    "project_first",
-    "bottleneck_width",
-)
+_ENCODER = ("channels", "encoder", "depth", "width", "sk_ratio", "se_ratio", "stem", "project_first")
+_ENCODER += ("bottleneck_width",)
 _HEAD = ("projection_layers", "projection_dim")
 
 

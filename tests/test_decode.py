@@ -104,7 +104,7 @@ def test_a_tag_at_the_end_of_a_large_png_file():
     chunk = contents[place : place + 12 + int.from_bytes(contents[place : place + 4], "big")]
     moved = contents.replace(chunk, b"")
     moved = moved[:-12] + chunk + moved[-12:]
-    assert len(moved) > decode._SEARCHED and moved.index(b"eXIf") > decode._SEARCHED
+    assert len(moved) > decode.SEARCHED and moved.index(b"eXIf") > decode.SEARCHED
     np.testing.assert_array_equal(pixels(moved), noise)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from test_datasets import config, load_folder, names, write_folder, write_image
 
 from simclr_jax.data import datasets, pipeline
+from simclr_jax.data import decode as decoder
 from simclr_jax.data.sources import folder
 from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
@@ -343,3 +344,29 @@ def test_a_tenth_lost_is_an_error(tmp_path):
         (root / name).unlink()
     with pytest.raises(UserError, match="6 of .* images can no longer be read: .*restore them"):
         list(pipeline.eval_batches(source, image_size=4, batch_size=8))
+
+
+def test_whole_files_are_not_decoded_at_the_start_and_damaged_ones_found_later(tmp_path, monkeypatch, capsys):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    write_folder(tmp_path, ["a.png", "b.jpg"])
+    write_image(tmp_path / "clear.png", mode="RGBA")
+    write_image(tmp_path / "deep.jpg", exif=tags, comment=b"x" * 60_000, icc_profile=b"y" * 100_000)
+    write_image(tmp_path / "turned.jpg", exif=tags)
+    contents = (tmp_path / "a.png").read_bytes()
+    place = contents.index(b"IDAT") + 8
+    (tmp_path / "broken.png").write_bytes(contents[:place] + bytes(20) + contents[place + 20 :])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-9])
+    decoded = []
+    read = decoder.read
+    monkeypatch.setattr(
+        decoder, "read", lambda contents, *rest: decoded.append(contents) or read(contents, *rest)
+    )
+    folder.catalogue(str(tmp_path), seed=0)
+    printed = capsys.readouterr().out
+    assert "2 rotated by their tag; 1 transparent, on white" in printed and "1 corrupt: cut.jpg" in printed
+    assert decoded == [(tmp_path / "deep.jpg").read_bytes()]  # its size is told behind what is read
+    source = load_folder(tmp_path, "all")
+    batches = pipeline.eval_batches(source, image_size=4, batch_size=2)
+    assert sum(batch["mask"].sum() for batch in batches) == 5
+    assert "broken.png" in capsys.readouterr().out

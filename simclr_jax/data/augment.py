@@ -18,16 +18,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from simclr_jax.views.recipe import (
-    DEFAULT,
-    DRAWS,
-    LUMA,
-    OPERATIONS,
-    ORDERS,
-    Recipe,
-    blur_radius,
-    num_draws,
-)
+from simclr_jax.views.recipe import DEFAULT, DRAWS, LUMA, OPERATIONS, ORDERS, Recipe, blur_radius
 
 _EVAL_PROPORTION = 0.875  # share of the image's side, as in the official code: 256 -> 224
 _CACHED_PIXELS = 900 * 900  # pixels of a crop up to which its floats stay in the cache and resize faster
@@ -75,7 +66,7 @@ def two_crops(
     """Returns two (crop, draws), from which `distort.distort` makes on the devices what `two_views` returns.
 
     Each crop is [size, size, c] of `dtype`, float16 or float32, in levels from 0 to 255 with bicubic's
-    overshoot; its draws are float32 [num_draws(c)].
+    overshoot; its draws are float32 [Recipe.num_draws(c)].
     """
     pairs = [_crop_and_draws(image, part, size, recipe) for part in _split(seed)]
     levels = [crop if image.dtype == tf.uint8 else 255 * crop for crop, _ in pairs]
@@ -340,7 +331,7 @@ def _blur(planes, kernel_size, sigma):
 
 
 def _crop_and_draws(image, seed, size, recipe):
-    """Returns a view's crop, in the image's own range, and its draws, [num_draws(c)].
+    """Returns a view's crop, in the image's own range, and its draws, [Recipe.num_draws(c)].
 
     The draws are made outside of the compiled program, since XLA uses another generator. To name TensorFlow's
     generator by `alg` would add 45 operations to the graph.
@@ -348,7 +339,9 @@ def _crop_and_draws(image, seed, size, recipe):
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
     flip = tf.random.stateless_uniform([1], flip_seed) if recipe.flip else tf.ones([1])
-    draws = tf.concat([flip, tf.random.stateless_uniform([num_draws(image.shape[-1]) - 1], color_seed)], 0)
+    draws = tf.concat(
+        [flip, tf.random.stateless_uniform([recipe.num_draws(image.shape[-1]) - 1], color_seed)], 0
+    )
     return _random_crop(image, crop_seed, size, recipe.min_area), draws
 
 

@@ -9,6 +9,7 @@ a range.
 import functools
 import importlib.util
 import io
+import re
 import struct
 import threading
 import types
@@ -60,9 +61,10 @@ _EXIF_TAGS = (
 )
 _EXIF = r"Exif\x00\x00"
 _XMP_TAG = "tiff:Orientation"
+_TURNED = [re.compile(pattern.encode(), re.DOTALL) for pattern in (*_EXIF_TAGS, _XMP_TAG)]
 _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Modes of Pillow with more than 8 bits.
-_SEARCHED = 2**17  # Bytes searched at the begin of a JPEG file; half as many at both ends of a PNG file.
+SEARCHED = 2**17  # Bytes searched at the begin of a JPEG file; half as many at both ends of a PNG file.
 
 
 class TooLarge(ValueError):
@@ -105,7 +107,7 @@ def decode_bytes(
         return tf.ensure_shape(decode_any(contents), [None, None, channels])
     # Nearly all files are JPEG without tags. They take one branch only, since a branch costs more than the
     # search for tags; TensorFlow itself refuses those of more than MAX_PIXELS.
-    begin = tf.strings.substr(contents, 0, _SEARCHED)
+    begin = tf.strings.substr(contents, 0, SEARCHED)
     is_simple = _is_jpeg(contents) & ~_holds(begin, [_EXIF, _XMP_TAG])
     if max_pixels != MAX_PIXELS:
         is_simple = tf.constant(False)
@@ -163,7 +165,7 @@ def _is_jpeg(contents):
 
 def _is_plain_jpeg(contents, limit):
     height, width = tf.unstack(tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.int64))
-    begin = tf.strings.substr(contents, 0, _SEARCHED)
+    begin = tf.strings.substr(contents, 0, SEARCHED)
     turned = tf.cond(_holds(begin, [_EXIF]), lambda: _holds(begin, _EXIF_TAGS), lambda: tf.constant(False))
     return (height * width <= limit) & ~turned & ~_holds(begin, [_XMP_TAG])
 
@@ -173,7 +175,7 @@ def _is_plain_png(contents, limit):
     width, height = (tf.reduce_sum(header[at : at + 4] * [2**24, 2**16, 2**8, 1]) for at in (16, 20))
     bits, colour_type = header[24], header[25]
     is_opaque = tf.reduce_any(colour_type == [0, 2, 3])  # greys, colours, palette
-    half = _SEARCHED // 2
+    half = SEARCHED // 2
     begin = tf.strings.substr(contents, 0, half)
     end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - half, 0), half)
     is_tagged = _holds(begin, _NOT_PLAIN_PNG) | _holds(end, _NOT_PLAIN_PNG[1:])
@@ -226,12 +228,48 @@ class Facts(NamedTuple):
         return f"{self.kind}, {bits}, {self.channels} channel{'s' if self.channels > 1 else ''}"
 
 
+PLAIN = Facts("JPEG", 3, "uint8", (False, False, False))
+
+
 def inspect(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> Facts:
     """Returns the facts of a file, which is decoded; see `read`."""
     kind, raw = read(contents, max_pixels, channels)
     with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error where they are too few.
     traits = raw.orientation in range(2, 9), raw.is_transparent, raw.is_animated
     return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits)
+
+
+def inspect_ends(begin: bytes, end: bytes, max_pixels: int) -> Facts | None:
+    """Returns the facts of a JPEG or PNG file by both its ends; None where it may not be whole."""
+    is_jpeg = begin[:3] == b"\xff\xd8\xff" and end[-2:] == b"\xff\xd9"
+    if not is_jpeg and not (begin[:4] == b"\x89PNG" and end[-8:] == b"IEND\xaeB`\x82"):
+        return None
+    if is_jpeg and (size := _jpeg_size(begin)) and not any(tag.search(begin, 0, size[2]) for tag in _TURNED):
+        _check_size(max_pixels, *size[:2])
+        return PLAIN
+    try:
+        with _ignore_pillow_warnings():
+            image = _open(begin, max_pixels)
+    except TooLarge:
+        raise
+    except Exception:  # The header is longer.
+        return None
+    dtype = "uint16" if _is_16_bits(begin) else "uint8"
+    is_transparent = image.has_transparency_data or (dtype == "uint16" and begin[25] in (4, 6))
+    is_animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    traits = _orientation(image) in range(2, 9), is_transparent, is_animated
+    return Facts(image.format, 1 if image.mode in ("1", "L", *_DEEP) else 3, dtype, traits)
+
+
+def _jpeg_size(begin):
+    """Returns width, height and their place in the header of a JPEG file; None if it is longer."""
+    place = 2
+    while place + 9 <= len(begin) and begin[place] == 0xFF:
+        if 0xC0 <= begin[place + 1] <= 0xCF and begin[place + 1] not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", begin[place + 5 : place + 9])
+            return width, height, place
+        place += 2 + int.from_bytes(begin[place + 2 : place + 4], "big")
+    return None
 
 
 def decode_in_python(

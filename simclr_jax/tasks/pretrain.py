@@ -38,9 +38,7 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     train.check_batch_size(config.batch_size, jax.device_count(), config.microbatches)
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
-    config.model.channels, config.augment.dtype = source.channels, source.dtype
-    if view:
-        batches.check_view(view, config.image_size, source.channels)
+    batches.prepare(config, source, view)
     group.check_agreement("train split", datasets.fingerprint(source))
     model = make_model(config.model, _num_probed_classes(source), remat=config.remat)
     judge = Judge(config, model, source, load, partial(batches.views, config, view))

@@ -8,7 +8,7 @@ import numpy as np
 
 from simclr_jax import parallel
 from simclr_jax.process import UserError
-from simclr_jax.views.recipe import make_recipe, num_draws
+from simclr_jax.views.recipe import Recipe, make_recipe
 
 # A function (image, seed) -> view in TensorFlow: [h, w, c], uint8 or for more than 8 bits float32 in [0, 1],
 # int32 [2] -> [size, size, c], uint8 or float32 in [0, 1].
@@ -36,10 +36,18 @@ def views(config, view: View | None, image, seed) -> dict:
     return dict(zip(("view1", "view2"), pair))
 
 
-def check_view(view: View, size: int, channels: int) -> None:
-    """Raises a UserError unless a user's view function returns the right dtype and shape."""
+def prepare(config, source, view: View | None) -> None:
+    """Sets `model.channels` and `augment.dtype` to those of the images.
+
+    Raises:
+      UserError: the user's view function returns another dtype or shape.
+    """
     from simclr_jax.data import tf
 
+    config.model.channels, config.augment.dtype = source.channels, source.dtype
+    if not view:
+        return
+    size, channels = config.image_size, source.channels
     made = view(tf.zeros([size + 8, size, channels], tf.uint8), tf.constant([0, 0]))
     if made.dtype not in (tf.uint8, tf.float32) or made.shape != [size, size, channels]:
         raise UserError(
@@ -65,7 +73,7 @@ def batch_shapes(config, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     dtype = config.augment.crop_dtype if on_device else config.augment.dtype
     shapes = {view: jax.ShapeDtypeStruct(images, dtype) for view in ("view1", "view2")}
     if on_device:
-        draws = jax.ShapeDtypeStruct((rows, num_draws(config.model.channels)), "float32")
+        draws = jax.ShapeDtypeStruct((rows, Recipe.num_draws(config.model.channels)), "float32")
         shapes |= {"draws1": draws, "draws2": draws}
     return shapes | {"label": jax.ShapeDtypeStruct((rows,), "int32")}
 

@@ -22,7 +22,7 @@ def distort(crops: jax.Array, draws: jax.Array, recipe: Recipe) -> jax.Array:
 
     Args:
       crops: float [b, s, s, c], in levels from 0 to 255, with bicubic's overshoot.
-      draws: float32 [b, num_draws(c)], in [0, 1].
+      draws: float32 [b, recipe.num_draws(c)], in [0, 1].
       recipe: how the views are made.
 
     Returns:

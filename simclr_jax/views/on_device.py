@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.views.distort import distort
-from simclr_jax.views.recipe import Recipe, num_draws
+from simclr_jax.views.recipe import Recipe
 
 _ATTEMPTS = 100  # to draw a box, after which it is the whole image, as in the official code
 _LEAST_AREA = 0.1  # `min_object_covered` of the official code
@@ -42,7 +42,7 @@ def two_views(
         box_key, draws_key = jax.random.split(key)
         planes = images[example].reshape(-1, *shape)
         box = draw_box(box_key, *shape, recipe.min_area)
-        return crop(planes, box, size), jax.random.uniform(draws_key, num_draws(len(planes)))
+        return crop(planes, box, size), jax.random.uniform(draws_key, recipe.num_draws(len(planes)))
 
     rows = [jnp.tile(example, 2), jnp.tile(epoch, 2), jnp.repeat(jnp.arange(2), len(example))]
     crops, draws = jax.vmap(crop_and_draws)(*rows)

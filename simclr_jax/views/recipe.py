@@ -90,6 +90,14 @@ class Recipe(NamedTuple):
         defaults = zip(own, (factor, factor, factor, turn))
         return dict(zip(OPERATIONS, (default if value is None else value for value, default in defaults)))
 
+    @staticmethod
+    def num_draws(channels: int) -> int:
+        """Returns the number of a view's draws: where there is no colour, channels have their own ones.
+
+        Behind those of `DRAWS` stand each channel's brightness, then each channel's contrast.
+        """
+        return len(DRAWS) + (0 if channels == 3 else 2 * channels)
+
 
 DEFAULT = Recipe()
 
@@ -97,14 +105,6 @@ DEFAULT = Recipe()
 def make_recipe(augment) -> Recipe:
     """Returns the recipe of `config.augment`; fields that are no keys of it have their defaults."""
     return Recipe(**{name: augment[name] for name in Recipe._fields if name in augment})
-
-
-def num_draws(channels: int) -> int:
-    """Returns the number of a view's draws: where there is no colour, channels have their own ones.
-
-    Behind those of `DRAWS` stand each channel's brightness, then each channel's contrast.
-    """
-    return len(DRAWS) + (0 if channels == 3 else 2 * channels)
 
 
 def blur_radius(size: int) -> int:

@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 import sys
+import time
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -32,6 +33,7 @@ _HELD_OUT = 0.1
 _DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
 _PERCENTILES = (0.1, 99.9)  # Black and white where no depth fits.
 _SAMPLED, _PIXELS = 256, 4096  # Images, and pixels of each, from which the range is told.
+_QUIET = 10  # Seconds between lines on how many files have been looked at.
 _COMMON = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")  # Types that go without saying where they have 8 bits.
 _SPECIAL_FILES = {
     stat.S_IFLNK: "symbolic links",
@@ -343,7 +345,7 @@ def _reason(folder, names, whole):
 
 
 def _inspect(path, files, max_pixels, channels):
-    """Decodes every file once.
+    """Looks at both ends of every file, and decodes those that do not tell enough there.
 
     Returns:
       {name: `decode.Facts`} of images that are no plain photographs; {name: reason} of files that cannot be
@@ -360,11 +362,19 @@ def _inspect(path, files, max_pixels, channels):
         try:
             if files[name] > max_bytes * max(1, (channels or 0) // 4):
                 raise decoder.TooLarge(f"{files[name]:,} bytes")
-            contents = tf.io.read_file(os.fsencode(os.path.join(path, name)))
-            if is_plain(contents):
-                decoder.decode_plain(contents)
-            else:
-                facts[name] = decoder.inspect(contents.numpy(), max_pixels, channels)
+            file = os.path.join(path, name)
+            with (tf.io.gfile.GFile if "://" in path else open)(file, "rb") as stream:
+                begin = stream.read(decoder.SEARCHED)
+                stream.seek(max(0, len(begin) - 64, files[name] - 64))
+                fact = decoder.inspect_ends(begin, stream.read(), max_pixels)
+            if not fact:
+                contents = tf.io.read_file(os.fsencode(file))
+                if is_plain(contents):
+                    decoder.decode_plain(contents)
+                else:
+                    fact = decoder.inspect(contents.numpy(), max_pixels, channels)
+            if fact and fact != decoder.PLAIN:
+                facts[name] = fact
         except PackageMissing as error:
             missing[name] = str(error)
         except decoder.TooLarge as error:
@@ -376,7 +386,11 @@ def _inspect(path, files, max_pixels, channels):
     chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
     # Twice as many threads as cores, since some wait for the disk.
     with _silent_codecs(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
-        list(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks))
+        due = time.monotonic() + _QUIET
+        for done, _ in enumerate(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks)):
+            if time.monotonic() > due:
+                say(f"{escape(path)}: looked at {256 * done:,} of {_images(len(names))}")
+                due += _QUIET
     if missing:
         name, reason = min(missing.items())
         raise UserError(f"{escape(path)}: {_images(len(missing))}, as {escape(name)}: {reason}")
