@@ -124,6 +124,9 @@ def pretrain() -> ConfigDict:
                 "path": placeholder(str),  # folder of images
                 "classes": True,  # whether the folder's sub-folders are classes; False: it has no labels
                 "labels": placeholder(str),  # CSV file of labels of its images; wins over its sub-folders
+                # Keeps images of one group, as a patient, on one side: a level of sub-folders, as 1, or a
+                # column of the CSV file.
+                "group": placeholder(str),
                 "split_seed": placeholder(int),  # decides which images of the folder are held out; None: seed
                 "max_pixels": 178_956_970,  # images of the folder with more are refused, by their header
                 # Values of images of more than 8 bits that become black and white, as (0, 4095), each a

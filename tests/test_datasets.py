@@ -26,6 +26,7 @@ def config(name, **overrides):
         path=None,
         classes=True,
         labels=None,
+        group=None,
         split_seed=None,
         max_pixels=decode.MAX_PIXELS,
         value_range=None,

@@ -16,6 +16,7 @@ from test_datasets import config, load_folder, names, write_folder, write_image
 from simclr_jax.data import datasets, pipeline
 from simclr_jax.data import decode as decoder
 from simclr_jax.data.sources import folder
+from simclr_jax.evaluation import probes
 from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import records
@@ -370,3 +371,33 @@ def test_whole_files_are_not_decoded_at_the_start_and_damaged_ones_found_later(t
     batches = pipeline.eval_batches(source, image_size=4, batch_size=2)
     assert sum(batch["mask"].sum() for batch in batches) == 5
     assert "broken.png" in capsys.readouterr().out
+
+
+def test_groups_stay_on_one_side(tmp_path, capsys):
+    files = [f"{label}/p{patient}/{i}.png" for label in "ab" for patient in range(12) for i in range(2)]
+    path = str(write_folder(tmp_path / "photos", files))
+    for keys in ({"group": "2"}, {"group": "Patient", "labels": str(tmp_path / "labels.csv")}):
+        rows = [f"{name},{name[0]},{name.split('/')[1]}" for name in files]
+        (tmp_path / "labels.csv").write_text("\n".join(["name,label,patient", *rows]))
+        sides = [
+            datasets.load(config("folder", path=path, **keys), split, seed=0) for split in ("train", "eval")
+        ]
+        groups = [set(side.groups) for side in sides]
+        assert groups[0] | groups[1] == {f"p{i}" for i in range(12)} and not groups[0] & groups[1]
+        assert len(sides[1].names) == 4 * len(groups[1]) > 0
+        for learnt, tested in probes.folds(sides[0].labels, sides[0].groups):
+            assert len(tested) and not set(sides[0].groups[learnt]) & set(sides[0].groups[tested])
+    subset = datasets.subset(sides[0], np.arange(3))
+    assert list(subset.groups) == [name.split("/")[1] for name in subset.names]
+
+
+def test_groups_that_cannot_be_are_refused(tmp_path):
+    both = str(write_folder(tmp_path / "both", ["train/p1/1.png", "train/p2/1.png", "val/p1/2.png"]))
+    flat = str(write_folder(tmp_path / "flat", ["p/1.png", "2.png"]))
+    for path, group, message in (
+        (both, "1", "the group p1 has training and held-out images"),
+        (flat, "1", "2.png has no sub-folder of level dataset.group=1"),
+        (flat, "patient", "dataset.group=patient is a column of a CSV file: set --config.dataset.labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            folder.catalogue(path, seed=0, group=group)

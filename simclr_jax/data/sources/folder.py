@@ -63,6 +63,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         max_pixels=config.max_pixels,
         value_range=bounds,
         channels=config.channels,
+        group=config.group,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -97,6 +98,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
+        groups=np.asarray([listed["groups"][name] for name in names], str) if listed["groups"] else None,
         channels=listed["channels"],
         dtype=listed["dtype"],
         lost=lost,
@@ -114,6 +116,7 @@ def catalogue(
     max_pixels=decoder.MAX_PIXELS,
     value_range=None,
     channels=None,
+    group=None,
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -133,6 +136,8 @@ def catalogue(
       whole: prints no notes on splits, since the caller uses all images.
       max_pixels: larger images are refused by their header.
       value_range: values that become black and white in images of more than 8 bits; None: see `_tell_range`.
+      group: a level of sub-folders, below the folder of a split, or a column of `labels`, whose images are on
+        one side; None: each image is by itself.
       channels: of every image, see `decode.decode_bytes`; None: those that the images have, 3 for greys.
 
     Returns:
@@ -173,7 +178,10 @@ def catalogue(
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
-    listed, split_notes, class_notes = _assign(path, good, seed, classes and not labels, strict=not whole)
+    group_of = _groups(where, path, good, group, labels)
+    listed, split_notes, class_notes = _assign(
+        path, good, seed, classes and not labels, strict=not whole, group_of=group_of
+    )
     if labels:
         listed, class_notes = _relabel(listed, labels, path)
 
@@ -190,6 +198,7 @@ def catalogue(
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
     listed |= {
+        "groups": group_of,
         "channels": channels or _tell_channels(where, good, facts),
         "value_range": None,
         "dtype": "uint8",
@@ -233,7 +242,9 @@ def _read(listing, path):
     if not listing.exists():
         return None
     try:
-        listed = {"value_range": None, "channels": 3, "dtype": "uint8", "left": []} | read_json(listing)
+        listed = {"value_range": None, "channels": 3, "dtype": "uint8", "left": [], "groups": {}} | read_json(
+            listing
+        )
         _check_listed(listed)
     except (IsADirectoryError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {reason_of(error)}"
@@ -480,7 +491,29 @@ def _relabel(listed, labels, path):
     return listed | entries | {"classes": classes}, notes
 
 
-def _assign(path, files, seed, with_classes, strict):
+def _groups(where, path, names, group, labels):
+    """Returns {name: group}, empty where there are no groups; an image without a row is a group by itself."""
+    if not group:
+        return {}
+    if not group.isdecimal():
+        if not labels:
+            raise UserError(
+                f"dataset.group={group} is a column of a CSV file: set --config.dataset.labels to it"
+            )
+        return dict(zip(names, names)) | label_files.read_column(labels, group.casefold(), names, path)
+    group_of, splits = {}, (*_TRAIN_FOLDERS, *_EVAL_FOLDERS)
+    for name in names:
+        folders = name.split("/")[:-1]
+        folders = folders[1:] if folders and folders[0].lower() in splits else folders
+        if not 0 < int(group) <= len(folders):
+            raise UserError(
+                f"{where}: {escape(name)} has no sub-folder of level dataset.group={group}: move it into one"
+            )
+        group_of[name] = folders[int(group) - 1]
+    return group_of
+
+
+def _assign(path, files, seed, with_classes, strict, group_of):
     """Gives every file a split and a label.
 
     Returns:
@@ -510,12 +543,18 @@ def _assign(path, files, seed, with_classes, strict):
             )
     else:
         held_out_base = base
-        chosen = _hold_out(training, seed)
+        chosen = _hold_out(training, seed, group_of)
         validation = [name for name in training if name in chosen]
         training = [name for name in training if name not in chosen]
         split_notes = [
             f"splits: about a tenth of {escape(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ beside it"
         ] * bool(train)
+    both = {group_of.get(name) for name in training} & {group_of.get(name) for name in validation} - {None}
+    if both:
+        raise UserError(
+            f"{escape(path)}: the group {escape(min(both))} has training and held-out images: keep it on one "
+            "side"
+        )
     left = sorted(set(files).difference(training, validation))
     if left:
         counts = collections.Counter(name.split("/")[0] if "/" in name else "" for name in left)
@@ -578,17 +617,20 @@ def _note_on_classes(path, files, base, classes, with_classes):
     return ""
 
 
-def _hold_out(files, seed):
+def _hold_out(files, seed, group_of):
     """Returns the names whose hash is in the lowest tenth: an image keeps its split when others come or go.
 
-    At least one of two or more images is held out, and at least one is trained on.
+    At least one of two or more images is held out, and at least one is trained on. Groups stay together, by
+    the hash of their names.
     """
+    groups = {group_of.get(name, name) for name in files}
 
     def rank(name):
         return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
-    in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in files)
-    return set(sorted(files, key=rank)[: max(0, min(max(in_lowest, 1), len(files) - 1))])
+    in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in groups)
+    chosen = set(sorted(groups, key=rank)[: max(0, min(max(in_lowest, 1), len(groups) - 1))])
+    return {name for name in files if group_of.get(name, name) in chosen}
 
 
 def _sub_folders(names):
