@@ -59,7 +59,12 @@ def pretrain():
 
 
 def finetune():
-    config = base.finetune(pretrain())
+    return finetune_from(pretrain())
+
+
+def finetune_from(pretraining):
+    """Makes the config of fine-tuning on a few dozen labels from that of pretraining."""
+    config = base.finetune(pretraining)
     config.batch_size = 32
     config.num_steps = 300
     config.optimizer.learning_rate = 0.01  # 0.06 for these 32; linear scaling would leave a few labels 0.006
