@@ -34,10 +34,12 @@ POSITIVE = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "dataset.max_pixels",
+    "dataset.channels",
     "dataset.num_examples",
     "dataset.num_classes",
     "dataset.shuffle_buffer",
     "augment.min_area",
+    "model.channels",
     "model.depth",
     "model.projection_dim",
     "optimizer.learning_rate",
@@ -56,7 +58,14 @@ RANGES = {
     "dataset.split_seed": (0, 2_000_000_000),
     "augment.min_area": (0, 1),
     "augment.color_jitter_strength": (0, 1.25),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.saturation": (0, 1),
+    "augment.hue": (0, 0.5),
+    "augment.grayscale": (0, 1),
     "augment.solarize": (0, 1),
+    "augment.drop_channel": (0, 1),
+    "augment.noise": (0, 1),
     "model.width": (1 / 32, 64),  # 2 to 4,096 filters in the first block group
     "memory.size": (0, 2**24),
     "memory.decay": (0, 1),
@@ -74,6 +83,7 @@ RANGES = {
 # The words that a key may be.
 CHOICES = {
     "augment.crop_dtype": ("float16", "float32"),
+    "augment.dtype": ("uint8", "float16"),
     "model.stem": ("auto", "cifar", "imagenet"),
     "model.max_pool": ("tensorflow", "torch"),
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -114,10 +124,15 @@ def pretrain() -> ConfigDict:
                 "path": placeholder(str),  # folder of images
                 "classes": True,  # whether the folder's sub-folders are classes; False: it has no labels
                 "labels": placeholder(str),  # CSV file of labels of its images; wins over its sub-folders
+                # Keeps images of one group, as a patient, on one side: a level of sub-folders, as 1, or a
+                # column of the CSV file.
+                "group": placeholder(str),
                 "split_seed": placeholder(int),  # decides which images of the folder are held out; None: seed
                 "max_pixels": 178_956_970,  # images of the folder with more are refused, by their header
-                # Values of 16-bit images that become black and white, as (0, 4095); None: told from all.
+                # Values of images of more than 8 bits that become black and white, as (0, 4095), each a
+                # number or one for each channel; None: told from some of them.
                 "value_range": placeholder(tuple),
+                "channels": placeholder(int),  # takes the first ones of more; None: all, and greys as colours
                 "data_dir": placeholder(str),  # folder of TensorFlow Datasets; gs:// too
                 "train_split": "train",  # split of TensorFlow Datasets to train on
                 "eval_split": "test",  # split of held-out images
@@ -135,9 +150,23 @@ def pretrain() -> ConfigDict:
             "augment": {
                 "min_area": 0.08,  # smallest share of the image that a crop may cover
                 "flip": True,  # mirrors half of the views, from left to right
+                "vertical_flip": False,  # mirrors half of the views from top to bottom, too
+                "rotate": False,  # turns views by 0 to 3 quarters of the circle
                 "color_jitter_strength": 1.0,  # how far colours change; 0.5 for small images in the paper
+                # Where there are other than 3 channels, brightness and contrast change each channel by
+                # itself.
+                "brightness": placeholder(
+                    float
+                ),  # factors are within 1 +- this; None: 0.8 times the strength
+                "contrast": placeholder(float),  # likewise
+                "saturation": placeholder(float),  # likewise
+                "hue": placeholder(float),  # turns by this share of the circle; None: 0.2 times the strength
+                "grayscale": 0.2,  # probability that a view becomes grey
                 "blur": True,  # blurs half of the views
                 "solarize": 0.0,  # probability that a view is solarised (BYOL, arXiv 2006.07733, appendix B)
+                "drop_channel": 0.0,  # probability that a channel of a view becomes black
+                "noise": 0.0,  # largest deviation of the noise of a sensor, Poisson and Gaussian, at white
+                "dtype": "uint8",  # type of views; told from the images: 'float16' of more than 8 bits
                 # Distorts the crops in the train step, on the accelerator: the host needs half of its time.
                 # dataset.on_device does it anyway.
                 "on_device": False,
@@ -145,6 +174,7 @@ def pretrain() -> ConfigDict:
             },
             "model": {
                 "encoder": "resnet",  # name in models.ENCODERS; docs/extending.md adds one of your own
+                "channels": 3,  # of the images, from which it is told
                 "depth": 50,  # layers of the ResNet: 8, 10, 18, 34, 50, 101, 152, 200
                 "width": 1.0,  # multiplies every layer's width
                 "sk_ratio": 0.0,  # selective kernels: 0.0625 in SimCLR v2; 0: none
@@ -268,7 +298,7 @@ def predict(config: ConfigDict) -> ConfigDict:
 def _supervised(config, task, *, learning_rate):
     """Keeps the keys of tasks that train on single images."""
     config = _keep(config, task, *_MODEL, *_TRAINING)
-    for key in set(config.augment) - {"min_area", "flip"}:
+    for key in set(config.augment) - {"min_area", "flip", "vertical_flip", "rotate"}:
         del config.augment[key]
     config.warmup_epochs = 0.0
     config.optimizer = ConfigDict(

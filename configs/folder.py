@@ -3,13 +3,15 @@ r"""SimCLR on a folder of your own images; no labels are needed.
     simclr-jax pretrain PHOTOS --workdir=RUN       # or, as long,
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
-PHOTOS holds JPEG, PNG, WebP, BMP or GIF files, in sub-folders of any depth. They are read as photo programs
-show them: turned by their orientation tag, transparency on white, the first frame of an animation. 16-bit
-images are scaled by one range, which is told from all of them or set with
-`--config.dataset.value_range='(0, 4095)'`. `train/` and `val/` are taken as splits; without them about a
-tenth of the images is held out, by a hash of seed and path. Two or more sub-folders are taken as classes:
-the encoder is trained without them, and its scores are measured with them. `--config.dataset.classes=False`
-takes no classes. At its start a run prints which splits and classes it took, and which files it skipped.
+PHOTOS holds JPEG, PNG, WebP, BMP, GIF, TIFF and other files, in sub-folders of any depth. They are read as
+photo
+programs show them: turned by their orientation tag, transparency on white, the first frame of an animation.
+Images of more than 8 bits are scaled by one range, which is told from some of them or set with
+`--config.dataset.value_range='(0, 4095)'`; docs/images.md describes them, and other numbers of channels.
+`train/` and `val/` are taken as splits; without them about a tenth of the images is held out, by a hash of
+seed and path. Two or more sub-folders are taken as classes: the encoder is trained without them, and its
+scores are measured with them. `--config.dataset.classes=False` takes no classes. At its start a run prints
+which splits and classes it took, and which files it skipped.
 
 With fewer than some ten thousand images start from published weights, as by
 `--config.pretrained=resnet50.safetensors`: docs/published.md tells where to get them. From scratch on a
@@ -58,7 +60,12 @@ def pretrain():
 
 
 def finetune():
-    config = base.finetune(pretrain())
+    return finetune_from(pretrain())
+
+
+def finetune_from(pretraining):
+    """Makes the config of fine-tuning on a few dozen labels from that of pretraining."""
+    config = base.finetune(pretraining)
     config.batch_size = 32
     config.num_steps = 300
     config.optimizer.learning_rate = 0.01  # 0.06 for these 32; linear scaling would leave a few labels 0.006

@@ -26,7 +26,8 @@ def load(path, use_average: bool = False) -> "Encoder":
 class Encoder:
     """A trained network, applied in eval mode on one device.
 
-    `images` of its methods is uint8 or float [n, h, w, c], floats in [0, 1], c 3 or 1, which is grey; or a
+    `images` of its methods is uint8 or float [n, h, w, c], floats in [0, 1], c the network's channels, for 3
+    also 1, which is grey; after training on more than 8 bits, also whole numbers as in those files; or a
     sequence of images of any sizes: such arrays, tensors of PyTorch, paths of files or images of Pillow, see
     `images.to_array`. An image of the training size goes in as it is; others go through the evaluation view,
     see `augment.eval_view`, which needs TensorFlow.
@@ -45,7 +46,7 @@ class Encoder:
         self.variables = jax.device_put(variables)
         self.class_names = tuple(meta.get("class_names", ()))
         self._path, self._size = path, self.config.image_size
-        self._proportion = meta.get("proportion")
+        self._proportion, self._dtype = meta.get("proportion"), meta.get("dtype", "uint8")
         self._temperature = meta.get("calibration_temperature") or 1.0
         self._apply = jax.jit(model.apply)
 
@@ -106,23 +107,26 @@ class Encoder:
         return np.concatenate(outputs)
 
     def _views(self, images: Sequence[np.ndarray], start: int) -> np.ndarray:
-        """The images as inputs of the network, uint8 or float32 [n, size, size, 3]."""
+        """The images as inputs of the network, uint8 or float32 [n, size, size, c]."""
         dataset = self.config.get("dataset", {})
         options = {
             "value_range": self._meta.get("value_range"),
             "max_pixels": dataset.get("max_pixels", None),
+            "channels": self.model.channels,
+            "dtype": self._dtype,
         }
         checked = [to_array(image, f"images[{start + row}]", **options) for row, image in enumerate(images)]
         if not checked:
-            return np.zeros((0, self._size, self._size, 3), np.uint8)
+            return np.zeros((0, self._size, self._size, self.model.channels), np.uint8)
         if any(image.shape[:2] != (self._size, self._size) for image in checked):
-            checked = _resize(checked, self._size, self._proportion)
+            dtype = "uint8" if self._dtype == "uint8" else "float32"
+            checked = _resize(checked, self._size, self._proportion, dtype)
         if len({image.dtype for image in checked}) > 1:
             checked = [image / np.float32(255) if image.dtype == np.uint8 else image for image in checked]
         return np.stack(checked)
 
 
-def _resize(images, size, proportion) -> list[np.ndarray]:
+def _resize(images, size, proportion, dtype) -> list[np.ndarray]:
     """Makes the evaluation views of images; an image of that size stays as it is."""
     try:
         from simclr_jax.data import eager_execution, pipeline
@@ -134,7 +138,9 @@ def _resize(images, size, proportion) -> list[np.ndarray]:
         ) from None
     with eager_execution():
         return [
-            image if image.shape[:2] == (size, size) else next(pipeline.eval_views([image], size, proportion))
+            next(pipeline.eval_views([image], size, proportion, dtype))
+            if image.shape[:2] != (size, size)
+            else image
             for image in images
         ]
 

@@ -14,7 +14,8 @@ from simclr_jax.models import make_model
 from simclr_jax.process import UserError, escape, files, reason_of, say, say_once
 
 # Keys of `config.model` that decide which parameters the encoder and the projection head have.
-_ENCODER = ("encoder", "depth", "width", "sk_ratio", "se_ratio", "stem", "project_first", "bottleneck_width")
+_ENCODER = ("channels", "encoder", "depth", "width", "sk_ratio", "se_ratio", "stem", "project_first")
+_ENCODER += ("bottleneck_width",)
 _HEAD = ("projection_layers", "projection_dim")
 
 
@@ -77,8 +78,12 @@ def inherit_settings(config, given: dict[str, Any]) -> None:
         seed = saved["seed"] if seed is None else seed
         if "dataset.split_seed" not in given and seed != config.seed:
             inherited["dataset.split_seed"] = seed
+        if "dataset.group" not in given and saved["dataset.group"]:
+            inherited["dataset.group"] = saved["dataset.group"]
         if "dataset.value_range" not in given and meta.get("value_range"):
             inherited["dataset.value_range"] = tuple(meta["value_range"])
+    if config.dataset.name == "folder" and "dataset.channels" not in given and saved["model.channels"] != 3:
+        inherited["dataset.channels"] = saved["model.channels"]
     config.update_from_flattened_dict(inherited)
     if inherited:
         settings = ", ".join(f"{key}={value}" for key, value in inherited.items())
@@ -93,7 +98,7 @@ def inherit_settings(config, given: dict[str, Any]) -> None:
 def _model_keys(config, saved, current, given):
     """Returns the keys of the model that have to be those of the checkpoint; raises if a given one is not."""
     if config.task == "distill":
-        return []
+        return ["model.channels"]
     # Any projection head fits a checkpoint that has none.
     architecture = [*_ENCODER, *(_HEAD if saved["model.projection_layers"] else ())]
     architecture = [f"model.{key}" for key in architecture]
@@ -199,15 +204,26 @@ def fingerprint(path, *, use_average: bool) -> dict[str, Any]:
 
 
 def make_meta(config, model, source) -> dict:
-    """Returns the metadata that checkpoints keep beside the train state."""
+    """Returns the metadata that checkpoints keep beside the train state; see `check_channels`."""
+    check_channels(config, source)
     return {
         "config": config.to_dict(),
         "num_classes": model.supervised_head.features if model.supervised_head else 0,
         "class_names": list(source.class_names),
         "value_range": source.value_range,
+        "dtype": source.dtype,
         "order": source.order,
         "source": source_of(config),
     }
+
+
+def check_channels(config, source) -> None:
+    """Raises a UserError where the images have other channels than the model."""
+    if source.channels != config.model.channels:
+        raise UserError(
+            f"{source.name} has {source.channels} channels, the network {config.model.channels}: choose "
+            f"others, or set --config.dataset.channels={config.model.channels}, which takes the first ones"
+        )
 
 
 def source_of(config) -> dict[str, Any] | None:

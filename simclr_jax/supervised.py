@@ -180,7 +180,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     from simclr_jax.data import datasets
 
     results = []
-    for number, (learnt, tested) in enumerate(probes.folds(source.labels)):
+    for number, (learnt, tested) in enumerate(probes.folds(source.labels, source.groups)):
         folder = workdir / f"fold{number}"
         report.say(f"fold {number + 1} of the cross-validation: {folder}")
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))

@@ -168,7 +168,7 @@ def test_help_with_a_config_tells_every_key_its_value_and_meaning(parse, capsys,
         "labels_per_class=5 None: all labels",
         "model.sk_ratio=0.0 selective kernels: 0.0625 in SimCLR v2",
         "optimizer.name=sgd with Nesterov momentum",
-        "dataset.value_range=None Values of 16-bit images that become black and white",
+        "dataset.value_range=None Values of images of more than 8 bits that become black and white",
     ):
         assert expected in out
     for task in ("pretrain", "distill"):

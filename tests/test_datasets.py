@@ -26,9 +26,11 @@ def config(name, **overrides):
         path=None,
         classes=True,
         labels=None,
+        group=None,
         split_seed=None,
         max_pixels=decode.MAX_PIXELS,
         value_range=None,
+        channels=None,
         data_dir=None,
         train_split="train",
         eval_split="test",
@@ -668,10 +670,10 @@ class TestFolder:
         [
             ([], "found no .jpg .* files, and no others; set --config.dataset.path to a folder"),
             (
-                ["a.tif", "b.TIF", "c.txt"],
-                "found no .* only 2 .tif, 1 .txt; convert other image types to PNG",
+                ["a.psd", "b.PSD", "c.txt"],
+                "found no .* only 2 .psd, 1 .txt; convert other image types to PNG",
             ),
-            (["bad.jpg"], r"none of 1 images can be decoded: bad.jpg \(no JPEG, PNG, WEBP, BMP, GIF file"),
+            (["bad.jpg"], r"none of 1 images can be decoded: bad.jpg \(no JPEG, PNG, .*, DICOM file"),
         ],
     )
     def test_no_images(self, tmp_path, files, message):

@@ -104,7 +104,7 @@ def test_a_tag_at_the_end_of_a_large_png_file():
     chunk = contents[place : place + 12 + int.from_bytes(contents[place : place + 4], "big")]
     moved = contents.replace(chunk, b"")
     moved = moved[:-12] + chunk + moved[-12:]
-    assert len(moved) > decode._SEARCHED and moved.index(b"eXIf") > decode._SEARCHED
+    assert len(moved) > decode.SEARCHED and moved.index(b"eXIf") > decode.SEARCHED
     np.testing.assert_array_equal(pixels(moved), noise)
 
 
@@ -197,7 +197,7 @@ def test_bombs_are_not_opened():
     canvas[24:30] = b"\xff\xff\x00" * 2
     for contents in (tall, canvas):
         with pytest.raises(decode.TooLarge, match="65535 x 65535|65536 x 65536"):
-            decode.decode_with_pillow(bytes(contents))
+            decode.decode_in_python(bytes(contents))
 
 
 def mutants(count):
@@ -289,20 +289,15 @@ class Toy(ImageFile.ImageFile):
         self.tile = [ImageFile._Tile("raw", (0, 0, width, height), 5, ("L", 0, 1))]
 
 
-def write_tiff(path, number):
-    pixels = np.full((4, 6, 3), number, np.uint8)
-    Image.fromarray(pixels).save(path, "TIFF", compression="tiff_deflate")
-
-
 def write_toy(path, number):
     path.write_bytes(b"TOY" + bytes([6, 4]) + bytes([number]) * 24)
 
 
-@pytest.mark.parametrize("suffix, plugin, write", [(".tif", "TIFF", write_tiff), (".toy", "TOY", write_toy)])
-def test_another_image_type_is_one_entry(tmp_path, monkeypatch, suffix, plugin, write):
+def test_another_image_type_is_one_entry(tmp_path, monkeypatch):
+    suffix, plugin = ".toy", "TOY"
     monkeypatch.setitem(Image.OPEN, "TOY", (Toy, lambda prefix: prefix.startswith(b"TOY")))
     for number in range(8):
-        write(tmp_path / f"{number}{suffix}", number)
+        write_toy(tmp_path / f"{number}{suffix}", number)
     with pytest.raises(UserError, match=f"only 8 {suffix}"):
         folder.catalogue(tmp_path, seed=0)
     monkeypatch.setitem(IMAGE_TYPES, suffix, plugin)
@@ -319,7 +314,7 @@ def test_another_image_type_is_one_entry(tmp_path, monkeypatch, suffix, plugin, 
     (batch,) = pipeline.eval_batches(source, image_size=4, batch_size=9, transform=view)
     for number in range(8):
         np.testing.assert_array_equal(batch["image"][number], np.full((4, 6, 3), number))
-    with pytest.raises(tf.errors.OpError, match=f"no JPEG, PNG, WEBP, BMP, GIF, {plugin} file"):
+    with pytest.raises(tf.errors.OpError, match=f"no JPEG, PNG, .*, {plugin} file"):
         pixels(b"what nobody knows")
     contents = (tmp_path / f"1{suffix}").read_bytes()
     with pytest.raises(tf.errors.OpError, match="6 x 4 pixels"):
@@ -353,7 +348,7 @@ def test_warnings_of_pillow_stay_away_from_our_threads_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
-            assert decode.decode_with_pillow(contents).shape[-1] == 3
+            assert decode.decode_in_python(contents).shape[-1] == 3
 
 
 def test_pillow_keeps_the_limit_and_the_warnings_of_the_program():
@@ -371,7 +366,7 @@ def test_pillow_keeps_the_limit_and_the_warnings_of_the_program():
             Image.new("RGB", (30, 20), "red").save(file, kind)
             files.append(file.getvalue())
         with ThreadPoolExecutor(4) as pool:
-            shapes = list(pool.map(lambda one: decode.decode_with_pillow(one).shape, files * 50))
+            shapes = list(pool.map(lambda one: decode.decode_in_python(one).shape, files * 50))
         assert set(shapes) == {(20, 30, 3)}
         assert all(decode.decode_bytes(one).shape == (20, 30, 3) for one in files)
         assert Image.MAX_IMAGE_PIXELS == 100
@@ -395,5 +390,5 @@ def test_images_outside_a_graph_are_traced_once():
         contents = io.BytesIO()
         Image.new("RGB", (size, size)).save(contents, "PNG")
         assert decode.decode_bytes(contents.getvalue(), **options).shape == (size, size, 3)
-    traced = decode._make_decode_any(decode.FULL_RANGE, options["max_pixels"])
+    traced = decode._make_decode_any(None, options["max_pixels"], 3, "uint8")
     assert traced.experimental_get_tracing_count() == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import log_of, run_task, tiny_config
 
-from simclr_jax.data import datasets
+from simclr_jax.data import augment, datasets
 from simclr_jax.views import batches, distort, recipe
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
@@ -108,3 +108,83 @@ def test_a_run_goes_on_either_way(tmp_path):
         losses = {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line}
         assert list(losses) == list(straight)
         np.testing.assert_allclose(list(losses.values()), list(straight.values()), rtol=1e-4)
+
+
+ALL = {
+    "vertical_flip": True,
+    "rotate": True,
+    "brightness": 0.5,
+    "contrast": 0.3,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "grayscale": 0.5,
+    "drop_channel": 0.5,
+    "solarize": 0.2,
+}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_any_channels_are_distorted_as_on_the_host(channels, dtype):
+    rng = np.random.default_rng(0)
+    followed = recipe.DEFAULT._replace(dtype=dtype, **ALL)
+    for seed in range(6):
+        image = rng.integers(0, 256, (20, 24, channels), np.uint8)
+        image = image if dtype == "uint8" else image / np.float32(255)
+        made = augment.two_views(
+            image, [seed, 1], 16, followed, dtype="uint8" if dtype == "uint8" else "float32"
+        )
+        pairs = augment.two_crops(image, [seed, 1], 16, followed, dtype="float32")
+        for view, (crop, draws) in zip(made, pairs):
+            assert draws.shape == (recipe.Recipe.num_draws(channels),)
+            there = distort.distort(jnp.asarray(crop)[None], jnp.asarray(draws)[None], followed)
+            assert there.dtype == dtype and there.shape == (1, 16, 16, channels)
+            apart = np.abs(np.asarray(there[0], np.float32) - np.asarray(view, np.float32))
+            assert np.quantile(apart, 0.99) <= (1 if dtype == "uint8" else 1e-3)
+
+
+def test_channels_get_their_own_colour_and_one_of_them_may_be_dropped():
+    crops, still = (
+        jnp.full((400, 4, 4, 4), 100.0),
+        {"color_jitter_strength": 0.0, "blur": False, "flip": False},
+    )
+    draws = jax.random.uniform(jax.random.key(0), (400, recipe.Recipe.num_draws(4)))
+    views = distort.distort(
+        crops, draws, recipe.DEFAULT._replace(**still | {"brightness": 0.5, "jitter_probability": 1})
+    )
+    values = np.asarray(views[:, 0, 0], float)
+    assert (
+        np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.2
+        and 49 <= values.min() < 60 < 140 < values.max() <= 150
+    )
+    dropped = np.asarray(
+        distort.distort(crops, draws, recipe.DEFAULT._replace(drop_channel=0.4, **still)) == 0
+    )
+    assert (dropped.all((1, 2)).sum(1) <= 1).all() and 0.3 < dropped.all((1, 2)).any(1).mean() < 0.5
+    assert (dropped[:, 0, 0].mean(0) > 0.05).all()
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_noise_is_a_sensors(where):
+    """Its variance rises with the value, from a tenth of that of white."""
+    followed = recipe.Recipe(noise=0.1, blur=False, jitter_probability=0.0, grayscale=0.0, dtype="float16")
+    draws = np.full((1, recipe.Recipe.num_draws(2)), 0.999, np.float32)
+    for value in (0.4, 0.8):
+        crops = jnp.full((1, 96, 96, 2), value * 255)
+        if where == "device":
+            view = distort.distort(crops, jnp.asarray(draws), followed)[0]
+        else:
+            view = augment._distort(np.asarray(crops[0]) / 255, 1.0, draws[0], followed, "float32")
+        assert np.mean(view) == pytest.approx(value, abs=0.01)
+        assert np.std(view) == pytest.approx(0.0999 * np.sqrt(0.9 * value + 0.1), rel=0.05)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_quarter_turns_are_exact(turns):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.float32)
+    draw = np.float32((turns + 0.5) / 4)
+    planes = augment._rotate(np.moveaxis(image, -1, 0), draw)
+    np.testing.assert_array_equal(np.moveaxis(planes, 0, -1), np.rot90(image, turns))
+    still = recipe.Recipe(rotate=True, blur=False, flip_probability=0, jitter_probability=0, grayscale=0)
+    turned = distort.distort(image[None], jnp.full((1, len(recipe.DRAWS)), draw), still)
+    np.testing.assert_array_equal(turned[0], np.rot90(image, turns))

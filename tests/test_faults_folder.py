@@ -14,7 +14,9 @@ from PIL import Image
 from test_datasets import config, load_folder, names, write_folder, write_image
 
 from simclr_jax.data import datasets, pipeline
+from simclr_jax.data import decode as decoder
 from simclr_jax.data.sources import folder
+from simclr_jax.evaluation import probes
 from simclr_jax.process import console
 from simclr_jax.process.errors import UserError
 from simclr_jax.workdir import records
@@ -221,10 +223,13 @@ def test_16_bits_get_one_range_that_the_list_keeps(tmp_path, capsys):
         (root / f"{number}.png").write_bytes(tf.io.encode_png(values).numpy())
     sources = [load_folder(root, workdir=tmp_path) for _ in range(2)]
     assert [source.value_range for source in sources] == [(0, 4095)] * 2
-    assert "6 with 16 bits, 0 to 4095" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 PNG, 16 bits, 1 channel; black is 0, white 4095 (--config.dataset.value_range)" in said
+    assert {source.dtype for source in sources} == {"float16"}
     keys = config("folder", path=str(root), value_range=(0, 65535))
     dark = datasets.load(keys, "train", seed=0)
-    assert dark.decode(dark.records[1]).numpy().max() < 20 < sources[1].decode(dark.records[1]).numpy().max()
+    brightest = [source.decode(dark.records[1]).numpy().max() for source in (dark, sources[1])]
+    assert brightest[0] < 0.07 and brightest[1] > 0.9
 
 
 def test_what_was_taken_how_is_told(tmp_path, capsys):
@@ -234,9 +239,11 @@ def test_what_was_taken_how_is_told(tmp_path, capsys):
     write_image(tmp_path / "turned.jpg", exif=tags)
     write_image(tmp_path / "clear.png", mode="RGBA")
     write_image(tmp_path / "scan.tif")
+    (tmp_path / "scan.xcf").touch()
     folder.catalogue(str(tmp_path), seed=0)
     printed = capsys.readouterr().out
-    assert "1 rotated by their tag; 1 transparent, on white" in printed and "ignored 1 .tif" in printed
+    assert "1 TIFF, 8 bits, 3 channels; 1 rotated by their tag; 1 transparent, on white" in printed
+    assert "ignored 1 .xcf" in printed
 
 
 LAYOUTS = {
@@ -338,3 +345,59 @@ def test_a_tenth_lost_is_an_error(tmp_path):
         (root / name).unlink()
     with pytest.raises(UserError, match="6 of .* images can no longer be read: .*restore them"):
         list(pipeline.eval_batches(source, image_size=4, batch_size=8))
+
+
+def test_whole_files_are_not_decoded_at_the_start_and_damaged_ones_found_later(tmp_path, monkeypatch, capsys):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    write_folder(tmp_path, ["a.png", "b.jpg"])
+    write_image(tmp_path / "clear.png", mode="RGBA")
+    write_image(tmp_path / "deep.jpg", exif=tags, comment=b"x" * 60_000, icc_profile=b"y" * 100_000)
+    write_image(tmp_path / "turned.jpg", exif=tags)
+    contents = (tmp_path / "a.png").read_bytes()
+    place = contents.index(b"IDAT") + 8
+    (tmp_path / "broken.png").write_bytes(contents[:place] + bytes(20) + contents[place + 20 :])
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-9])
+    decoded = []
+    read = decoder.read
+    monkeypatch.setattr(
+        decoder, "read", lambda contents, *rest: decoded.append(contents) or read(contents, *rest)
+    )
+    folder.catalogue(str(tmp_path), seed=0)
+    printed = capsys.readouterr().out
+    assert "2 rotated by their tag; 1 transparent, on white" in printed and "1 corrupt: cut.jpg" in printed
+    assert decoded == [(tmp_path / "deep.jpg").read_bytes()]  # its size is told behind what is read
+    source = load_folder(tmp_path, "all")
+    batches = pipeline.eval_batches(source, image_size=4, batch_size=2)
+    assert sum(batch["mask"].sum() for batch in batches) == 5
+    assert "broken.png" in capsys.readouterr().out
+
+
+def test_groups_stay_on_one_side(tmp_path, capsys):
+    files = [f"{label}/p{patient}/{i}.png" for label in "ab" for patient in range(12) for i in range(2)]
+    path = str(write_folder(tmp_path / "photos", files))
+    for keys in ({"group": "2"}, {"group": "Patient", "labels": str(tmp_path / "labels.csv")}):
+        rows = [f"{name},{name[0]},{name.split('/')[1]}" for name in files]
+        (tmp_path / "labels.csv").write_text("\n".join(["name,label,patient", *rows]))
+        sides = [
+            datasets.load(config("folder", path=path, **keys), split, seed=0) for split in ("train", "eval")
+        ]
+        groups = [set(side.groups) for side in sides]
+        assert groups[0] | groups[1] == {f"p{i}" for i in range(12)} and not groups[0] & groups[1]
+        assert len(sides[1].names) == 4 * len(groups[1]) > 0
+        for learnt, tested in probes.folds(sides[0].labels, sides[0].groups):
+            assert len(tested) and not set(sides[0].groups[learnt]) & set(sides[0].groups[tested])
+    subset = datasets.subset(sides[0], np.arange(3))
+    assert list(subset.groups) == [name.split("/")[1] for name in subset.names]
+
+
+def test_groups_that_cannot_be_are_refused(tmp_path):
+    both = str(write_folder(tmp_path / "both", ["train/p1/1.png", "train/p2/1.png", "val/p1/2.png"]))
+    flat = str(write_folder(tmp_path / "flat", ["p/1.png", "2.png"]))
+    for path, group, message in (
+        (both, "1", "the group p1 has training and held-out images"),
+        (flat, "1", "2.png has no sub-folder of level dataset.group=1"),
+        (flat, "patient", "dataset.group=patient is a column of a CSV file: set --config.dataset.labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            folder.catalogue(path, seed=0, group=group)

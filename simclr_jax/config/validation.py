@@ -18,7 +18,7 @@ PLACES = ("pretrained", "dataset.path", "dataset.data_dir", "dataset.labels")
 
 # Keys of `config.dataset` that a dataset does not read: to set one is an error.
 _SPLIT_KEYS = ("train_split", "eval_split", "probe_split", "validation_split")
-_FOLDER_KEYS = ("path", "classes", "labels", "split_seed", "max_pixels", "value_range")
+_FOLDER_KEYS = ("path", "classes", "labels", "group", "split_seed", "max_pixels", "value_range", "channels")
 _UNREAD_KEYS = {"digits": (*_FOLDER_KEYS, "num_classes", *_SPLIT_KEYS), "folder": _SPLIT_KEYS}
 _UNREAD_KEYS["arrays"] = _UNREAD_KEYS["digits"][1:]  # their path holds a digest
 _HARMLESS_KEYS = ("data_dir", "in_memory", "shuffle_buffer")  # unread as well, where it does no harm
@@ -148,7 +148,8 @@ def _check_value(key, value, default, kind):
     example = f"--config.{key}={example if default is None else default}"
     is_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if kind is tuple and is_kind:
-        is_kind = all(isinstance(part, int | float) and math.isfinite(part) for part in value)
+        parts = [part for each in value for part in (each if isinstance(each, list | tuple) else (each,))]
+        is_kind = all(isinstance(part, int | float) and math.isfinite(part) for part in parts)
     if not is_kind or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{key}={value!r}: expected {name}, as in {example}")
     if key in PLACES:

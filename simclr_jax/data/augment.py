@@ -1,6 +1,8 @@
 """Data augmentation of SimCLR (arXiv 2002.05709, appendix A) as pure functions for `tf.data`.
 
-Images are [h, w, 3], float32 in [0, 1] or uint8; results are float32. A seed is an int32 [2] and decides
+Images are [h, w, c], float32 in [0, 1] or uint8; results are float32. Where c is not 3 there is no colour:
+brightness and contrast change each channel by itself, hue and saturation nothing, and no view becomes grey. A
+seed is an int32 [2] and decides
 every random draw: the same seed gives the same pixels in any process and at any parallelism. Derive it from
 (experiment seed, epoch, example index).
 
@@ -42,7 +44,7 @@ def simclr_view(
     """Returns one random view for pretraining (appendix A).
 
     Args:
-      image: [h, w, 3], float32 in [0, 1] or uint8 (faster).
+      image: [h, w, c], float32 in [0, 1] or uint8 (faster).
       seed: int32 [2].
       size: side of the view in pixels.
       recipe: how the view is made.
@@ -50,7 +52,7 @@ def simclr_view(
       settings: fields of the recipe that replace its own, as in `color_jitter_strength=0.5, blur=False`.
 
     Returns:
-      [size, size, 3], float32 in [0, 1] or uint8.
+      [size, size, c], float32 in [0, 1] or uint8.
     """
     recipe = recipe._replace(**settings)
     _check_strength(recipe.color_jitter_strength)
@@ -63,8 +65,8 @@ def two_crops(
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Returns two (crop, draws), from which `distort.distort` makes on the devices what `two_views` returns.
 
-    Each crop is [size, size, 3] of `dtype`, float16 or float32, in levels from 0 to 255 with bicubic's
-    overshoot; its draws are float32 [len(DRAWS)].
+    Each crop is [size, size, c] of `dtype`, float16 or float32, in levels from 0 to 255 with bicubic's
+    overshoot; its draws are float32 [Recipe.num_draws(c)].
     """
     pairs = [_crop_and_draws(image, part, size, recipe) for part in _split(seed)]
     levels = [crop if image.dtype == tf.uint8 else 255 * crop for crop, _ in pairs]
@@ -74,15 +76,22 @@ def two_crops(
 def crop_and_flip(image: tf.Tensor, seed: tf.Tensor, size: int, recipe: Recipe = DEFAULT) -> tf.Tensor:
     """Returns the training view of fine-tuning, linear evaluation and distillation.
 
-    It is [size, size, 3], float32 in [0, 1].
+    It is [size, size, c], float32 in [0, 1].
     """
     crop_seed, flip_seed = _split(seed)
     crop = random_resized_crop(image, crop_seed, size, min_area=recipe.min_area)
-    return _clip(tf.image.stateless_random_flip_left_right(crop, flip_seed) if recipe.flip else crop)
+    if recipe.flip:
+        crop = tf.image.stateless_random_flip_left_right(crop, flip_seed)
+    vertical_seed, turn_seed = _split(flip_seed)
+    if recipe.vertical_flip:
+        crop = tf.image.stateless_random_flip_up_down(crop, vertical_seed)
+    if recipe.rotate:
+        crop = tf.image.rot90(crop, tf.random.stateless_uniform([], turn_seed, 0, 4, tf.int32))
+    return _clip(crop)
 
 
 def eval_view(image: tf.Tensor, size: int, *, proportion: float | None = None) -> tf.Tensor:
-    """Returns the deterministic view for evaluation, [size, size, 3], float32 in [0, 1].
+    """Returns the deterministic view for evaluation, [size, size, c], float32 in [0, 1].
 
     It shows the centre square, `proportion` of the shorter side: by default 0.875 above 32 pixels, as in the
     official code, and all of smaller images. A square image that already has the size comes back as it is.
@@ -116,7 +125,7 @@ def _random_crop(image, seed, size, min_area):
         area_range=(min_area, 1.0),
         max_attempts=100,
     )
-    return _resize(tf.slice(image, begin, extent), (height, width))
+    return _resize(_cut(image, begin, extent), (height, width))
 
 
 def center_crop(
@@ -133,7 +142,7 @@ def center_crop(
     largest = tf.stack([tf.minimum(h, w * height / width), tf.minimum(w, h * width / height)])
     extent = tf.cast(tf.math.rint(proportion * largest), tf.int32)
     begin = (image_size - extent + 1) // 2
-    crop = tf.slice(image, tf.concat([begin, [0]], 0), tf.concat([extent, [3]], 0))
+    crop = _cut(image, tf.concat([begin, [0]], 0), tf.concat([extent, [-1]], 0))
     return _resize(crop, (height, width)) * _scale_to_unit(image)
 
 
@@ -185,12 +194,25 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
 
 @tf.function(jit_compile=True)
 def _distort(crop, unit, draws, recipe, dtype):
-    """Mirrors, colours and blurs a crop [h, w, 3] times `unit`; compiled once for each shape and recipe."""
+    """Mirrors, colours and blurs a crop [h, w, c] times `unit`; compiled once for each shape and recipe."""
     draw = dict(zip(DRAWS, tf.unstack(draws)))
+    channels = crop.shape[-1]
+    if channels != 3:
+        own = draws[len(DRAWS) :, None, None]
+        draw |= {"brightness": own[:channels], "contrast": own[channels:]}
     x = _to_planes(crop)
     x = tf.cond(draw["flip"] < recipe.flip_probability, lambda: x[..., ::-1] * unit, lambda: x * unit)
+    if recipe.vertical_flip:
+        x = tf.cond(draw["vertical_flip"] < recipe.flip_probability, lambda: x[:, ::-1], lambda: x)
+    if recipe.rotate:
+        x = _rotate(x, draw["rotate"])
     x = tf.cond(draw["jitter"] < recipe.jitter_probability, lambda: _jitter(x, draw, recipe), lambda: x)
-    x = _clip(tf.cond(draw["grayscale"] < recipe.grayscale_probability, lambda: _grayscale(x), lambda: x))
+    if channels == 3:
+        x = tf.cond(draw["grayscale"] < recipe.grayscale, lambda: _grayscale(x), lambda: x)
+    x = _clip(x)
+    if recipe.drop_channel:
+        dropped = tf.cast(draw["drop"] / recipe.drop_channel * channels, tf.int32)
+        x = tf.where(tf.range(channels)[:, None, None] == dropped, 0.0, x)
     if recipe.blur:
         low, high = recipe.blur_sigma
         sigma, kernel_size = low + (high - low) * draw["sigma"], 2 * blur_radius(crop.shape[0]) + 1
@@ -198,6 +220,8 @@ def _distort(crop, unit, draws, recipe, dtype):
         x = _clip(x)
     if recipe.solarize:
         x = tf.cond(draw["solarize"] < recipe.solarize, lambda: _solarize(x), lambda: x)
+    if recipe.noise:
+        x = _noise(x, draw["noise"], recipe)
     x = _to_image(x)
     return tf.cast(tf.round(x * 255), tf.uint8) if dtype == "uint8" else x
 
@@ -206,23 +230,40 @@ def _jitter(planes, draw, recipe):
     # XLA would take an index in brackets for a constant and compile anew for every image: hence `gather`.
     # A loop makes a smaller program than four switches in a row.
     order = tf.gather(ORDERS, tf.cast(draw["order"] * len(ORDERS), tf.int32))
-    strength = recipe.color_jitter_strength
-
     # Inside the loop they would be computed four times.
-    factors = {name: 1 + recipe.factor_range * strength * (2 * draw[name] - 1) for name in OPERATIONS[:3]}
-    turn = recipe.hue_range * strength * (2 * draw["hue"] - 1)
+    changes = {name: recipe.ranges[name] * (2 * draw[name] - 1) for name in OPERATIONS}
+    factors = {name: 1 + changes[name] for name in OPERATIONS[:3]}
+    is_colour = planes.shape[0] == 3
 
     def adjust(i, x):
         branches = {
             "brightness": lambda: _brightness(x, factors["brightness"]),
             "contrast": lambda: _contrast(x, factors["contrast"]),
-            "saturation": lambda: _saturation(x, factors["saturation"]),
-            "hue": lambda: _hue(x, turn),
+            "saturation": lambda: _saturation(x, factors["saturation"]) if is_colour else x,
+            "hue": lambda: _hue(x, changes["hue"]) if is_colour else x,
         }
         operation = tf.gather(order, i)
         return i + 1, _clip(tf.switch_case(operation, [branches[name] for name in OPERATIONS]))
 
     return tf.while_loop(lambda i, x: i < 4, adjust, (0, planes), maximum_iterations=4)[1]
+
+
+def _rotate(planes, draw):
+    """Turns square planes by quarters of the circle."""
+    turned = tf.transpose(planes, [0, 2, 1])
+    branches = [
+        lambda: planes,
+        lambda: turned[:, ::-1],
+        lambda: planes[:, ::-1, ::-1],
+        lambda: turned[..., ::-1],
+    ]
+    return tf.switch_case(tf.cast(4 * draw, tf.int32), branches)
+
+
+def _noise(planes, draw, recipe):
+    normal = tf.random.stateless_normal(planes.shape, tf.stack([tf.bitcast(draw, tf.int32), 0]), alg="philox")
+    variance = planes * (1 - recipe.read_noise) + recipe.read_noise
+    return _clip(planes + recipe.noise * draw * tf.sqrt(variance) * normal)
 
 
 def _brightness(planes, factor):
@@ -290,7 +331,7 @@ def _blur(planes, kernel_size, sigma):
 
 
 def _crop_and_draws(image, seed, size, recipe):
-    """Returns a view's crop, in the image's own range, and its draws, [len(DRAWS)].
+    """Returns a view's crop, in the image's own range, and its draws, [Recipe.num_draws(c)].
 
     The draws are made outside of the compiled program, since XLA uses another generator. To name TensorFlow's
     generator by `alg` would add 45 operations to the graph.
@@ -298,8 +339,14 @@ def _crop_and_draws(image, seed, size, recipe):
     crop_seed, color_seed = _split(seed)
     crop_seed, flip_seed = _split(crop_seed)
     flip = tf.random.stateless_uniform([1], flip_seed) if recipe.flip else tf.ones([1])
-    draws = tf.concat([flip, tf.random.stateless_uniform([len(DRAWS) - 1], color_seed)], 0)
+    draws = tf.concat(
+        [flip, tf.random.stateless_uniform([recipe.num_draws(image.shape[-1]) - 1], color_seed)], 0
+    )
     return _random_crop(image, crop_seed, size, recipe.min_area), draws
+
+
+def _cut(image, begin, extent):
+    return tf.ensure_shape(tf.slice(image, begin, extent), [None, None, image.shape[-1]])
 
 
 def _resize(crop, size):
@@ -311,7 +358,7 @@ def _resize(crop, size):
         resized = tf.cond(small, lambda: resize(tf.cast(crop, tf.float32)), lambda: resize(crop))
     else:
         resized = resize(crop)
-    return tf.ensure_shape(resized, [*size, 3])
+    return tf.ensure_shape(resized, [*size, crop.shape[-1]])
 
 
 def _scale_to_unit(image):

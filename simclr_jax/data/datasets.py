@@ -10,6 +10,7 @@ from simclr_jax.data.source import (  # noqa: F401
     fingerprint,
     labelled,
     lost_rows,
+    readable_groups,
     sample,
     span,
     subset,

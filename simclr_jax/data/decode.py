@@ -1,24 +1,31 @@
 """Decodes image files to the pixels that photo programs show; contents tell the type of a file, not its name.
 
-TensorFlow decodes plain JPEG and PNG files inside the graph, see `is_plain`. Pillow decodes all others: it
-turns an image by its orientation tag, lays transparency on white, takes the first frame of an animation and
-scales 16 bits by a range.
+TensorFlow decodes plain JPEG and PNG files inside the graph, see `is_plain`. Pillow decodes other
+photographs, and `data.readers` what has more bits or channels. An image is turned by its orientation tag,
+transparency laid on white, the first frame of an animation taken, and what has more than 8 bits is scaled by
+a range.
 """
 
 import functools
+import importlib.util
 import io
+import re
 import struct
 import threading
 import types
 import warnings
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-# Image types: the suffix of a file, and the name of the Pillow plugin that opens such files. Another type is
-# one more entry, as IMAGE_TYPES[".tif"] = "TIFF".
+from simclr_jax.data.readers import READERS, Raw
+from simclr_jax.views.recipe import LUMA
+
+# Image types: the suffix of a file, and the name of what reads such files: one of `readers.READERS`, or a
+# plugin of Pillow. Another type is one more entry, as IMAGE_TYPES[".ico"] = "ICO".
 IMAGE_TYPES = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -28,21 +35,24 @@ IMAGE_TYPES = {
     ".webp": "WEBP",
     ".bmp": "BMP",
     ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".avif": "AVIF",
+    ".pbm": "PPM",
+    ".pgm": "PPM",
+    ".ppm": "PPM",
+    ".pnm": "PPM",
+    ".npy": "NPY",
+    ".dcm": "DICOM",
 }
 # Traits that change how an image is displayed, in the words of the notes on a folder.
-TRAITS = ("rotated by their tag", "transparent, on white", "animations, first frame", "with 16 bits")
+TRAITS = ("rotated by their tag", "transparent, on white", "animations, first frame")
 MAX_PIXELS = 178_956_970  # The limit of Pillow and TensorFlow: 2**29 bytes of pixels.
-FULL_RANGE = (0, 65535)  # Values of 16 bits.
+# The values that become black and white where no range is given, by the type of the pixels.
+FULL_RANGE = {np.dtype(np.uint8): (0, 255), np.dtype(np.uint16): (0, 65535), np.dtype(np.float32): (0, 1)}
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Exif's orientation tag in either byte order, with another value than 1, and the tag of XMP. Literals are
 # searched one after the other: a regular expression with alternatives takes ten times as long.
 _EXIF_TAGS = (
@@ -51,8 +61,10 @@ _EXIF_TAGS = (
 )
 _EXIF = r"Exif\x00\x00"
 _XMP_TAG = "tiff:Orientation"
+_TURNED = [re.compile(pattern.encode(), re.DOTALL) for pattern in (*_EXIF_TAGS, _XMP_TAG)]
 _NOT_PLAIN_PNG = ("tRNS", "eXIf", "Raw profile type", "XML:com.adobe.xmp")
-_SEARCHED = 2**17  # Bytes searched at the begin of a JPEG file; half as many at both ends of a PNG file.
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Modes of Pillow with more than 8 bits.
+SEARCHED = 2**17  # Bytes searched at the begin of a JPEG file; half as many at both ends of a PNG file.
 
 
 class TooLarge(ValueError):
@@ -60,30 +72,42 @@ class TooLarge(ValueError):
 
 
 def decode(path: tf.Tensor, **options) -> tf.Tensor:
-    """Decodes a file, path string [] -> uint8 [h, w, 3]; `options` are those of `decode_bytes`."""
+    """Decodes a file, path string [] -> [h, w, c]; `options` are those of `decode_bytes`."""
     return decode_bytes(tf.io.read_file(path), **options)
 
 
 def decode_bytes(
-    contents: tf.Tensor, *, value_range: tuple[int, int] = FULL_RANGE, max_pixels: int = MAX_PIXELS
+    contents: tf.Tensor,
+    *,
+    value_range: tuple | None = None,
+    max_pixels: int = MAX_PIXELS,
+    channels: int = 3,
+    dtype: str = "uint8",
 ) -> tf.Tensor:
     """Decodes the contents of an image file, inside a graph or outside.
 
     Args:
       contents: string [].
-      value_range: values that become black and white in an image of 16 bits.
+      value_range: values that become black and white in an image of more than 8 bits, each a number or one
+        for each channel; None: those of `FULL_RANGE`.
       max_pixels: a larger image is refused by its header.
+      channels: c. Greys are repeated for 3, colours become their luma for 1, and of more channels the first
+        are taken.
+      dtype: 'uint8', or 'float32', which keeps more than 8 bits.
 
     Returns:
-      uint8 [h, w, 3].
+      uint8, or float32 in [0, 1], [h, w, c].
 
     Raises:
-      tf.errors.OpError: the file is no image, damaged or too large.
+      tf.errors.OpError: the file is no image, damaged, too large or has too few channels.
     """
-    decode_any = _make_decode_any(value_range, max_pixels)
+    bounds = value_range and tuple(tuple(np.ravel(bound).tolist()) for bound in value_range)
+    decode_any = _make_decode_any(bounds, max_pixels, channels, dtype)
+    if (channels, dtype) != (3, "uint8"):
+        return tf.ensure_shape(decode_any(contents), [None, None, channels])
     # Nearly all files are JPEG without tags. They take one branch only, since a branch costs more than the
     # search for tags; TensorFlow itself refuses those of more than MAX_PIXELS.
-    begin = tf.strings.substr(contents, 0, _SEARCHED)
+    begin = tf.strings.substr(contents, 0, SEARCHED)
     is_simple = _is_jpeg(contents) & ~_holds(begin, [_EXIF, _XMP_TAG])
     if max_pixels != MAX_PIXELS:
         is_simple = tf.constant(False)
@@ -92,21 +116,23 @@ def decode_bytes(
 
 
 @functools.cache  # Without it, every image that is decoded outside a graph would trace the function again.
-def _make_decode_any(value_range, max_pixels):
+def _make_decode_any(value_range, max_pixels, channels, dtype):
     @tf.autograph.experimental.do_not_convert
-    def with_pillow(contents):
+    def in_python(contents):
         contents = np.asarray(contents, object).item()  # Outside a graph, it is an array.
-        return decode_with_pillow(contents, value_range=value_range, max_pixels=max_pixels)
+        options = {"value_range": value_range, "max_pixels": max_pixels, "channels": channels}
+        return decode_in_python(contents, dtype=dtype, **options)
 
     one_node = {"_noinline": True}  # A node costs nothing where its branch is not taken.
 
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], experimental_attributes=one_node)
     def decode_any(contents):
-        return tf.cond(
-            is_plain(contents, max_pixels),
-            lambda: decode_plain(contents),
-            lambda: tf.numpy_function(with_pillow, [contents], tf.uint8, stateful=False),
-        )
+        def others():
+            return tf.numpy_function(in_python, [contents], dtype, stateful=False)
+
+        if (channels, dtype) != (3, "uint8"):
+            return others()
+        return tf.cond(is_plain(contents, max_pixels), lambda: decode_plain(contents), others)
 
     return decode_any
 
@@ -139,7 +165,7 @@ def _is_jpeg(contents):
 
 def _is_plain_jpeg(contents, limit):
     height, width = tf.unstack(tf.cast(tf.image.extract_jpeg_shape(contents)[:2], tf.int64))
-    begin = tf.strings.substr(contents, 0, _SEARCHED)
+    begin = tf.strings.substr(contents, 0, SEARCHED)
     turned = tf.cond(_holds(begin, [_EXIF]), lambda: _holds(begin, _EXIF_TAGS), lambda: tf.constant(False))
     return (height * width <= limit) & ~turned & ~_holds(begin, [_XMP_TAG])
 
@@ -149,7 +175,7 @@ def _is_plain_png(contents, limit):
     width, height = (tf.reduce_sum(header[at : at + 4] * [2**24, 2**16, 2**8, 1]) for at in (16, 20))
     bits, colour_type = header[24], header[25]
     is_opaque = tf.reduce_any(colour_type == [0, 2, 3])  # greys, colours, palette
-    half = _SEARCHED // 2
+    half = SEARCHED // 2
     begin = tf.strings.substr(contents, 0, half)
     end = tf.strings.substr(contents, tf.maximum(tf.strings.length(contents) - half, 0), half)
     is_tagged = _holds(begin, _NOT_PLAIN_PNG) | _holds(end, _NOT_PLAIN_PNG[1:])
@@ -172,7 +198,9 @@ def _ignore_pillow_warnings():
     """
     thread = threading.get_ident()
     in_thread = types.SimpleNamespace(
-        match=lambda module: module.startswith("PIL") and threading.get_ident() == thread
+        match=lambda module: (
+            module.startswith(("PIL", "pydicom", "tifffile")) and threading.get_ident() == thread
+        )
     )
     filters, ignore = warnings.filters, ("ignore", None, Warning, in_thread, 0)
     filters.insert(0, ignore)
@@ -182,71 +210,216 @@ def _ignore_pillow_warnings():
         filters.remove(ignore)
 
 
-@_ignore_pillow_warnings()
-def decode_with_pillow(contents: bytes, *, value_range=FULL_RANGE, max_pixels=MAX_PIXELS) -> np.ndarray:
-    """Decodes an image file by Pillow, in Python; returns uint8 [h, w, 3].
+class Facts(NamedTuple):
+    """The facts of a file that are told at the start: its type, c, the type of its pixels, and each trait."""
+
+    kind: str
+    channels: int
+    dtype: str
+    traits: tuple[bool, bool, bool]
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it has more than 8 bits."""
+        return self.dtype != "uint8"
+
+    def __str__(self):
+        bits = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floats"}[self.dtype]
+        return f"{self.kind}, {bits}, {self.channels} channel{'s' if self.channels > 1 else ''}"
+
+
+PLAIN = Facts("JPEG", 3, "uint8", (False, False, False))
+
+
+def inspect(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> Facts:
+    """Returns the facts of a file, which is decoded; see `read`."""
+    kind, raw = read(contents, max_pixels, channels)
+    with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error where they are too few.
+    traits = raw.orientation in range(2, 9), raw.is_transparent, raw.is_animated
+    return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits)
+
+
+def inspect_ends(begin: bytes, end: bytes, max_pixels: int) -> Facts | None:
+    """Returns the facts of a JPEG or PNG file by both its ends; None where it may not be whole."""
+    is_jpeg = begin[:3] == b"\xff\xd8\xff" and end[-2:] == b"\xff\xd9"
+    if not is_jpeg and not (begin[:4] == b"\x89PNG" and end[-8:] == b"IEND\xaeB`\x82"):
+        return None
+    if is_jpeg and (size := _jpeg_size(begin)) and not any(tag.search(begin, 0, size[2]) for tag in _TURNED):
+        _check_size(max_pixels, *size[:2])
+        return PLAIN
+    try:
+        with _ignore_pillow_warnings():
+            image = _open(begin, max_pixels)
+    except TooLarge:
+        raise
+    except Exception:  # The header is longer.
+        return None
+    dtype = "uint16" if _is_16_bits(begin) else "uint8"
+    is_transparent = image.has_transparency_data or (dtype == "uint16" and begin[25] in (4, 6))
+    is_animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    traits = _orientation(image) in range(2, 9), is_transparent, is_animated
+    return Facts(image.format, 1 if image.mode in ("1", "L", *_DEEP) else 3, dtype, traits)
+
+
+def _jpeg_size(begin):
+    """Returns width, height and their place in the header of a JPEG file; None if it is longer."""
+    place = 2
+    while place + 9 <= len(begin) and begin[place] == 0xFF:
+        if 0xC0 <= begin[place + 1] <= 0xCF and begin[place + 1] not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", begin[place + 5 : place + 9])
+            return width, height, place
+        place += 2 + int.from_bytes(begin[place + 2 : place + 4], "big")
+    return None
+
+
+def decode_in_python(
+    contents: bytes, *, value_range=None, max_pixels=MAX_PIXELS, channels=3, dtype="uint8"
+) -> np.ndarray:
+    """Decodes an image file without a graph; the arguments are those of `decode_bytes`.
 
     Raises:
-      ValueError: the file is of none of `IMAGE_TYPES`, damaged or too large.
+      ValueError: the file is of none of `IMAGE_TYPES`, damaged, too large or has too few channels.
     """
+    _, raw = read(contents, max_pixels, channels)
+    pixels = with_channels(raw.pixels, channels)
+    if pixels.dtype != dtype or raw.alpha is not None:
+        white = 255 if dtype == "uint8" else 1
+        pixels = to_unit(pixels, value_range, levels=256 if dtype == "uint8" else None)
+        if raw.alpha is not None:
+            pixels = pixels * raw.alpha + white * (1 - raw.alpha)
+        pixels = pixels.round().astype(np.uint8) if dtype == "uint8" else pixels
+    return turn(pixels, raw.orientation)
+
+
+def to_unit(pixels: np.ndarray, value_range: tuple | None, levels: int | None = None) -> np.ndarray:
+    """Scales pixels [h, w, c] to [0, 1] by a range, or to levels: of 0 to 65535 to the upper byte."""
+    bounds = FULL_RANGE[pixels.dtype] if pixels.dtype == np.uint8 or value_range is None else value_range
+    low, high = (np.asarray(bound, np.float64) for bound in bounds)
+    scaled = pixels.astype(np.float32) - np.float32(low)
+    if levels and pixels.dtype != np.float32:
+        return np.clip(scaled * np.float32(levels / (high - low + 1)), 0, levels - 1).astype(np.uint8)
+    scaled /= np.float32(high - low)
+    return np.clip(scaled, 0, 1, out=scaled) * ((levels or 2) - 1)
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Returns pixels [h, w, c] with so many channels; see `decode_bytes`."""
+    count = pixels.shape[-1]
+    if count == channels:
+        return pixels
+    if count == 1 and channels == 3:
+        return np.repeat(pixels, 3, -1)
+    if count == 3 and channels == 1:
+        return (pixels @ np.float32(LUMA))[..., None].round().astype(pixels.dtype)
+    if count < channels:
+        raise ValueError(f"{count} channels, not {channels}")
+    return pixels[..., :channels]
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels as the orientation tag says; other values than 2 to 8 turn nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = (
+        slice(None, None, -1 if orientation in turned else 1) for turned in ((3, 4, 7, 8), (2, 3, 6, 7))
+    )
+    return pixels[rows, columns]
+
+
+@_ignore_pillow_warnings()
+def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> tuple[str, Raw]:
+    """Reads an image file in the values that it stores; returns the name of its type, too.
+
+    Args:
+      contents: those of the file.
+      max_pixels: a larger image is refused by its header.
+      channels: those that are wanted; None: those that the file has.
+
+    Raises:
+      ValueError: see `decode_in_python`.
+    """
+    reader = next((name for name, (accepts, _) in READERS.items() if accepts(contents)), None)
+    try:
+        if image := _open_photograph(contents, max_pixels, channels) if reader in (None, "TIFF") else None:
+            try:
+                return _read_with_pillow(image, contents)
+            except Exception:  # Pillow lacks some codecs of TIFF.
+                if not reader or not importlib.util.find_spec("tifffile"):
+                    raise
+        return reader, READERS[reader][1](contents, functools.partial(_check_size, max_pixels), channels)
+    except ValueError:
+        raise
+    except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _open_photograph(contents, max_pixels, channels):
+    """Opens a file by Pillow; returns None for TIFF of which Pillow reads a part, as 8 of 16 bits."""
+    if contents[:2] not in (b"II", b"MM"):
+        return _open(contents, max_pixels)
     try:
         image = _open(contents, max_pixels)
-        orientation = _orientation(image)
-        if _is_16_bits(contents):
-            image = Image.fromarray(_scale(_pixels_16(contents), value_range))
+    except TooLarge:
+        raise
+    except Exception:  # Pillow knows fewer kinds than tifffile.
+        return None
+    is_whole = max(image.tag_v2.get(258, (1,))) <= 8 and image.mode not in _DEEP
+    return image if is_whole and (channels or 0) <= 3 else None
+
+
+def _read_with_pillow(image, contents):
+    if image.format == "TIFF":
+        image.load()  # It is turned by its tag then.
+    orientation, alpha = _orientation(image), None
+    is_animated = getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF")
+    if _is_16_bits(contents):
+        pixels = _pixels_16(contents)
+        alpha = pixels[..., 3:] / np.float32(65535)
+        alpha = alpha if (alpha < 1).any() else None
+        pixels = pixels[..., : 1 if contents[25] in (0, 4) else 3]
+    elif image.mode in _DEEP:
+        pixels = np.asarray(image)[..., None]
+        is_16_bits = pixels.dtype.kind in "iu" and 0 <= pixels.min() <= pixels.max() < 2**16
+        pixels = pixels.astype(np.uint16 if is_16_bits else np.float32)
+    elif image.mode in ("1", "L") and not image.has_transparency_data:
+        pixels = np.asarray(image.convert("L"))[..., None]
+    else:
         image.load()
-        if image.has_transparency_data:
+        if is_transparent := image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGB", image.size, "white")
             white.paste(image, mask=image)
             image = white
-        image = image.convert("RGB")
-        if orientation in _TURNS:
-            image = image.transpose(_TURNS[orientation])
-        return np.asarray(image)
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow raises any exception on a damaged file, even StopIteration.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-@_ignore_pillow_warnings()
-def display_traits(contents: bytes, max_pixels=MAX_PIXELS) -> tuple[tuple[bool, ...], int]:
-    """Returns whether each of `TRAITS` holds for a file, and its highest value, or 0 without 16 bits."""
-    image = _open(contents, max_pixels)
-    is_16_bits = _is_16_bits(contents)
-    is_rotated = _orientation(image) in _TURNS
-    is_transparent = image.has_transparency_data or (is_16_bits and contents[25] in (4, 6))
-    is_animated = getattr(image, "is_animated", False) and image.format != "MPO"
-    highest = int(_pixels_16(contents)[..., :3].max()) if is_16_bits else 0
-    return (is_rotated, is_transparent, is_animated, is_16_bits), highest
+        pixels = np.asarray(image.convert("RGB"))
+        return image.format, Raw(pixels, None, orientation, is_transparent, is_animated)
+    return image.format, Raw(pixels, alpha, orientation, alpha is not None, is_animated)
 
 
 def _open(contents, max_pixels):
     """Opens a file as `Image.open` does, without its limit of pixels, which is the whole program's."""
     if contents[8:16] == b"WEBPVP8X":  # Pillow allocates the canvas of an animation when it opens it.
         width, height = (int.from_bytes(contents[at : at + 3], "little") + 1 for at in (24, 27))
-        _check_size(width, height, max_pixels)
+        _check_size(max_pixels, width, height)
         if max(width, height) > 16383:
             raise ValueError(f"{width} x {height} pixels, more than WebP has")
-    plugins = tuple(dict.fromkeys(IMAGE_TYPES.values()))
-    for plugin in plugins:
+    names = tuple(dict.fromkeys(IMAGE_TYPES.values()))
+    for plugin in names:
         if plugin not in Image.OPEN:
             Image.init()
-        factory, accept = Image.OPEN[plugin]
-        accepted = accept is None or accept(contents[:16])
+        factory, accept = Image.OPEN.get(plugin, (None, None))
+        accepted = factory and (accept is None or accept(contents[:16]))
         if accepted and not isinstance(accepted, str):  # A string names a library that Pillow lacks.
             try:
                 image = factory(io.BytesIO(contents), "")
             except (SyntaxError, IndexError, TypeError, struct.error):  # The plugin refuses the file.
                 continue
-            _check_size(*image.size, max_pixels)
+            _check_size(max_pixels, *image.size)
             return image
-    raise ValueError(f"no {', '.join(plugins)} file")
+    raise ValueError(f"no {', '.join(names)} file")
 
 
-def _check_size(width, height, max_pixels):
-    if width * height > max_pixels:
+def _check_size(max_pixels, width, height, channels=1):
+    if width * height * max(channels, 4) > 4 * max_pixels:
         raise TooLarge(f"{width} x {height} pixels")
 
 
@@ -264,10 +437,3 @@ def _is_16_bits(contents):
 def _pixels_16(contents):
     """Decodes a PNG file of 16 bits to uint16 [h, w, 4]; Pillow would cut it to 8 bits."""
     return tf.io.decode_png(contents, channels=4, dtype=tf.uint16).numpy()
-
-
-def _scale(pixels, value_range):
-    """Scales uint16 [h, w, 4] to uint8 by equal steps of the range; of 0 to 65535, that is the upper byte."""
-    low, high = value_range
-    colours = (pixels[..., :3].astype(np.float32) - low) * np.float32(256 / (high - low + 1))
-    return np.dstack([np.clip(colours, 0, 255).astype(np.uint8), (pixels[..., 3:] >> 8).astype(np.uint8)])

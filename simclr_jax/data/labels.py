@@ -83,6 +83,15 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     return label_of
 
 
+def read_column(path: str, column: str, names: Iterable[str], where: str) -> dict[str, str]:
+    """Reads another column than `label`; returns {name: its text} of the names that fit an image."""
+    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
+    match, rows = _matcher(name_of, where), _rows(path, column)
+    return {
+        name_of[fit]: text for _, spelling, text in rows if len(fits := match(spelling)) == 1 for fit in fits
+    }
+
+
 def notes(label_of: dict[str, str]) -> list[str]:
     """Returns what is odd about the classes of {name: label}."""
     classes = sorted(set(label_of.values()))
@@ -173,7 +182,7 @@ def _repairs(text):
                 yield title, original
 
 
-def _rows(path):
+def _rows(path, column="label"):
     """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
     text = _text(path)
     hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
@@ -194,12 +203,12 @@ def _rows(path):
                     yield row, name, label.strip()
             elif any(map(str.strip, cells)):
                 titles = [cell.strip().casefold() for cell in cells]
-                if missing := [title for title in ("name", "label") if titles.count(title) != 1]:
+                if missing := [title for title in ("name", column) if titles.count(title) != 1]:
                     raise UserError(
                         f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
                         f"expected one column {' and one '.join(missing)}, as in name,label"
                     )
-                columns = [titles.index(title) for title in ("name", "label")]
+                columns = [titles.index(title) for title in ("name", column)]
     except csv.Error as error:
         where_row = f"dataset.labels={escape(path)}, row {row + 1}"
         raise UserError(f"{where_row}: {error}; save it as CSV again") from None

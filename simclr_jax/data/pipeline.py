@@ -27,7 +27,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    dtype: str = "uint8",
+    dtype: str | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's rows of every global batch, from `start_step` on, without end.
 
@@ -41,18 +41,19 @@ def train_batches(
 
     Args:
       source: from `datasets.load`.
-      transform: (image uint8 [h, w, 3], seed int32 [2]) -> {name: image [s, s, 3], float32 or `dtype`, or a
-        vector}.
+      transform: (image [h, w, c], seed int32 [2]) -> {name: image [s, s, c], float32 or `dtype`, or a
+        vector}, the image as `Source.decode` makes it.
       batch_size: rows of the global batch; may exceed the number of examples, but not of a stream.
       seed: decides the order and the augmentations.
       start_step: the first step to yield; records of earlier ones are not decoded.
       process_index: this process.
       process_count: number of processes that share every batch.
-      dtype: type of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are.
+      dtype: type of images: 'uint8', clipped to [0, 1] first, or 'float16' or 'float32', as they are; None:
+        that of the source.
 
     Returns:
       Iterator of dicts, b = batch_size // process_count: the values of `transform`, images as `dtype`
-      [b, s, s, 3]; 'label' int32 [b], -1 where there is none; 'index' int64 [b].
+      [b, s, s, c]; 'label' int32 [b], -1 where there is none; 'index' int64 [b].
 
     Raises:
       UserError: `batch_size` cannot be shared by the processes, or exceeds a stream; while iterating, a
@@ -117,10 +118,10 @@ def eval_batches(
       process_count: number of processes that share the examples.
 
     Returns:
-      Iterator of dicts, b = batch_size // process_count: 'image', or the values of `transform`, uint8
-      [b, s, s, 3], 'label' int32 [b], 'index' int64 [b], 'mask' bool [b]. Where mask is False the row is
-      padding (image 0, label and index -1): every process yields the same number of batches of the same
-      shape.
+      Iterator of dicts, b = batch_size // process_count: 'image', or the values of `transform`, as
+      `source.dtype` [b, s, s, c], 'label' int32 [b], 'index' int64 [b], 'mask' bool [b]. Where mask is False
+      the row is padding (image 0, label and index -1): every process yields the same number of batches of the
+      same shape.
 
     Raises:
       UserError: `batch_size` cannot be shared by the processes; while iterating, as in `train_batches`.
@@ -147,7 +148,7 @@ def eval_batches(
 
 
 def image_shape(source: Source) -> tuple[int, int, int]:
-    """Returns the shape, [h, w, 3], of the first image of a source with random access."""
+    """Returns the shape, [h, w, c], of the first image of a source with random access."""
     batches = eval_batches(
         source, image_size=0, batch_size=1, transform=lambda image, _: {"shape": tf.shape(image)}
     )
@@ -158,7 +159,7 @@ def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
     """Decodes all images of a source with random access.
 
     Returns:
-      uint8 [n, *shape]; black where a file can no longer be read.
+      `source.dtype` [n, *shape]; black where a file can no longer be read.
 
     Raises:
       UserError: an image has another shape.
@@ -167,7 +168,7 @@ def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
     def transform(image, _):
         return {"image": tf.image.resize_with_crop_or_pad(image, *shape[:2]), "shape": tf.shape(image)}
 
-    images = np.zeros((source.num_examples, *shape), np.uint8)
+    images = np.zeros((source.num_examples, *shape), source.dtype)
     for batch in eval_batches(source, image_size=0, batch_size=16, transform=transform):
         batch = {name: rows[batch["mask"]] for name, rows in batch.items()}
         other = batch["shape"][(batch["shape"] != shape).any(axis=1)]
@@ -181,20 +182,21 @@ def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def eval_views(
-    images: Iterable[np.ndarray], image_size: int, proportion: float | None = None
+    images: Iterable[np.ndarray], image_size: int, proportion: float | None = None, dtype: str = "uint8"
 ) -> Iterator[np.ndarray]:
     """Yields the views that `eval_batches` makes, of images in memory.
 
     Args:
-      images: uint8 or floats in [0, 1], each [h, w, 3].
+      images: uint8 or floats in [0, 1], each [h, w, c].
       image_size: s.
       proportion: as in `augment.eval_view`.
+      dtype: as in `train_batches`.
 
     Returns:
-      Iterator of uint8 [s, s, 3].
+      Iterator of images [s, s, c].
     """
     for image in images:
-        yield _to_uint8(augment.eval_view(image, image_size, proportion=proportion)).numpy()
+        yield _cast(augment.eval_view(image, image_size, proportion=proportion), dtype).numpy()
 
 
 def _rows_of_process(batch_size, process_count):
@@ -394,20 +396,20 @@ def _eval(source, transform, seed, rows, index, num_batches):
         }
 
 
-def _transformed(source, transform, record, seed, epoch, index, dtype="uint8"):
+def _transformed(source, transform, record, seed, epoch, index, dtype=None):
     """Returns the views of a record, images as `dtype`; their seed is folded from (seed, epoch, index)."""
     fold_in = tf.random.experimental.stateless_fold_in
     key = fold_in(fold_in(tf.constant([seed, 0]), tf.cast(epoch, tf.int32)), tf.cast(index, tf.int32))
     views = transform(source.decode(record), key)
-    to_dtype = _to_uint8 if dtype == "uint8" else functools.partial(tf.cast, dtype=dtype)
+    dtype = dtype or source.dtype
     return {
-        name: to_dtype(value) if value.shape.rank == 3 and value.dtype != dtype else value
+        name: _cast(value, dtype) if value.shape.rank == 3 and value.dtype != dtype else value
         for name, value in views.items()
     }
 
 
-def _to_uint8(image):
-    return tf.cast(tf.clip_by_value(tf.round(image * 255), 0, 255), tf.uint8)
+def _cast(image, dtype):
+    return tf.cast(tf.clip_by_value(tf.round(image * 255), 0, 255) if dtype == "uint8" else image, dtype)
 
 
 def _options():

@@ -20,13 +20,19 @@ class Source(NamedTuple):
       name: dataset and split, for messages.
       num_examples: n.
       num_classes: 0 where there are no labels.
-      decode: record -> uint8 [h, w, 3]; runs inside a tf.data graph.
+      decode: record -> [h, w, c], uint8, or float32 in [0, 1] for the dtype float16; runs inside a tf.data
+        graph.
       records: n undecoded records, an array or a tf.Variable, since a graph holds at most 2 GB of constants;
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.
       names: relative paths of the image files of a folder; None of other examples.
       class_names: empty where the dataset has none.
-      value_range: the values that become black and white in a folder of images with 16 bits.
+      value_range: the values that become black and white in a folder of images of more than 8 bits, each a
+        number or one for each channel.
+      groups: str [n], the images of one of which are on one side of every split; None where each is by
+        itself.
+      channels: c.
+      dtype: 'uint8', or 'float16' for images of more than 8 bits: the type of the views that pipelines make.
       lost: the files of a folder that can no longer be read.
       read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
       fetch: for a stream from files with random access, index int64 -> (record, label int32), in a graph.
@@ -42,7 +48,10 @@ class Source(NamedTuple):
     labels: np.ndarray | None = None
     names: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
-    value_range: tuple[int, int] | None = None
+    value_range: tuple | None = None
+    groups: np.ndarray | None = None
+    channels: int = 3
+    dtype: str = "uint8"
     lost: "LostFiles | None" = None
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset] | None = None
     fetch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None
@@ -94,6 +103,11 @@ def lost_rows(source: Source) -> np.ndarray:
     return source.lost.mask(source.names) if source.lost else np.zeros(source.num_examples, bool)
 
 
+def readable_groups(source: Source) -> np.ndarray | None:
+    """Returns the groups of the examples that are not lost, if there are groups."""
+    return None if source.groups is None else source.groups[~lost_rows(source)]
+
+
 def find_lost(source: Source, batch: np.ndarray, later: np.ndarray) -> bool:
     """Adds to `source.lost` the files that can no longer be read, after the pipeline has failed.
 
@@ -132,8 +146,9 @@ def subset(source: Source, rows: np.ndarray) -> Source:
         records = tf.Variable(tf.gather(source.records, rows), trainable=False)
     else:
         records = source.records[rows]
-    names = None if source.names is None else source.names[rows]
-    return source._replace(num_examples=len(rows), records=records, labels=source.labels[rows], names=names)
+    columns = {name: getattr(source, name) for name in ("labels", "names", "groups")}
+    columns = {name: None if column is None else column[rows] for name, column in columns.items()}
+    return source._replace(num_examples=len(rows), records=records, **columns)
 
 
 def span(source: Source, start: int, stop: int) -> Source:

@@ -44,6 +44,7 @@ def batches_of(config, source, *, proportion: float | None = None, **options):
     def view(image, _):
         return {"image": augment.eval_view(image, config.image_size, proportion=proportion)}
 
+    pretrained.check_channels(config, source)
     rows = config.batch_size // config.get("microbatches", 1)
     options = {"image_size": config.image_size, "batch_size": rows, "transform": view} | options
     return pipeline.eval_batches(source, **parallel.this_process(), **options)
@@ -107,7 +108,7 @@ def raw_pixels(batches: Iterable) -> Features:
 @functools.cache  # It is compiled once for training and held-out images.
 def _make_extract_pixels():
     def flatten(variables, batch):
-        images = batch["image"] * variables["params"]["scale"]
+        images = batch["image"] * (variables["params"]["scale"] if batch["image"].dtype == jnp.uint8 else 1)
         down, across = map(_area_means, images.shape[1:3])
         images = jnp.einsum("ih,bhwc,jw->bijc", down, images, across, precision=jax.lax.Precision.HIGHEST)
         return images.reshape(len(images), -1)

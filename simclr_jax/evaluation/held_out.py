@@ -27,7 +27,7 @@ def labelled_by_csv(load):
     smallest = counts.min()
     if smallest >= MIN_PER_CLASS and len(set(held_out.labels)) == labelled.num_classes:
         return datasets.labelled(load("train")), held_out
-    if folds := len(probes.folds(labelled.labels)):
+    if folds := len(probes.folds(labelled.labels, labelled.groups)):
         accuracy = f"is that of a cross-validation ({folds} folds)"
         if smallest == 1:
             accuracy += f", without the {(counts == 1).sum()} classes that have one label"

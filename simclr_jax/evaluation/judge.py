@@ -142,8 +142,12 @@ class Judge:
 
     def _score(self, score, represent):
         """Applies `score(train, held_out)` to the features that `represent(source)` makes."""
+        from simclr_jax.data import datasets
+
         train, held_out = (source and _represent_labelled(represent, source) for source in self.labelled)
-        return score(train, held_out) if held_out else probes.cross_validated(score, train)
+        if held_out:
+            return score(train, held_out)
+        return probes.cross_validated(score, train, datasets.readable_groups(self.labelled.train))
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
@@ -178,7 +182,7 @@ def _find_labelled(config, source, load) -> Labelled | None:
         return None
     if config.dataset.labels:
         source, held_out = labelled_by_csv(load)
-        if not held_out and not probes.folds(source.labels):
+        if not held_out and not probes.folds(source.labels, source.groups):
             return None
     else:
         held_out = load("eval")

@@ -64,7 +64,8 @@ def _decode(stored, paths):
     options = {"max_pixels": config.dataset.max_pixels}
     if config.dataset.name == "folder":  # It knows which values of 16 bits are black and white.
         records.find_images(config)
-        options["value_range"] = parts.load(config, stored.folder, stored.split[0]).value_range
+        source = parts.load(config, stored.folder, stored.split[0])
+        options |= {key: getattr(source, key) for key in ("value_range", "channels", "dtype")}
     return [to_array(path, path, **options) for path in paths]
 
 

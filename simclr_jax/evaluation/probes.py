@@ -100,7 +100,7 @@ def assign_folds(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     return fold
 
 
-def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(labels: np.ndarray, groups: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns the rows to train on and the rows to test on, for every fold of a cross-validation.
 
     There are up to `FOLDS`, and each tests its share of every class. The only label of a class is trained on
@@ -108,17 +108,28 @@ def folds(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
     Args:
       labels: int [n].
+      groups: [n], which no fold divides; None: each example is by itself.
     """
-    count = min(FOLDS, int(np.bincount(labels).max()))
+    count = min(FOLDS, int(np.bincount(labels).max()), len(labels if groups is None else set(groups)))
     if count < 2:
         return []
+    if groups is not None:
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # A class may have fewer examples than there are folds.
+            return list(StratifiedGroupKFold(count).split(labels, labels, groups))
     fold = assign_folds(labels, count)
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(count)]
 
 
-def cross_validated(score: Callable[[Features, Features], np.ndarray], examples: Features) -> np.ndarray:
+def cross_validated(
+    score: Callable[[Features, Features], np.ndarray], examples: Features, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the mean over the folds of `score(train, held_out)`, in which each image counts once."""
-    parts = folds(examples.labels)
+    parts = folds(examples.labels, groups)
     scores = [score(rows_of(examples, train), rows_of(examples, tested)) for train, tested in parts]
     return np.average(scores, axis=0, weights=[len(tested) for _, tested in parts])
 

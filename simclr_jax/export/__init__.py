@@ -35,7 +35,7 @@ def outputs(model, variables, images) -> dict[str, jax.Array]:
 
     Args:
       model, variables: from `load`.
-      images: [b, h, w, 3], float32 in [0, 1].
+      images: [b, h, w, c], float32 in [0, 1].
 
     Returns:
       `final_avg_pool` and `proj_head_input` [b, w], the features; `initial_conv`, `initial_max_pool` and
@@ -66,7 +66,7 @@ def compare(model, variables, size: int, batch: int, run) -> float:
     Raises:
       UserError: it is above TOLERANCE.
     """
-    images = np.random.default_rng(0).random((batch, size, size, 3), np.float32)
+    images = np.random.default_rng(0).random((batch, size, size, model.channels), np.float32)
     with jax.default_matmul_precision("highest"):  # the default rounds on accelerators
         expected = jax.device_get(jax.jit(partial(outputs, model))(variables, images))
     differences = {

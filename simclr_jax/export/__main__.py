@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     files.check_new(output)
     model, variables, meta = export.load(args.run, use_average=args.use_average)
     size = meta["config"]["image_size"]
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, size, size, model.channels), jnp.float32)
     shapes = jax.eval_shape(partial(export.outputs, model), variables, image)
     has_fc = "logits_sup" in shapes and model.supervised_layer == 0
     names = {"onnx": onnx.OUTPUTS, "safetensors": ("logits_sup" if has_fc else "final_avg_pool",)}

@@ -17,6 +17,10 @@ that calibrates them: then the probabilities are right as often as they say."""
 
 _NORMALISE = """
 images = ((images - np.array({}, "f")) / np.array({}, "f")).astype("float32")  # as these weights want them"""
+_VALUES = """
+
+Its images have {} channels. The values that are 0 and 1 for the network were {} and {} in its files, each a
+number or one for each channel; values beyond are cut off. `load_image` reads RGB of 8 bits alone."""
 _AS_THEY_ARE = "RGB in [0, 1], without torchvision's usual normalisation"
 
 _TAGS = "simclr, self-supervised-learning, image-feature-extraction"
@@ -54,10 +58,13 @@ def model_card(form: str, model, variables, meta, *, outputs, summary, licence) 
         below=" than below" if form == "safetensors" and mean_and_std else "",
         normalised="normalised as above" if mean_and_std else _AS_THEY_ARE,
         sizes=" and image size" if stem else " of images of this size",
+        channels=model.channels,
         torch=_torch_lines(model, config["model"], meta["num_classes"], image_size) if stem else "",
     ).rstrip()
     if form == "safetensors" and stem == "imagenet" and model.encoder.max_pool == "tensorflow":
         load += "\n\n" + _text("pool.md").rstrip()
+    if model.channels != 3 or meta.get("value_range"):
+        load += _VALUES.format(model.channels, *(meta.get("value_range") or (0, 255)))
     load += _classes(form, classes_of(meta)) if "logits_sup" in outputs else ""
     rows = [
         f"| {name} | {value:.4g} |"
@@ -156,8 +163,10 @@ def _torch_lines(model, network, num_classes: int, image_size: int) -> str:
     if depth < 50 and encoder.project_first:  # SimCLR's groups all begin with a projection
         lines += ["shortcut = torch.nn.Conv2d(64, 64, 1, bias=False), torch.nn.BatchNorm2d(64)"]
         lines += ["model.layer1[0].downsample = torch.nn.Sequential(*shortcut)"]
+    if encoder.stem == "cifar" or model.channels != 3:
+        kernel = "3, padding=1" if encoder.stem == "cifar" else "7, stride=2, padding=3"
+        lines += [f"model.conv1 = torch.nn.Conv2d({model.channels}, 64, {kernel}, bias=False)"]
     if encoder.stem == "cifar":
-        lines += ["model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)"]
         lines += ["model.maxpool = torch.nn.Identity()"]
     # TensorFlow pads odd sizes on all sides, as torchvision does.
     elif encoder.max_pool == "tensorflow" and (image_size + 1) // 2 % 2 == 0:

@@ -26,7 +26,7 @@ def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
     import onnxruntime
     from jax2onnx import to_onnx  # the command checks that these three are installed
 
-    shape = (1, image_size, image_size, 3)
+    shape = (1, image_size, image_size, model.channels)
     shapes = jax.eval_shape(partial(outputs, model), variables, jax.ShapeDtypeStruct(shape, jnp.float32))
     names = [name for name in OUTPUTS if name in shapes]
 

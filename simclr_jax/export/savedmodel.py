@@ -24,12 +24,13 @@ def write(model, variables, folder, *, image_size: int, classes: dict) -> float:
         variables,
         partial(outputs, model),
         trainable=False,
-        input_polymorphic_shape=f"b, {'h, w' if any_size else f'{image_size}, {image_size}'}, 3",
+        input_polymorphic_shape=f"b, {'h, w' if any_size else f'{image_size}, {image_size}'}, "
+        f"{model.channels}",
         jax2tf_kwargs={"native_serialization_platforms": ("cpu", "cuda", "tpu")},
     ).export_module()
     call = network.methods[constants.DEFAULT_METHOD_KEY]
     sides = [None, None] if any_size else [image_size, image_size]
-    images = tf.TensorSpec([None, *sides, 3], tf.float32, name="inputs")
+    images = tf.TensorSpec([None, *sides, model.channels], tf.float32, name="inputs")
     module = tf.Module()
     module.network = network
     # The official interface; it is traced with `trainable=False` only, so that True is refused.

@@ -13,7 +13,7 @@ from simclr_jax.models import heads, resnet
 from simclr_jax.process import UserError
 
 # Encoders by the names that `config.model.encoder` may have. Each is called as
-# (config.model, dtype=..., remat=...) and returns a Flax module: (images [b, h, w, 3] in [0, 1], train) ->
+# (config.model, dtype=..., remat=...) and returns a Flax module: (images [b, h, w, c] in [0, 1], train) ->
 # features [b, w]. Add an encoder of your own before a config names it.
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet": resnet.make}
 
@@ -27,6 +27,7 @@ class SimCLR(nn.Module):
         for the projection head's first layer (SimCLR v2 section 3.1), and so on.
       input_mean, input_std: mean and standard deviation of red, green and blue in [0, 1], for pretrained
         encoders that expect normalised pixels; None: pixels stay in [0, 1], as in SimCLR.
+      channels: of the images.
     """
 
     encoder: nn.Module
@@ -35,6 +36,7 @@ class SimCLR(nn.Module):
     supervised_layer: int = 0
     input_mean: tuple[float, ...] | None = None
     input_std: tuple[float, ...] | None = None
+    channels: int = 3
 
     def __call__(
         self, images: jax.Array, train: bool = False, detach_logits: bool = False, after_block: int = -1
@@ -42,8 +44,8 @@ class SimCLR(nn.Module):
         """Applies all parts.
 
         Args:
-          images: [b, h, w, 3], floats in [0, 1], or uint8 as the input pipeline leaves them. With the stem
-            'auto', h and w are those of the initialisation.
+          images: [b, h, w, channels], floats in [0, 1], or uint8 as the input pipeline leaves them. With the
+            stem 'auto', h and w are those of the initialisation.
           train: batch norm uses the batch's statistics; make `batch_stats` mutable to keep their average.
           detach_logits: no gradient flows from the logits into the encoder or the projection head, which
             makes the supervised head a linear probe of a network that is being pretrained.
@@ -104,6 +106,7 @@ def make_model(config, num_classes: int, *, whole_projection: bool = True, remat
         supervised_layer=config.supervised_layer,
         input_mean=config.input_mean and tuple(config.input_mean),
         input_std=config.input_std and tuple(config.input_std),
+        channels=config.channels,
     )
 
 
@@ -111,7 +114,9 @@ def make_init(model: SimCLR, image_size: int) -> Callable[[jax.Array], dict[str,
     """Builds a compiled function that initialises a model: key -> {'params', 'batch_stats'}."""
 
     def init(key):
-        return {"batch_stats": {}} | model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+        return {"batch_stats": {}} | model.init(
+            key, jnp.zeros((1, image_size, image_size, model.channels)), train=False
+        )
 
     return jax.jit(init)
 

@@ -205,7 +205,7 @@ class ResNet(nn.Module):
         """Encodes images.
 
         Args:
-          images: [b, h, w, 3], in [0, 1].
+          images: [b, h, w, c], in [0, 1].
           train: normalise with the batch's statistics and update the moving ones.
           after_block: `train` applies to the block groups behind this one only: 0 leaves the stem in eval
             mode, 1 the first group too, and so on; -1: it applies everywhere.

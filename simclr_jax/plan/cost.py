@@ -44,6 +44,8 @@ class Examples(NamedTuple):
     class_names: tuple = ()
     value_range: None = None
     order: None = None
+    channels: int = 3
+    dtype: str = "uint8"
 
     @classmethod
     def from_config(cls, dataset):
@@ -55,7 +57,8 @@ class Examples(NamedTuple):
                 f"the size of '{dataset.name}' is not known here: set --config.dataset.num_examples and, "
                 "where it has labels, --config.dataset.num_classes"
             )
-        return cls(dataset.name, size, classes)
+        dtype = "uint8" if dataset.value_range is None else "float16"
+        return cls(dataset.name, size, classes, channels=dataset.channels or 3, dtype=dtype)
 
 
 def check_pretraining(config, subject: str) -> None:
@@ -127,7 +130,9 @@ def compile_step(config, devices, teacher=None):
             model.dtype = "bfloat16"  # the devices' default; 'auto' would take the host's
     train.check_batch_size(config.batch_size, len(devices), train.microbatches_of(config))
     examples, images, repeats = Examples.from_config(config.dataset), None, 1
+    config.model.channels = examples.channels
     if config.task == "pretrain":
+        config.augment.dtype = examples.dtype
         model = make_model(config.model, examples.num_classes, remat=config.remat)
         task = pretrain.make_task(config, model, examples)
         images = _images_on(devices[0], config, examples)
@@ -215,11 +220,11 @@ def _labelled_step(config, examples, rows):
 def _images_on(device, config, examples):
     """Returns the training images that lie on a device, in the size of the views; None where none do."""
     wanted, chip = config.dataset.on_device, find_chip(device.device_kind)
-    size = examples.num_examples * 3 * config.image_size**2
+    size = examples.num_examples * examples.channels * config.image_size**2
     if wanted is None and chip and config.dataset.in_memory and config.dataset.name in _SIZES:
         wanted = resident.is_small(size, [config.image_size], config.image_size, chip.memory * GIB)
     shape = (examples.num_examples, size // examples.num_examples)
-    return jax.ShapeDtypeStruct(shape, "uint8") if wanted else None
+    return jax.ShapeDtypeStruct(shape, examples.dtype) if wanted else None
 
 
 def _devices(topology):

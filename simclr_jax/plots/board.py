@@ -64,7 +64,7 @@ def held_out(config, run):
     """Loads `HELD_OUT` held-out images at most, with training images beside them where they are few.
 
     Returns:
-      Images, uint8 [n, h, w, 3], the run's features of them, float32 [n, w], by one device of this process,
+      Images, [n, h, w, c], the run's features of them, float32 [n, w], by one device of this process,
       labels, int [n], -1 where there are none, and class names.
     """
     from simclr_jax.data import datasets, pipeline

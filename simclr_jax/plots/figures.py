@@ -152,18 +152,27 @@ def few_labels(summaries: list[dict]) -> Figure:
     return figure
 
 
+def composite(image: np.ndarray) -> np.ndarray:
+    """Shows images [..., h, w, c], uint8 or floats in [0, 1], as uint8 [..., h, w, 3].
+
+    The first three channels become red, green and blue, two magenta and green, and one grey.
+    """
+    image = image if image.dtype == np.uint8 else np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return image[..., [0, min(1, image.shape[-1] - 1), 2 if image.shape[-1] > 2 else 0]]
+
+
 def views(batch: dict[str, np.ndarray]) -> Figure:
     """Shows rows of originals, first views and second views.
 
     Args:
-      batch: `image`, `view1` and `view2`, uint8 [n, h, w, 3].
+      batch: `image`, `view1` and `view2`, [n, h, w, c]; see `composite`.
     """
     names = {"image": "image", "view1": "view 1", "view2": "view 2"}
     columns = len(batch["image"])
     figure, axes = _subplots(3, columns, figsize=(columns, 3.2), squeeze=False)
     for row, (key, name) in zip(axes, names.items()):
         for cell, picture in zip(row, batch[key]):
-            cell.imshow(picture)
+            cell.imshow(composite(picture))
             cell.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     return figure
@@ -206,7 +215,7 @@ def embedding_map(
     """Draws a map of images, and one of their classes.
 
     Args:
-      images: uint8 [n, h, w, 3]; in every cell of a grid one image is drawn.
+      images: [n, h, w, c], see `composite`; in every cell of a grid one image is drawn.
       places: float [n, 2] in [0, 1], see `tsne.places_of`.
       labels: int [n], -1 where there are none.
       class_names: names of the classes; their numbers where empty.
@@ -242,7 +251,7 @@ def _thumbnails(images, places, cells=24, size=32):
     canvas = np.full((cells * size, cells * size, 3), 255, np.uint8)
     pick = np.linspace(0, images.shape[1] - 1, size).round().astype(int)
     columns, rows = np.minimum((places * cells).astype(int), cells - 1).T
-    for image, column, row in zip(images, columns, cells - 1 - rows):
+    for image, column, row in zip(composite(images), columns, cells - 1 - rows):
         canvas[row * size : (row + 1) * size, column * size : (column + 1) * size] = image[pick][:, pick]
     return canvas
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from simclr_jax.evaluation import parts, selection
 from simclr_jax.evaluation.similarity import nearest
 from simclr_jax.evaluation.stored import StoredFeatures
+from simclr_jax.plots.figures import composite
 from simclr_jax.plots.tsne import places_of
 
 MAX_IMAGES = 20_000  # Images that are shown; random ones where there are more.
@@ -117,7 +118,7 @@ def images(source, indices: list[int]) -> Iterator[tuple[int, Image.Image]]:
     def decode(pair):
         index, record = pair
         try:
-            return index, Image.fromarray(np.asarray(source.decode(record)))
+            return index, Image.fromarray(composite(np.asarray(source.decode(record))))
         except Exception:  # The file was lost: TensorFlow and Pillow raise errors of many types.
             return index, None
 

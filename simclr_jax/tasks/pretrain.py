@@ -35,10 +35,9 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
     """
     from simclr_jax.data import datasets  # TensorFlow, which steps and benchmarks do without.
 
-    if view:
-        batches.check_view(view, config.image_size)
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
+    batches.prepare(config, source, view)
     group.check_agreement("train split", datasets.fingerprint(source))
     model = make_model(config.model, _num_probed_classes(source), remat=config.remat)
     judge = Judge(config, model, source, load, partial(batches.views, config, view))

@@ -28,6 +28,8 @@ def run(config, workdir) -> dict:
       `calibration_temperature`; after a cross-validation also `folds` and `labels`. With one label of each
       class there is no accuracy.
     """
+    from simclr_jax.data import datasets
+
     splits = ("train", "eval", "validation") if config.dataset.validation_split else ("train", "eval")
     sources = supervised.load_labelled(config, workdir, splits)
     report.print_table({"task": "transfer", "pretrained": config.pretrained, "dataset": sources[0].name})
@@ -41,7 +43,7 @@ def run(config, workdir) -> dict:
     else:
         parts = [
             _predict(fit(probes.rows_of(train, rows))[0], probes.rows_of(train, tested))
-            for rows, tested in probes.folds(train.labels)
+            for rows, tested in probes.folds(train.labels, datasets.readable_groups(sources[0]))
         ]
         logits = features.concatenate(parts) if parts else None
         choice |= {"folds": len(parts)} if parts else {}

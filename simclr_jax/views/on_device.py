@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.views.distort import distort
-from simclr_jax.views.recipe import DRAWS, Recipe
+from simclr_jax.views.recipe import Recipe
 
 _ATTEMPTS = 100  # to draw a box, after which it is the whole image, as in the official code
 _LEAST_AREA = 0.1  # `min_object_covered` of the official code
@@ -22,8 +22,8 @@ def two_views(
     """Makes two views of some images. The random numbers depend on (seed, epoch, example, view) only.
 
     Args:
-      images: uint8 [n, 3 * h * w], all images, as planes; flat, since TPUs pad short axes, and would copy all
-        images in each step.
+      images: uint8, or float16 in [0, 1], [n, c * h * w], all images, as planes; flat, since TPUs pad short
+        axes, and would copy all images in each step.
       example: int32 [b], the images to take.
       epoch: int32 [b].
       shape: (h, w).
@@ -32,7 +32,7 @@ def two_views(
       recipe: how the views are made.
 
     Returns:
-      `view1` and `view2`, uint8 [b, s, s, 3].
+      `view1` and `view2`, `recipe.dtype` [b, s, s, c].
     """
 
     def crop_and_draws(example, epoch, view):
@@ -40,9 +40,9 @@ def two_views(
         for number in (epoch, example, view):
             key = jax.random.fold_in(key, number)
         box_key, draws_key = jax.random.split(key)
-        planes = images[example].reshape(3, *shape)
+        planes = images[example].reshape(-1, *shape)
         box = draw_box(box_key, *shape, recipe.min_area)
-        return crop(planes, box, size), jax.random.uniform(draws_key, len(DRAWS))
+        return crop(planes, box, size), jax.random.uniform(draws_key, recipe.num_draws(len(planes)))
 
     rows = [jnp.tile(example, 2), jnp.tile(epoch, 2), jnp.repeat(jnp.arange(2), len(example))]
     crops, draws = jax.vmap(crop_and_draws)(*rows)
@@ -80,16 +80,17 @@ def crop(planes: jax.Array, box: jax.Array, size: int) -> jax.Array:
     """Cuts a box out of an image and resizes it (bicubic) by two products, as `tf.image.resize` does.
 
     Args:
-      planes: uint8 [3, h, w].
+      planes: uint8, or float16 in [0, 1], [c, h, w].
       box: int32 [4], see `draw_box`.
       size: side of the result.
 
     Returns:
-      float32 [size, size, 3], in levels from 0 to 255, with bicubic's overshoot.
+      float32 [size, size, c], in levels from 0 to 255, with bicubic's overshoot.
     """
     rows, columns = (_weights(box[i], box[i + 2], planes.shape[1 + i], size) for i in (0, 1))
     exact = {"precision": jax.lax.Precision.HIGHEST}
-    return jnp.einsum("yh,chw,xw->yxc", rows, planes.astype(jnp.float32), columns, **exact)
+    levels = planes.astype(jnp.float32) * (1 if planes.dtype == jnp.uint8 else 255)
+    return jnp.einsum("yh,chw,xw->yxc", rows, levels, columns, **exact)
 
 
 def _weights(begin, extent, side, size):

@@ -24,7 +24,7 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
       view: the user's own view function.
 
     Returns:
-      uint8 [n, h, w, 3], or None where the host makes the views.
+      `source.dtype` [n, h, w, c], or None where the host makes the views.
 
     Raises:
       UserError: they cannot lie there, and shall.
@@ -40,7 +40,7 @@ def load(config, source, view: Callable | None) -> np.ndarray | None:
             "--config.dataset.in_memory=True, or --config.dataset.on_device=False"
         )
     shape = pipeline.image_shape(source)
-    size = source.num_examples * math.prod(shape)
+    size = source.num_examples * math.prod(shape) * np.dtype(source.dtype).itemsize
     if wanted is None and not is_small(size, shape, config.image_size, memory):
         return None
     if memory and size > memory:
@@ -93,7 +93,7 @@ def view_settings(config) -> dict:
 
 
 def make_views(config, images: np.ndarray) -> Callable:
-    """Puts images, uint8 [n, h, w, 3], onto the devices; returns the `Task.on_devices` that makes views."""
+    """Puts images, [n, h, w, c], onto the devices; returns the `Task.on_devices` that makes views."""
 
     def views(images, batch):
         made = on_device.two_views(images, batch["example"], batch["epoch"], shape=shape, **settings)

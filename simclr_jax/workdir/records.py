@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1  # version of config.json and of the meta of checkpoints; old
 _MACHINE_KEYS = ("microbatches", "remat", "augment.on_device", "augment.crop_dtype")
 # Keys that may differ between a run and its continuation; all but those of the machine change no result.
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
+_FREE_KEYS += ("model.channels", "augment.dtype")  # told from the images
 _FREE_KEYS += ("dataset.on_device",)  # the train loop refuses views of another kind
 _FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled", *_MACHINE_KEYS)
 # Values of keys that older runs have not saved, where a config file has other ones now.

@@ -18,7 +18,7 @@ def given(train, held_out=None) -> Iterator[str]:
     """Holds the examples of `dataset.name='arrays'` while inside; yields their digest.
 
     Args:
-      train: images uint8 [n, h, w, c], c 3 or 1, which is grey; or a pair of images and labels, int [n], -1
+      train: images uint8 [n, h, w, c], 1 of which is grey; or a pair of images and labels, int [n], -1
         where an image has none.
       held_out: examples of the same form to judge features on; None: labels judge no features.
 
@@ -59,7 +59,8 @@ def load(split: str) -> Source:
         images, labels = _given.get("eval", (images[:0], labels[:0]))
     records = tf.Variable(np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images, trainable=False)
     num_classes = classes if (labels >= 0).any() else 0
-    return Source(f"arrays ({split})", len(images), num_classes, tf.identity, records, labels)
+    name, channels = f"arrays ({split})", records.shape[-1]
+    return Source(name, len(images), num_classes, tf.identity, records, labels, channels=channels)
 
 
 def _check(name, examples):
@@ -70,10 +71,11 @@ def _check(name, examples):
         labels = np.full(len(images), -1) if labels is None else labels
     except (ValueError, TypeError):
         raise UserError(f"{name}: expected one array of images, or a pair of images and labels") from None
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    are_images = images.dtype == np.uint8 and images.ndim == 4 and 0 not in images.shape
+    if not are_images or (images.shape[-1] > 16 and images.shape[1] <= 4):  # channels first
         raise UserError(
             f"{name} images are {images.dtype} of shape {images.shape}: expected uint8 [n, height, width, 3] "
-            "or 1 channel where they are grey"
+            "or 1 channel where they are grey, or others"
         )
     are_integers = labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer)
     if not are_integers or labels.min() < -1 or labels.max() >= 2**31:

@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 import sys
+import time
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -17,6 +18,7 @@ from etils import epath
 from simclr_jax.data import CORES
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
+from simclr_jax.data.readers import PackageMissing
 from simclr_jax.data.source import LostFiles, Source, are_too_many
 from simclr_jax.process import UserError, escape, first_few, reason_of, say, trial
 from simclr_jax.process.files import StorageError, exists, read_json, set_aside, storage, write_json
@@ -30,6 +32,10 @@ _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.js
 _HELD_OUT = 0.1
 _GLANCE = 8  # Images that a trial of a run decodes.
 _DEPTHS = (8, 10, 12, 14, 16)  # Bits of cameras, one of which the range of a folder of 16-bit files has.
+_PERCENTILES = (0.1, 99.9)  # Black and white where no depth fits.
+_SAMPLED, _PIXELS = 256, 4096  # Images, and pixels of each, from which the range is told.
+_QUIET = 10  # Seconds between lines on how many files have been looked at.
+_COMMON = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")  # Types that go without saying where they have 8 bits.
 _SPECIAL_FILES = {
     stat.S_IFLNK: "symbolic links",
     stat.S_IFIFO: "named pipes",
@@ -42,9 +48,9 @@ _SPECIAL_FILES = {
 def load(config, split: str, *, seed: int, workdir=None) -> Source:
     """Opens the images of 'train', 'eval' or 'all'; see `datasets.load`."""
     bounds = config.value_range
-    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 65535):
+    if bounds is not None and not (len(bounds) == 2 and np.all(np.less(*bounds))):
         raise UserError(
-            f"dataset.value_range={bounds}: expected two numbers of 16 bits, the lower one first, as in "
+            f"dataset.value_range={bounds}: expected two numbers, the lower one first, as in "
             "--config.dataset.value_range='(0, 4095)'; without it, the images decide"
         )
     path = os.path.expanduser(config.path or "")
@@ -57,6 +63,8 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         whole=split == "all",
         max_pixels=config.max_pixels,
         value_range=bounds,
+        channels=config.channels,
+        group=config.group,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -80,13 +88,20 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         num_examples=len(names),
         num_classes=(config.num_classes or num_classes) if is_labelled else 0,
         decode=functools.partial(
-            decoder.decode, value_range=value_range or decoder.FULL_RANGE, max_pixels=config.max_pixels
+            decoder.decode,
+            value_range=value_range,
+            max_pixels=config.max_pixels,
+            channels=listed["channels"],
+            dtype="uint8" if listed["dtype"] == "uint8" else "float32",
         ),
         records=np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object),
         labels=labels,
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
         value_range=value_range,
+        groups=np.asarray([listed["groups"][name] for name in names], str) if listed["groups"] else None,
+        channels=listed["channels"],
+        dtype=listed["dtype"],
         lost=lost,
     )
 
@@ -101,6 +116,8 @@ def catalogue(
     whole=False,
     max_pixels=decoder.MAX_PIXELS,
     value_range=None,
+    channels=None,
+    group=None,
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -119,13 +136,16 @@ def catalogue(
         list: a start with a changed file is an error, a start without the file is none.
       whole: prints no notes on splits, since the caller uses all images.
       max_pixels: larger images are refused by their header.
-      value_range: values that become black and white in images of 16 bits; None: 0 and the highest value of
-        as many bits (8, 10, 12, 14 or 16) as the images use.
+      value_range: values that become black and white in images of more than 8 bits; None: see `_tell_range`.
+      group: a level of sub-folders, below the folder of a split, or a column of `labels`, whose images are on
+        one side; None: each image is by itself.
+      channels: of every image, see `decode.decode_bytes`; None: those that the images have, 3 for greys.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
-      same of images in neither, 'value_range': [low, high], or None without images of 16 bits, 'lost': [name]
-      of images.json that are no longer there}.
+      same of images in neither, 'value_range': [low, high], each a number or one for each channel, None
+      without images of more than 8 bits; 'channels'; 'dtype': see `source.Source`; 'lost': [name] of
+      images.json that are no longer there}.
 
     Raises:
       UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
@@ -152,7 +172,7 @@ def catalogue(
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
     inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active else None))
-    traits, corrupt, too_large = _inspect(path, inspected, max_pixels)
+    facts, corrupt, too_large = _inspect(path, inspected, max_pixels, channels)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
     remedy = "raise --config.dataset.max_pixels to take them"
@@ -160,7 +180,10 @@ def catalogue(
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
-    listed, split_notes, class_notes = _assign(path, good, seed, classes and not labels, strict=not whole)
+    group_of = _groups(where, path, good, group, labels)
+    listed, split_notes, class_notes = _assign(
+        path, good, seed, classes and not labels, strict=not whole, group_of=group_of
+    )
     if labels:
         listed, class_notes = _relabel(listed, labels, path)
 
@@ -176,13 +199,23 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    counts = [sum(column) for column in zip(*(holds for holds, _ in traits.values()))]
-    words = [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
-    listed["value_range"] = None
-    if highest := [value for holds, value in traits.values() if holds[-1]]:  # Images of 16 bits.
-        low, high = value_range or (0, next(2**bits - 1 for bits in _DEPTHS if max(highest) < 2**bits))
-        listed["value_range"] = [low, high]
-        words[-1] += f", {low} to {high} (--config.dataset.value_range)"
+    listed |= {
+        "groups": group_of,
+        "channels": channels or _tell_channels(where, good, facts),
+        "value_range": None,
+        "dtype": "uint8",
+    }
+    kinds = collections.Counter(
+        str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
+    )
+    words = [f"{count} {kind}" for kind, count in kinds.most_common()]
+    counts = [sum(column) for column in zip(*(fact.traits for fact in facts.values()))]
+    words += [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
+    if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
+        bounds = value_range or _tell_range(path, deep, listed["channels"], max_pixels)
+        listed |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+        low, high = bounds or ("0", "65535 of 16 bits and 1 of floats")
+        words.append(f"black is {low}, white {high} (--config.dataset.value_range)")
     if words:
         notes.append(f"images: {'; '.join(words)}")
     say("\n  ".join([f"{escape(path)}: {'; '.join(summary)}", *notes]))
@@ -211,7 +244,9 @@ def _read(listing, path):
     if not listing.exists():
         return None
     try:
-        listed = {"value_range": None, "left": []} | read_json(listing)
+        listed = {"value_range": None, "channels": 3, "dtype": "uint8", "left": [], "groups": {}} | read_json(
+            listing
+        )
         _check_listed(listed)
     except (IsADirectoryError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {reason_of(error)}"
@@ -238,7 +273,7 @@ def _check_listed(listed):
     """Raises ValueError, TypeError or KeyError unless `catalogue` may have written this list."""
     classes = listed["classes"]
     low, high = listed["value_range"] or (0, 1)
-    if not (listed["train"] and type(low) is type(high) is int and low < high):
+    if not (listed["train"] and np.all(np.less(low, high)) and listed["channels"] > 0):
         raise ValueError("no training images, or a wrong value_range")
     for name, label in [*_entries(listed), *((name, -1) for name in classes)]:
         is_name = isinstance(name, str) and name and "\0" not in name
@@ -322,31 +357,39 @@ def _reason(folder, names, whole):
     return ""
 
 
-def _inspect(path, files, max_pixels):
-    """Decodes every file once.
+def _inspect(path, files, max_pixels, channels):
+    """Looks at both ends of every file, and decodes those that do not tell enough there.
 
     Returns:
-      {name: (whether each of `TRAITS` holds, highest value of 16 bits)} of images that Pillow decodes; {name:
-      reason} of files that cannot be decoded; and of those that are too large.
+      {name: `decode.Facts`} of images that are no plain photographs; {name: reason} of files that cannot be
+      decoded; and of those that are too large.
     """
     is_plain = tf.function(
         functools.partial(decoder.is_plain, max_pixels=max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
     max_bytes = 8 * max_pixels + 2**26  # The pixels with 16 bits and alpha, and tags.
-    traits, corrupt, too_large = {}, {}, {}
+    facts, corrupt, too_large, missing = {}, {}, {}, {}
 
     def inspect(name):
         try:
-            if files[name] > max_bytes:
+            if files[name] > max_bytes * max(1, (channels or 0) // 4):
                 raise decoder.TooLarge(f"{files[name]:,} bytes")
-            contents = tf.io.read_file(os.fsencode(os.path.join(path, name)))
-            if is_plain(contents):
-                decoder.decode_plain(contents)
-            else:
-                contents = contents.numpy()
-                decoder.decode_with_pillow(contents, max_pixels=max_pixels)
-                traits[name] = decoder.display_traits(contents, max_pixels)
+            file = os.path.join(path, name)
+            with (tf.io.gfile.GFile if "://" in path else open)(file, "rb") as stream:
+                begin = stream.read(decoder.SEARCHED)
+                stream.seek(max(0, len(begin) - 64, files[name] - 64))
+                fact = decoder.inspect_ends(begin, stream.read(), max_pixels)
+            if not fact:
+                contents = tf.io.read_file(os.fsencode(file))
+                if is_plain(contents):
+                    decoder.decode_plain(contents)
+                else:
+                    fact = decoder.inspect(contents.numpy(), max_pixels, channels)
+            if fact and fact != decoder.PLAIN:
+                facts[name] = fact
+        except PackageMissing as error:
+            missing[name] = str(error)
         except decoder.TooLarge as error:
             too_large[name] = reason_of(error, 100)
         except (tf.errors.OpError, ValueError, OSError) as error:
@@ -356,8 +399,67 @@ def _inspect(path, files, max_pixels):
     chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
     # Twice as many threads as cores, since some wait for the disk.
     with _silent_codecs(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
-        list(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks))
-    return traits, corrupt, too_large
+        due = time.monotonic() + _QUIET
+        for done, _ in enumerate(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks)):
+            if time.monotonic() > due:
+                say(f"{escape(path)}: looked at {256 * done:,} of {_images(len(names))}")
+                due += _QUIET
+    if missing:
+        name, reason = min(missing.items())
+        raise UserError(f"{escape(path)}: {_images(len(missing))}, as {escape(name)}: {reason}")
+    return facts, corrupt, too_large
+
+
+def _tell_channels(where, names, facts):
+    """Returns the channels that all images have; greys count as colours, since photographs are either.
+
+    Raises:
+      UserError: they differ.
+    """
+    first = {}
+    for name in names:
+        count = facts[name].channels if name in facts else 3
+        first.setdefault(3 if count == 1 else count, name)
+    if len(first) > 1:
+        images = " and ".join(
+            f"{escape(name)} has {count}" for count, name in itertools.islice(first.items(), 2)
+        )
+        raise UserError(
+            f"{where}: {images} channels: move one kind away, or set --config.dataset.channels={min(first)}, "
+            "which takes the first ones"
+        )
+    return next(iter(first))
+
+
+def _tell_range(path, deep, channels, max_pixels):
+    """Tells the values that become black and white, of all channels or of each, from some images.
+
+    They are 0 and the highest value of 8, 10, 12, 14 or 16 bits, or 0 and 1 of floats, where the values are
+    within and fill a quarter; else percentiles. Greys and colours have one range for all channels. Where some
+    images
+    are whole numbers and some floats, there is no range: they have those of `decode.FULL_RANGE`.
+    """
+    if len(set(deep.values())) > 1:
+        return None
+    values = []
+    for name in list(deep)[:: -(-len(deep) // _SAMPLED)]:
+        _, raw = decoder.read(
+            tf.io.read_file(os.fsencode(os.path.join(path, name))).numpy(), max_pixels, channels
+        )
+        pixels = decoder.with_channels(raw.pixels, channels).reshape(-1, channels)
+        if pixels.dtype != np.uint8:
+            values.append(pixels[:: -(-len(pixels) // _PIXELS)].astype(np.float32))
+    values = np.concatenate(values)
+    low, high = np.percentile(values, _PERCENTILES, axis=0)
+    if channels in (1, 3):
+        low[:], high[:] = low.min(), high.max()
+    depth = next((2**bits - 1 for bits in _DEPTHS if values.max() < 2**bits), 0)
+    depth = depth if "uint16" in deep.values() else 1
+    fills = (values.min() >= 0) & (values.max() <= depth) & (high >= depth / 4)
+    bounds = np.where(fills, 0, low), np.where(fills, depth, np.where(high > low, high, low + 1))
+    bounds = [[float(f"{value:.5g}") for value in bound] for bound in bounds]
+    bounds = [[int(value) if value == int(value) else value for value in bound] for bound in bounds]
+    return [bound[0] if len(set(bound)) == 1 else bound for bound in bounds]
 
 
 @contextmanager
@@ -391,7 +493,29 @@ def _relabel(listed, labels, path):
     return listed | entries | {"classes": classes}, notes
 
 
-def _assign(path, files, seed, with_classes, strict):
+def _groups(where, path, names, group, labels):
+    """Returns {name: group}, empty where there are no groups; an image without a row is a group by itself."""
+    if not group:
+        return {}
+    if not group.isdecimal():
+        if not labels:
+            raise UserError(
+                f"dataset.group={group} is a column of a CSV file: set --config.dataset.labels to it"
+            )
+        return dict(zip(names, names)) | label_files.read_column(labels, group.casefold(), names, path)
+    group_of, splits = {}, (*_TRAIN_FOLDERS, *_EVAL_FOLDERS)
+    for name in names:
+        folders = name.split("/")[:-1]
+        folders = folders[1:] if folders and folders[0].lower() in splits else folders
+        if not 0 < int(group) <= len(folders):
+            raise UserError(
+                f"{where}: {escape(name)} has no sub-folder of level dataset.group={group}: move it into one"
+            )
+        group_of[name] = folders[int(group) - 1]
+    return group_of
+
+
+def _assign(path, files, seed, with_classes, strict, group_of):
     """Gives every file a split and a label.
 
     Returns:
@@ -421,12 +545,18 @@ def _assign(path, files, seed, with_classes, strict):
             )
     else:
         held_out_base = base
-        chosen = _hold_out(training, seed)
+        chosen = _hold_out(training, seed, group_of)
         validation = [name for name in training if name in chosen]
         training = [name for name in training if name not in chosen]
         split_notes = [
             f"splits: about a tenth of {escape(train)}/ is held out: no {_EVAL_FOLDERS[0]}/ beside it"
         ] * bool(train)
+    both = {group_of.get(name) for name in training} & {group_of.get(name) for name in validation} - {None}
+    if both:
+        raise UserError(
+            f"{escape(path)}: the group {escape(min(both))} has training and held-out images: keep it on one "
+            "side"
+        )
     left = sorted(set(files).difference(training, validation))
     if left:
         counts = collections.Counter(name.split("/")[0] if "/" in name else "" for name in left)
@@ -489,17 +619,20 @@ def _note_on_classes(path, files, base, classes, with_classes):
     return ""
 
 
-def _hold_out(files, seed):
+def _hold_out(files, seed, group_of):
     """Returns the names whose hash is in the lowest tenth: an image keeps its split when others come or go.
 
-    At least one of two or more images is held out, and at least one is trained on.
+    At least one of two or more images is held out, and at least one is trained on. Groups stay together, by
+    the hash of their names.
     """
+    groups = {group_of.get(name, name) for name in files}
 
     def rank(name):
         return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
-    in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in files)
-    return set(sorted(files, key=rank)[: max(0, min(max(in_lowest, 1), len(files) - 1))])
+    in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in groups)
+    chosen = set(sorted(groups, key=rank)[: max(0, min(max(in_lowest, 1), len(groups) - 1))])
+    return {name for name in files if group_of.get(name, name) in chosen}
 
 
 def _sub_folders(names):
