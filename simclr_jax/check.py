@@ -29,7 +29,9 @@ from simclr_jax.config import command_line
 from simclr_jax.plan import topologies
 from simclr_jax.process import UserError, files, machine, say, trial
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, as v4-256, v4:4x4x8, h100:8 or h200:2x8.")
+_TOPOLOGY = flags.DEFINE_string(  # A process that also has the plan's flag is that of tests.
+    "topology", None, "The devices, as v4-256, v4:4x4x8, h100:8 or h200:2x8.", allow_override=True
+)
 _NODES = flags.DEFINE_integer("nodes", None, "Nodes of a Slurm job; needs gpus_per_node.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs of each, with a process each.", lower_bound=1)
 _ELSEWHERE = flags.DEFINE_boolean(

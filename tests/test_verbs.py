@@ -119,6 +119,7 @@ def test_unknown_verbs_are_one_line(tmp_path):
     assert simclr(folder=tmp_path) == (0, verbs.HELP + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.journey
 def test_the_road_and_two_rounds_in_five_commands(tmp_path):
     """Every command but the first names the run alone, from a folder that is not the run's."""
