@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 import simclr_jax
 from simclr_jax import pretrained
 from simclr_jax.process.errors import UserError
+from simclr_jax.tasks import predict
 
 pytestmark = pytest.mark.slow
 COUNT = 90
@@ -157,3 +158,13 @@ def test_a_network_without_a_classifier_is_refused(tmp_path, photos):
     with pytest.raises(UserError, match="holds no classifier: give the workdir of a linear_eval, finetune"):
         run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
     assert not (tmp_path / "predicted" / "parts").exists()
+
+
+def test_predictions_are_counted_and_a_class_of_nearly_all_is_said(tmp_path, capsys):
+    path = tmp_path / "predictions.csv"
+    predict._say_counts(path, ["cat"] * 16 + ["dog"] * 4)
+    assert capsys.readouterr().out == f"{path}: cat 16, dog 4\n"
+    predict._say_counts(path, ["cat"] * 17 + ["dog"] * 3)
+    assert "note: 17 of 20 images are 'cat': unless they are indeed, label more" in capsys.readouterr().out
+    predict._say_counts(path, ["cat"] * 19)
+    assert "note" not in capsys.readouterr().out

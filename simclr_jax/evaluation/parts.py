@@ -127,7 +127,8 @@ def describe(plan: Plan) -> dict[str, str]:
     """Returns what is about to be done as rows for `report.print_table`."""
     return {
         "dataset": ", ".join(source.name for source in plan.sources.values()),
-        "images": f"{plan.images:,} in {len(plan.spans)} parts, {plan.done} of them done",
+        "images": f"{plan.images:,}"
+        + (f", {plan.done} of {len(plan.spans)} parts of them done before" if plan.done else ""),
     }
 
 

@@ -1,5 +1,6 @@
 """Predictions of a trained classifier for every image: `predictions.csv` and `predictions.parquet`."""
 
+import collections
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
 FILE = "predictions.parquet"
+_MANY, _MOST = 20, 0.8  # Predictions, and the share of one class among them, from which on a note says so.
 COLUMNS = ("name", "label", "probability")  # They come before a column for every class.
 
 
@@ -57,6 +59,8 @@ def run(config, workdir) -> dict:
     if jax.process_index() == 0:
         with (workdir / FILE).open("rb") as file:
             metadata = parquet.read_metadata(file)
+            labels = parquet.read_table(file, columns=["label"])["label"].to_pylist()
+        _say_counts(plan.result, labels)
         summary["examples"] = metadata.num_rows  # Files that could not be read are missing.
         confusion = np.array(json.loads(metadata.metadata[b"confusion"]))
         if confusion.any():
@@ -66,6 +70,20 @@ def run(config, workdir) -> dict:
             with files.writing(workdir / "confusion.png") as file:
                 figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)
     return summary
+
+
+def _say_counts(path, labels):
+    """Prints how many images each class has, and a note where nearly all have the same."""
+    counts = collections.Counter(labels).most_common()
+    words = [f"{escape(name)} {count:,}" for name, count in counts[:20]]
+    more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
+    report.say(f"{escape(path)}: {', '.join(words)}{more}")
+    name, count = counts[0]
+    if len(labels) >= _MANY and count > _MOST * len(labels):
+        report.say(
+            f"note: {count:,} of {len(labels):,} images are {escape(name)!r}: unless they are indeed, label "
+            "more images of the other classes"
+        )
 
 
 def _class_names(meta, sources):

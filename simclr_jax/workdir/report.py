@@ -52,7 +52,7 @@ def print_summary(summary: dict, workdir) -> None:
     values = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in summary.items()
-        if not isinstance(value, dict | list)
+        if value is not None and not isinstance(value, dict | list)
     ]
     say(f"\n  {', '.join(values)}, written to {escape(workdir)}/summary.json")
 
