@@ -295,11 +295,13 @@ def to_unit(pixels: np.ndarray, value_range: tuple | None, levels: int | None = 
     """Scales pixels [h, w, c] to [0, 1] by a range, or to levels: of 0 to 65535 to the upper byte."""
     bounds = FULL_RANGE[pixels.dtype] if pixels.dtype == np.uint8 or value_range is None else value_range
     low, high = (np.asarray(bound, np.float64) for bound in bounds)
-    scaled = pixels.astype(np.float32) - np.float32(low)
+    scaled = pixels.astype(np.float32)  # All that follows is in place, since memory takes most of the time.
+    scaled -= np.float32(low)
     if levels and pixels.dtype != np.float32:
         return np.clip(scaled * np.float32(levels / (high - low + 1)), 0, levels - 1).astype(np.uint8)
     scaled /= np.float32(high - low)
-    return np.clip(scaled, 0, 1, out=scaled) * ((levels or 2) - 1)
+    np.clip(scaled, 0, 1, out=scaled)
+    return scaled * (levels - 1) if levels else scaled
 
 
 def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
