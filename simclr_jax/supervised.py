@@ -233,7 +233,8 @@ def load_labelled(config, workdir, splits=("train", "eval")):
         if not source.num_classes:
             raise UserError(
                 f"{source.name} has no labels, which {config.task} needs: choose a labelled dataset or "
-                "split; a folder needs a sub-folder for each class"
+                "split; of a folder set --config.dataset.labels=labels.csv, which its page writes, or give "
+                "each class a sub-folder"
             )
     source, held_out = sources[:2]
     if held_out and source.random_access and held_out.random_access:
