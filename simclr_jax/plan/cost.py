@@ -196,7 +196,8 @@ def _labelled_step(config, examples, rows):
       and once more for what it is compared with.
     """
     model = make_model(config.model, examples.num_classes, whole_projection=False)
-    shapes = {"image": (rows, config.image_size, config.image_size, 3), "label": (rows,)}
+    sides = (config.image_size, config.image_size)
+    shapes = {"image": (rows, *sides, config.model.channels), "label": (rows,)}
     trained, repeats = train.all_parameters, 1
     if config.task == "linear_eval":
         loss, trained = supervised.make_loss(model, config, after_block=None), supervised.is_head
