@@ -4,6 +4,7 @@ Workdirs are local or gs://. Nothing there is changed.
 """
 
 import time
+from datetime import timedelta
 
 from etils import epath
 
@@ -38,10 +39,8 @@ def status(workdir) -> dict[str, str]:
         state = f"its process {owner.get('pid')} on {owner.get('host')} was killed: the same command goes on"
     else:
         state = f"ended: {facts.get('ended') or 'for an unknown reason'}; the same command goes on"
-    written = [
-        place for place in (path, workdir / "lock.json", workdir / "summary.json") if files.exists(place)
-    ]
-    ago = time.time() - max((place.stat().mtime for place in written), default=time.time())
+    places = (path, workdir / "lock.json", workdir / "summary.json")
+    written = [place.stat().mtime for place in places if files.exists(place)]
     return {
         "workdir": str(workdir),
         "task": str(config.get("task")),
@@ -49,9 +48,7 @@ def status(workdir) -> dict[str, str]:
         "images/s": f"{values['images_per_second']:,.0f}" if "images_per_second" in values else "",
         "loss": f"{values['loss']:.4g}" if "loss" in values else "",
         "scores": ", ".join(f"{name} {scores[name]:.3f}" for name in _SCORES if name in scores),
-        "wrote": f"{int(ago) // 3600}:{int(ago) // 60 % 60:02d}:{int(ago) % 60:02d} ago"
-        if written
-        else "never",
+        "wrote": f"{timedelta(seconds=int(time.time() - max(written)))} ago" if written else "never",
         "state": state,
     }
 
