@@ -210,27 +210,9 @@ def test_shipped_configs_pass_all_checks(parse, path):
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():
-<<<<<<< HEAD
-    free = {"task", "pretrained", "dataset.name", "splits", "dataset.path", "dataset.data_dir"}
-    free |= {
-        "dataset.labels",
-        "dataset.group",
-        "loss",
-        "model.encoder",
-        "optimizer.name",
-    }  # the last three are in registries
-=======
-    free = {
-        "task",
-        "pretrained",
-        "dataset.name",
-        "splits",
-        "dataset.path",
-        "dataset.data_dir",
-        "dataset.group",
-    }
-    free |= {"dataset.labels", "loss", "model.encoder", "optimizer.name"}  # the last three are in registries
->>>>>>> images
+    free = {"task", "pretrained", "splits"}
+    free |= {f"dataset.{name}" for name in ("name", "path", "data_dir", "labels", "group")}
+    free |= {"loss", "model.encoder", "optimizer.name"}  # in registries
     free |= {f"dataset.{split}_split" for split in ("train", "eval", "probe", "validation")}
     for task in shipped.tasks():
         config = shipped.defaults_of(task)
