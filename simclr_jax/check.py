@@ -29,8 +29,8 @@ from simclr_jax.config import command_line
 from simclr_jax.plan import topologies
 from simclr_jax.process import UserError, files, machine, say, trial
 
-_TOPOLOGY = flags.DEFINE_string(  # A process that also has the plan's flag is that of tests.
-    "topology", None, "The devices, as v4-256, v4:4x4x8, h100:8 or h200:2x8.", allow_override=True
+_TOPOLOGY = flags.DEFINE_string(  # The plan has this flag, too, and tests have both.
+    "topology", "local", "As v4-256, v4:4x4x8 or h100:8; 'local': these devices.", allow_override=True
 )
 _NODES = flags.DEFINE_integer("nodes", None, "Nodes of a Slurm job; needs gpus_per_node.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs of each, with a process each.", lower_bound=1)
@@ -67,12 +67,12 @@ def check(_) -> None:
 
 def _machines():
     """Returns devices and processes of the machines that flags name, and both in words; or 0, 0 and ''."""
-    if (_NODES.value is None) != (_GPUS.value is None) or (_NODES.value and _TOPOLOGY.value):
+    if (_NODES.value is None) != (_GPUS.value is None) or (_NODES.value and _TOPOLOGY.value != "local"):
         raise UserError("give --nodes=N and --gpus_per_node=N together, or --topology=v4-256 alone")
     if _NODES.value:
         count = _NODES.value * _GPUS.value
         return count, count, f"{_NODES.value} nodes of {_GPUS.value} GPUs, with a process each"
-    if _TOPOLOGY.value is None:
+    if _TOPOLOGY.value == "local":
         return 0, 0, ""
     topology = topologies.read(_TOPOLOGY.value)
     return *topology[1:], f"{topology.name}, {topology.devices} devices, {topology.hosts} host(s)"

@@ -49,7 +49,7 @@ class Frozen:
     """A model whose batch norm keeps to its moving statistics."""
 
     def __init__(self, model):
-        self.init = model.init
+        self.init, self.channels = model.init, model.channels
         self.apply = lambda *arguments, **options: model.apply(*arguments, **options | {"train": False})
 
 
