@@ -4,6 +4,8 @@
 
 Images have neither an up nor a hue. Keep patients or plates together by `--config.dataset.group`: a level of
 sub-folders, or a column of the CSV file of labels. `configs/folder.py` describes the rest, which is the same.
+The choices below follow from how such images are made; none was compared with others here. What views may
+change decides what is learnt (Bendidi et al. 2024, Biological Imaging): undo those that your classes differ in.
 """
 
 from configs import base, folder
@@ -11,8 +13,7 @@ from configs import base, folder
 
 def pretrain():
     config = folder.pretrain()
-    # A cell lies in any direction, so all eight turns and mirrors are as likely; arXiv 2212.04690 mirrors
-    # vertically for the same reason.
+    # A cell lies in any direction, so all eight turns and mirrors are as likely.
     config.augment.vertical_flip = True
     config.augment.rotate = True
     # The size of cells carries meaning, and crops of all sizes would hide it.

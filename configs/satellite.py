@@ -3,7 +3,7 @@
     python -m simclr_jax.main --config=configs/satellite.py --config.dataset.path=PATCHES --workdir=RUN
 
 Keep places or days together by `--config.dataset.group`. `configs/folder.py` describes the rest, which is the
-same.
+same. Nothing was trained with it here on images of satellites.
 """
 
 from configs import base, folder
