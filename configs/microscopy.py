@@ -5,7 +5,7 @@
 Images have neither an up nor a hue. Keep patients or plates together by `--config.dataset.group`: a level of
 sub-folders, or a column of the CSV file of labels. `configs/folder.py` describes the rest, which is the same.
 The choices below follow from how such images are made; none was compared with others here. What views may
-change decides what is learnt (Bendidi et al. 2024, Biological Imaging): undo those that your classes differ in.
+change decides what is learnt (Bendidi et al. 2024, Biological Imaging): undo what your classes differ in.
 """
 
 from configs import base, folder
