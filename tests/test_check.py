@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 from test_datasets import Shards, shards, write_folder  # noqa: F401
@@ -38,6 +39,9 @@ def places(tmp_path_factory, pretrained_run, finetuned_run, shards):  # noqa: F8
     (base / "labels.csv").write_text("\n".join(["name,label", *names]) + "\n")
     (base / "wrong.csv").write_text("name,label\nnowhere.png,a\n0.png,b\n")
     (base / "file").touch()
+    (base / "bands").mkdir()
+    for number in range(2 * folder._GLANCE):
+        np.save(base / "bands" / f"{number:02d}.npy", np.full((8, 8, 5), number, np.uint8))
     damaged = base / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text("{")
@@ -97,6 +101,7 @@ CASES = f"""
 {FOLDER} --config.dataset.path={{base}}/nowhere
 {FOLDER} --config.dataset.path={{base}}/empty
 {FOLDER} --config.dataset.path={{base}}/broken
+{FOLDER} --config.dataset.path={{base}}/bands --config.batch_size=8
 {FOLDER} --config.dataset.path={{base}}/few
 {FOLDER} --config.dataset.path={{base}}/splits --config.batch_size=8
 {FOLDER} --config.dataset.path={{base}}/photos --config.batch_size=32

@@ -201,7 +201,7 @@ def catalogue(
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
     listed |= {
         "groups": group_of,
-        "channels": channels or _tell_channels(where, good, facts),
+        "channels": channels or _tell_channels(where, [name for name in good if name in inspected], facts),
         "value_range": None,
         "dtype": "uint8",
     }
@@ -411,7 +411,7 @@ def _inspect(path, files, max_pixels, channels):
 
 
 def _tell_channels(where, names, facts):
-    """Returns the channels that all images have; greys count as colours, since photographs are either.
+    """Returns the channels of the images that were looked at, 3 without any; greys count as colours.
 
     Raises:
       UserError: they differ.
@@ -428,7 +428,7 @@ def _tell_channels(where, names, facts):
             f"{where}: {images} channels: move one kind away, or set --config.dataset.channels={min(first)}, "
             "which takes the first ones"
         )
-    return next(iter(first))
+    return next(iter(first), 3)
 
 
 def _tell_range(path, deep, channels, max_pixels):
@@ -436,8 +436,7 @@ def _tell_range(path, deep, channels, max_pixels):
 
     They are 0 and the highest value of 8, 10, 12, 14 or 16 bits, or 0 and 1 of floats, where the values are
     within and fill a quarter; else percentiles. Greys and colours have one range for all channels. Where some
-    images
-    are whole numbers and some floats, there is no range: they have those of `decode.FULL_RANGE`.
+    images are whole numbers and some floats, there is no range: they have those of `decode.FULL_RANGE`.
     """
     if len(set(deep.values())) > 1:
         return None
