@@ -155,9 +155,7 @@ def pretrain() -> ConfigDict:
                 "color_jitter_strength": 1.0,  # how far colours change; 0.5 for small images in the paper
                 # Where there are other than 3 channels, brightness and contrast change each channel by
                 # itself.
-                "brightness": placeholder(
-                    float
-                ),  # factors are within 1 +- this; None: 0.8 times the strength
+                "brightness": placeholder(float),  # factors within 1 +- this; None: 0.8 times the strength
                 "contrast": placeholder(float),  # likewise
                 "saturation": placeholder(float),  # likewise
                 "hue": placeholder(float),  # turns by this share of the circle; None: 0.2 times the strength

@@ -4,9 +4,8 @@ r"""SimCLR on a folder of your own images; no labels are needed.
     python -m simclr_jax.main --config=configs/folder.py --config.dataset.path=PHOTOS --workdir=RUN
 
 PHOTOS holds JPEG, PNG, WebP, BMP, GIF, TIFF and other files, in sub-folders of any depth. They are read as
-photo
-programs show them: turned by their orientation tag, transparency on white, the first frame of an animation.
-Images of more than 8 bits are scaled by one range, which is told from some of them or set with
+photo programs show them: turned by their orientation tag, transparency on white, the first frame of an
+animation. Images of more than 8 bits are scaled by one range, which is told from some of them or set with
 `--config.dataset.value_range='(0, 4095)'`; docs/images.md describes them, and other numbers of channels.
 `train/` and `val/` are taken as splits; without them about a tenth of the images is held out, by a hash of
 seed and path. Two or more sub-folders are taken as classes: the encoder is trained without them, and its

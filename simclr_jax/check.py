@@ -40,7 +40,8 @@ _ELSEWHERE = flags.DEFINE_boolean(
 
 
 def check(_) -> None:
-    config, workdir = command_line.read_config(), command_line.workdir(command_line.read_config())
+    config = command_line.read_config()
+    workdir = command_line.workdir(config)
     devices, processes, words = _machines()
     if devices:  # The CPU stands for them.
         jax.config.update("jax_platforms", "cpu")

@@ -56,8 +56,9 @@ def to_array(
     image = np.asarray(image.detach().cpu() if is_torch else image)
     image = _channels_last(image, name, is_torch, (1, 3, 4) if channels == 3 else (channels,))
     if value_range and image.dtype.kind in "iu" and image.dtype != np.uint8:
-        low, high = (np.asarray(bound, np.float32) for bound in value_range)
-        image = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1)
+        from simclr_jax.data import decode
+
+        image = decode.to_unit(image, value_range)
     elif image.dtype != np.uint8:
         if not np.issubdtype(image.dtype, np.floating):
             raise UserError(f"{name} is of {image.dtype}: expected uint8, or floats in [0, 1]: scale it")

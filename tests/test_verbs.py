@@ -74,6 +74,10 @@ def test_flags_make_a_config_of_the_runs_data(task, name, tmp_path):
     assert not [note for note in notes if "no effect" in note]
 
 
+def test_help_needs_no_run():
+    assert verbs.flags_of("knn", ["--help"]) == ["--config=configs/folder.py:knn", "--help"]
+
+
 def test_pretraining_takes_a_folder_or_a_config(tmp_path):
     assert verbs.flags_of("pretrain", ["digits", "--workdir=x"]) == [
         "--config=configs/digits.py",

@@ -40,10 +40,6 @@ MODULES = {
     "plan": "simclr_jax.plan",
     "benchmark": "simclr_jax.benchmark",
 }
-_WANTED = {
-    True: "give a folder of images, or a config, as in simclr-jax pretrain digits",
-    False: "give the workdir of a run, as in simclr-jax knn RUN",
-}
 FOLDERS = {"finetune": "classifier", "predict": "predicted"}  # of a run, for tasks not called as their folder
 _OWN = ("on_device", "in_memory", "shuffle_buffer")  # Keys of `dataset` that say how one run reads it.
 
@@ -59,15 +55,24 @@ def flags_of(verb: str, words: list[str]) -> list[str]:
     Raises:
       UserError: a word is missing, or one too many; there is no run.
     """
-    places = [word for word in words if not word.startswith("-")]
-    flags = [_long(word) for word in words if word.startswith("-")]
+    places, flags = _split(words)
+    flags = [_long(flag) for flag in flags]
+    if not places and "--help" in flags:
+        return [f"--config=configs/folder.py:{verb}", *flags]
     if not places:
-        raise UserError(f"{verb}: {_WANTED[verb == 'pretrain']}; simclr-jax --help has examples")
+        wanted = "a folder of images, or a config, as in simclr-jax pretrain digits"
+        wanted = wanted if verb == "pretrain" else f"the workdir of a run, as in simclr-jax {verb} RUN"
+        raise UserError(f"{verb}: give {wanted}; simclr-jax --help has examples")
     if len(places) > 1 + (verb in ("predict", "embed")):
         raise UserError(f"{verb}: {escape(places[-1])!r} is one word too many: write flags as --NAME=VALUE")
     own = _pretrain(*places) if verb == "pretrain" else _of_run(verb, *places, flags=flags)
     names = {flag.partition("=")[0] for flag in flags}
     return [flag for flag in own if flag.partition("=")[0] not in names] + flags
+
+
+def _split(words):
+    """Returns the places among the words of a verb, and its flags."""
+    return [[word for word in words if word.startswith("-") == is_flag] for is_flag in (False, True)]
 
 
 def _long(flag):
@@ -116,7 +121,7 @@ def run_round(words: list[str]) -> int:
     Raises:
       UserError: there is no run, or no file of labels.
     """
-    places, flags = [[w for w in words if w.startswith("-") == wanted] for wanted in (False, True)]
+    places, flags = _split(words)
     if len(places) != 1 or not any(flag.startswith("--labels=") for flag in flags):
         raise UserError("round: give a run and its labels, as in simclr-jax round RUN --labels=labels.csv")
     run = places[0].rstrip("/")
@@ -138,7 +143,7 @@ def run_round(words: list[str]) -> int:
 
 def main(words: list[str]) -> None:
     """Runs a verb and its words, or the flags of `simclr_jax.main`."""
-    if not words or words[0] in ("--help", "-h", "help"):
+    if not words or words[0] in ("--help", "-h", "help") or words == ["round", "--help"]:
         print(HELP)
         return
     verb = words[0]

@@ -55,9 +55,8 @@ def read_tiff(contents: bytes, check_size, channels: int | None) -> Raw:
             pixels = pixels[tuple(slice(None) if axis in "CYX" else 0 for axis in series.axes)]
             place = [axis for axis in series.axes if axis in "CYX"].index("C")
             return Raw(_values(np.moveaxis(pixels, place, -1)))
-        if channels and page.samplesperpixel == 1 < channels == len(
-            file.pages
-        ):  # as tifffile writes [c, h, w]
+        # Tifffile writes [c, h, w] so.
+        if channels and page.samplesperpixel == 1 < channels == len(file.pages):
             return Raw(_values(np.stack([page.asarray(maxworkers=1) for page in file.pages], -1)))
         pixels = page.asarray(maxworkers=1)
         if page.samplesperpixel > 1 and page.axes[0] == "S":

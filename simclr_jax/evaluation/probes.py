@@ -117,9 +117,8 @@ def folds(labels: np.ndarray, groups: np.ndarray | None = None) -> list[tuple[np
         from sklearn.model_selection import StratifiedGroupKFold
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # A class may have fewer examples than there are folds.
+            # A class may have fewer examples than there are folds.
+            warnings.simplefilter("ignore", UserWarning)
             return list(StratifiedGroupKFold(count).split(labels, labels, groups))
     fold = assign_folds(labels, count)
     return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(count)]

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import parts, similarity
 from simclr_jax.plots import figures, gallery
-from simclr_jax.process import UserError, escape, files
+from simclr_jax.process import UserError, escape
 from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
@@ -105,7 +105,6 @@ def _data(run, images, predictions, same_images, given):
     suggested = [
         {
             "name": stored.names[row],
-            "cell": files.csv_name(stored.names[row]),
             "split": stored.split[row],
             "index": int(stored.index[row]),
             "url": _jpeg(images.large[row]),

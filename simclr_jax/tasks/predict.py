@@ -78,7 +78,7 @@ def _say_counts(path, labels):
     words = [f"{escape(name)} {count:,}" for name, count in counts[:20]]
     more = f" and {len(counts) - 20} more classes" if len(counts) > 20 else ""
     report.say(f"{escape(path)}: {', '.join(words)}{more}")
-    name, count = counts[0]
+    name, count = counts[0] if counts else ("", 0)
     if len(labels) >= _MANY and count > _MOST * len(labels):
         report.say(
             f"note: {count:,} of {len(labels):,} images are {escape(name)!r}: unless they are indeed, label "
