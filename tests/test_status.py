@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_config
+from etils.epath import backend, gpath
 
 from simclr_jax import runs, train
 from simclr_jax.process import UserError
@@ -76,6 +77,26 @@ def test_what_ended_a_run_is_kept(tmp_path, monkeypatch, error, reason):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run: give the workdir of one"):
         status.status(tmp_path)
+
+
+def test_a_run_in_a_bucket(tmp_path, monkeypatch):
+    begun(tmp_path)
+
+    class Bucket:
+        """Stands for gs:// with a folder of this machine."""
+
+        def __getattr__(self, name):
+            method = getattr(backend.os_backend, name)
+            return lambda path, *args: method(
+                os.fspath(path).replace("gs://bucket/RUN", str(tmp_path)), *args
+            )
+
+    monkeypatch.setattr(gpath._GPath, "_backend", property(lambda path: Bucket()))
+    row = status.status("gs://bucket/RUN")
+    assert row["step"] == "100 of 1,234" and row["wrote"].startswith("0:00:0")
+    assert row["state"].startswith("ended: for an unknown reason")
+    with pytest.raises(UserError, match="gs://bucket/other holds no run"):
+        status.status("gs://bucket/other")
 
 
 def test_several_runs_make_a_table(tmp_path, capsys):
