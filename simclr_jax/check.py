@@ -29,14 +29,11 @@ from simclr_jax.config import command_line
 from simclr_jax.plan import topologies
 from simclr_jax.process import UserError, files, machine, say, trial
 
-_TOPOLOGY = flags.DEFINE_string(  # The plan has this flag, too, and tests have both.
-    "topology", "local", "As v4-256, v4:4x4x8 or h100:8; 'local': these devices.", allow_override=True
-)
+# The plan has this flag, too, and tests have both.
+_TOPOLOGY = flags.DEFINE_string("topology", "local", "As v4-256 or h100:8, or 'local'.", allow_override=True)
 _NODES = flags.DEFINE_integer("nodes", None, "Nodes of a Slurm job; needs gpus_per_node.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs of each, with a process each.", lower_bound=1)
-_ELSEWHERE = flags.DEFINE_boolean(
-    "elsewhere", False, "Leaves out, with a note, what only the machines of the run may see."
-)
+_ELSEWHERE = flags.DEFINE_boolean("elsewhere", False, "Notes what cannot be seen from here, and goes on.")
 
 
 def check(_) -> None:
@@ -49,9 +46,8 @@ def check(_) -> None:
         parallel.planned_processes = processes
     else:
         machine.use_cores(config.batch_size // train.microbatches_of(config))
-    sees_data = config.dataset.name == "digits" or _is_seen(
-        "data", config.dataset.path if config.dataset.name == "folder" else config.dataset.data_dir
-    )
+    place = config.dataset.path if config.dataset.name == "folder" else config.dataset.data_dir
+    sees_data = config.dataset.name == "digits" or _is_seen("data", place)
     if config.pretrained and not _is_seen("weights", config.pretrained):
         sees_data, config.pretrained = False, None
     pretrained.inherit_settings(config, command_line.given())
@@ -89,9 +85,8 @@ def _is_seen(what, place):
     except UserError:
         seen = False
     if not seen:
-        say(
-            f"note: {what} ({place or 'in a folder of its own'}) cannot be seen from here, and is not checked"
-        )
+        where = place or "in a folder of its own"
+        say(f"note: {what} ({where}) cannot be seen from here, and is not checked")
     return bool(seen)
 
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from simclr_jax import benchmark
 from simclr_jax.config import command_line, settings
 from simclr_jax.plan import cost, topologies
-from simclr_jax.plan.forecast import describe, forecast, gib, remedy
+from simclr_jax.plan.forecast import describe, forecast, gib, priced, remedy
 from simclr_jax.process import UserError, say
 from simclr_jax.profiling.chips import find_chip
 from simclr_jax.workdir import report
@@ -72,7 +72,7 @@ def _plan_table(cases, images_per_core) -> bool:
         cells += [memory if fits[-1] else f"**{memory}**", f"{plan['flops'] / 1e12:.2f}"]
         if expected:
             cells += [f"{expected[key] * 1e3:.1f}" for key in ("least", "step")]
-            cells += [f"{expected['hours']:.2f}", _priced(expected["device_hours"])]
+            cells += [f"{expected['hours']:.2f}", priced(expected["device_hours"], _PRICE.value)]
             cells += [f"{expected['images']:,.0f}"]
             sums.update({topology: expected["device_hours"]})
             if config.task != "pretrain":
@@ -84,13 +84,8 @@ def _plan_table(cases, images_per_core) -> bool:
     for line in benchmark.table(_HEAD, itertools.starmap(row, cases)):
         say(line)
     for topology, device_hours in sums.items() if _CHAIN.value else ():
-        say(f"{topology}: {_priced(device_hours)} device-hours in all")
+        say(f"{topology}: {priced(device_hours, _PRICE.value)} device-hours in all")
     return all(fits)
-
-
-def _priced(device_hours):
-    """Returns device-hours, and what they cost where the price is given."""
-    return f"{device_hours:,.1f}" + (f" ({device_hours * _PRICE.value:,.2f} USD)" if _PRICE.value else "")
 
 
 def _chain(config):

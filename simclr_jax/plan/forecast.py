@@ -58,6 +58,11 @@ def forecast(plan: dict, config) -> dict[str, float]:
     return times | {"device_hours": hours * plan["devices"], "images": images}
 
 
+def priced(device_hours: float, price: float | None) -> str:
+    """Returns device-hours, and what they cost where the price of one is given, in US dollars."""
+    return f"{device_hours:,.1f}" + (f" ({device_hours * price:,.2f} USD)" if price else "")
+
+
 def describe(plan: dict, config, images_per_core, price: float | None = None) -> dict[str, str]:
     """Describes a plan by name and text.
 
@@ -90,8 +95,7 @@ def describe(plan: dict, config, images_per_core, price: float | None = None) ->
         lines["step"] = f"{expected['step'] * 1e3:.1f} ms expected; {expected['least'] * 1e3:.1f} at the "
         lines["step"] += f"chip's peaks ({bounds})"
         lines["run"] = f"{plan['num_steps']:,} steps, {expected['hours']:.1f} hours expected, "
-        lines["run"] += f"{expected['device_hours']:,.1f} device-hours"
-        lines["run"] += f", {expected['device_hours'] * price:,.2f} USD" if price else ""
+        lines["run"] += f"{priced(expected['device_hours'], price)} device-hours"
         if "images" in memory:
             lines["input"] = f"{expected['images']:,.0f} images/s a host then, made by its devices"
             return lines

@@ -74,8 +74,8 @@ def read(text: str) -> Topology:
         example = f"{kind}:{'x'.join('448'[:dimensions])}, or a slice of Cloud TPU, as {kind}-{64 * counted}"
         raise UserError(f"--topology={text} is no shape of {kind}: give chips, as {example}")
     chips = math.prod(sides)
-    is_one_host = chips <= (8 if counted == 1 else 4)
-    return Topology(f"{kind}:{shape}", chips * devices, 1 if is_one_host else max(1, chips // 4))
+    hosts = 1 if chips <= (8 if counted == 1 else 4) else chips // 4
+    return Topology(f"{kind}:{shape}", chips * devices, hosts)
 
 
 def _shape_of_slice(chips, dimensions):

@@ -107,6 +107,13 @@ def read_json(path) -> dict[str, Any]:
     return value
 
 
+def read_if_whole(path) -> dict[str, Any]:
+    """Returns the object in a JSON file; an empty one where it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        return read_json(path)
+    return {}
+
+
 def set_aside(path) -> epath.Path:
     """Renames a damaged file, so that it is neither read nor lost; returns the new path."""
     path = epath.Path(path)

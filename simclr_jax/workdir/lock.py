@@ -116,7 +116,7 @@ def _take(path, claim) -> bool:
         return False
     files.write_json(path, claim)
     time.sleep(0.0 if files.is_local(path) else 2.0)  # if two wrote at the same time, the last one has it
-    return _owner(path).get("id") == claim["id"]
+    return files.read_if_whole(path).get("id") == claim["id"]
 
 
 def check_free(workdir) -> None:
@@ -131,7 +131,7 @@ def holder(workdir) -> tuple[dict[str, Any], bool]:
     path = epath.Path(workdir) / "lock.json"
     if not files.exists(path):
         return {}, False
-    owner = _owner(path)
+    owner = files.read_if_whole(path)
     alive = _is_alive(owner)
     return owner, time.time() - path.stat().mtime < 2 * SILENCE if alive is None else alive
 
@@ -145,7 +145,7 @@ def _wait_until_free(workdir, path):
 
 def _check_dead(workdir, path):
     """Raises a UserError if the run that a lock names lives."""
-    owner = _owner(path)
+    owner = files.read_if_whole(path)
     alive = _is_alive(owner)
     if alive is None:
         say(f"{escape(path)} names a run that may still live: waiting {SILENCE:.0f} s for a sign of it")
@@ -154,7 +154,7 @@ def _check_dead(workdir, path):
             time.sleep(BEAT / 5)
             if not files.exists(path):
                 return
-            owner = _owner(path)
+            owner = files.read_if_whole(path)
         alive = owner != before
     if alive:
         raise UserError(
@@ -162,14 +162,6 @@ def _check_dead(workdir, path):
             f"{escape(owner.get('host', '?'))} since {escape(owner.get('since', '?'))}: wait for it or stop "
             "it, or choose another --workdir"
         )
-
-
-def _owner(path) -> dict:
-    """Reads the owner of a lock; an empty dictionary if it is damaged."""
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError):
-        return {}
 
 
 def _is_alive(owner) -> bool | None:
@@ -205,7 +197,7 @@ def _beat(path, claim, stop):
     while not stop.wait(BEAT):
         beats += 1
         try:
-            owner = _owner(path)  # a lost lock has none, and is written again
+            owner = files.read_if_whole(path)  # a lost lock has none, and is written again
             if owner and owner.get("id") != claim["id"]:
                 _failures.append(
                     f"{escape(path.parent)} was taken by process {owner.get('pid')} on "

@@ -5,7 +5,6 @@ A workdir belongs to the run of its `config.json`; `summary.json` marks a run th
 
 import json
 import os
-from contextlib import suppress
 from typing import Any
 
 from etils import epath
@@ -114,10 +113,8 @@ def save_config(workdir, config: dict[str, Any]) -> None:
 
 def note(workdir, **facts: Any) -> None:
     """Adds facts to `run.json`: the `steps` of a run in all, and why it `ended` before the last one."""
-    path, noted = epath.Path(workdir) / "run.json", {}
-    with suppress(OSError, ValueError):
-        noted = files.read_json(path)
-    files.write_json(path, noted | facts)
+    path = epath.Path(workdir) / "run.json"
+    files.write_json(path, files.read_if_whole(path) | facts)
 
 
 def _resolve(config):

@@ -25,7 +25,9 @@ def status(workdir) -> dict[str, str]:
     owner, alive = lock.holder(workdir)
     if not owner and not files.exists(workdir / "config.json"):
         raise UserError(f"{escape(workdir)} holds no run: give the workdir of one")
-    config, facts, summary = (_read(workdir / name) for name in ("config.json", "run.json", "summary.json"))
+    config, facts, summary = (
+        files.read_if_whole(workdir / name) for name in ("config.json", "run.json", "summary.json")
+    )
     path, values = workdir / "metrics.jsonl", {}
     for line in report.read(path) if files.exists(path) else ():
         values |= line  # the newest value of each
@@ -53,21 +55,12 @@ def status(workdir) -> dict[str, str]:
     }
 
 
-def _read(path):
-    """Returns the object in a JSON file; an empty one where it is missing or damaged."""
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError):
-        return {}
-
-
 def main(argv: list[str]) -> None:
     parser = errors.command_parser(__doc__)
     parser.add_argument("workdir", nargs="+", help="folder of a run; several make a table")
     runs = [status(workdir) for workdir in parser.parse_args(argv).workdir]
     if len(runs) == 1:
-        report.print_table(runs[0])
-        return
+        return report.print_table(runs[0])
     rows = [dict(zip(runs[0], runs[0])), *runs]
     widths = {name: max(len(escape(row[name])) for row in rows) for name in runs[0]}
     for row in rows:

@@ -64,10 +64,8 @@ def load(config, split: str, **_) -> Source:
         num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
     check_labels(name, num_classes, labels)
     source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names)
-    if trial.active and config.in_memory:  # Labels that are not read are of each class.
-        few, rows = labels, np.arange(num_examples)
-        labels = (rows % num_classes if num_classes else np.full(num_examples, -1)).astype(np.int32)
-        labels[: len(few)] = few
+    if trial.active and config.in_memory:  # Labels that are not read are taken to be of each class.
+        labels = np.resize(np.arange(num_classes) if num_classes else -1, num_examples).astype(np.int32)
         return source._replace(records=np.resize(records.numpy(), num_examples), labels=labels)
     if config.in_memory:
         return source._replace(records=tf.Variable(records, trainable=False), labels=labels)
