@@ -34,7 +34,7 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     Args:
       path: the file, local or gs://.
       names, where: the names of all images, relative to their folder, and the folder.
-      classes: the smallest number of classes.
+      classes: the smallest number of classes; with 0 there may be no label.
 
     Returns:
       {name: label}, in the file's order, of the rows with a label.
@@ -73,7 +73,7 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
         text = f"{len(respelt)} names are taken for others: {first_few(respelt.values())}"
         say_once(f"note: labels: {escape(path)}: {text}")
     labels = set(label_of.values())
-    if not labels:
+    if not labels and classes:
         raise UserError(f"{file}: no row has a label: fill in the column label")
     if len(labels) < classes:
         raise UserError(
@@ -90,6 +90,28 @@ def read_column(path: str, column: str, names: Iterable[str], where: str) -> dic
     return {
         name_of[fit]: text for _, spelling, text in rows if len(fits := match(spelling)) == 1 for fit in fits
     }
+
+
+def update(path: str, changes: dict[str, str], names: Iterable[str], where: str) -> None:
+    """Writes labels into a CSV file, in one piece; its other rows and columns stay.
+
+    Args:
+      path: the file, which is made where it is not there.
+      changes: {name: label} of images, '' for none.
+      names, where: the names of all images, relative to their folder, and the folder.
+    """
+    head, columns, lines = _table(path) if files.exists(path) else (["name", "label"], (0, 1), [])
+    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
+    match, missing = _matcher(name_of, where), dict(changes)
+    for _, cells in lines:
+        for fitting in match(cells[columns[0]]):
+            if fitting in changes:
+                cells[columns[1]] = changes[fitting]
+                missing.pop(fitting, None)
+    for name, label in missing.items():
+        cells = dict(zip(columns, (files.csv_name(name), label)))
+        lines.append((0, [cells.get(number, "") for number in range(len(head))]))
+    files.write_csv(path, [head, *(cells for _, cells in lines)])
 
 
 def notes(label_of: dict[str, str]) -> list[str]:
@@ -184,23 +206,30 @@ def _repairs(text):
 
 def _rows(path, column="label"):
     """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
+    _, columns, lines = _table(path, column)
+    for row, cells in lines:
+        name, label = (cells[number] for number in columns)
+        if name.strip() or label.strip():
+            yield row, name, label.strip()
+
+
+def _table(path, column="label"):
+    """Returns the first row, numbers of its columns `name` and `column`, and (number, cells) of others."""
     text = _text(path)
     hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
     text = text[hint.end() :] if hint else text
     header = text.lstrip("\n").partition("\n")[0]
     delimiter = hint[1] if hint else max(",;\t|", key=header.count)
-    columns, inner, row = None, None, 0
+    columns, head, lines, inner, row = None, [], [], None, 0
     try:
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for row, cells in enumerate(lines, 2 if hint else 1):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for row, cells in enumerate(reader, 2 if hint else 1):
             if columns is None and len(filled := list(filter(str.strip, cells))) == 1:
                 inner = max(",;\t|", key=filled[0].count)  # Each line is quoted as a whole.
             if inner:
                 cells = next(csv.reader(cells[:1], delimiter=inner, strict=True), [])
             if columns is not None:
-                name, label = (cells[column] if column < len(cells) else "" for column in columns)
-                if name.strip() or label.strip():
-                    yield row, name, label.strip()
+                lines.append((row, cells + [""] * (len(head) - len(cells))))
             elif any(map(str.strip, cells)):
                 titles = [cell.strip().casefold() for cell in cells]
                 if missing := [title for title in ("name", column) if titles.count(title) != 1]:
@@ -208,7 +237,7 @@ def _rows(path, column="label"):
                         f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
                         f"expected one column {' and one '.join(missing)}, as in name,label"
                     )
-                columns = [titles.index(title) for title in ("name", column)]
+                head, columns = cells, [titles.index(title) for title in ("name", column)]
     except csv.Error as error:
         where_row = f"dataset.labels={escape(path)}, row {row + 1}"
         raise UserError(f"{where_row}: {error}; save it as CSV again") from None
@@ -217,6 +246,7 @@ def _rows(path, column="label"):
             f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
             "python -m simclr_jax.evaluation.suggest writes such a file"
         )
+    return head, columns, lines
 
 
 def _text(path):

@@ -14,7 +14,7 @@ from simclr_jax import runs
 from simclr_jax.config.saved import complete
 from simclr_jax.evaluation import stored
 from simclr_jax.evaluation.stored import StoredFeatures
-from simclr_jax.plots import figures, gallery, page
+from simclr_jax.plots import figures, gallery, page, serve
 from simclr_jax.process import UserError, errors, escape, files
 from simclr_jax.tasks import predict
 from simclr_jax.views import batches
@@ -73,7 +73,7 @@ def _add_labels(features: StoredFeatures, path: str | None) -> tuple[StoredFeatu
         return features, {}
     from simclr_jax.data import labels as label_files
 
-    given = label_files.read(path, features.names, features.dataset, classes=1)
+    given = label_files.read(path, features.names, features.dataset, classes=0)
     print(f"{len(given)} labels of {escape(path)}", flush=True)
     classes = sorted(set(given.values()))
     labels = np.array([classes.index(given[name]) if name in given else -1 for name in features.names])
@@ -85,6 +85,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="workdir of a run")
     parser.add_argument("--path", help="the folder of its images, where they have moved")
     parser.add_argument("--labels", help="CSV file of labels; else that of the newest classifier in RUN")
+    parser.add_argument(
+        "--serve", action="store_true", help="shows the page on 127.0.0.1, and saves labels into --labels"
+    )
     args = parser.parse_args(argv)
     run = args.run
     logged = (run / "metrics.jsonl").exists()
@@ -107,11 +110,15 @@ def main(argv: list[str]) -> None:
         return
     features = runs.load_features(run, args.path)
     records.find_images(features.config)
-    features, given = _add_labels(features, args.labels or _newest_labels(run))
+    labels = args.labels or _newest_labels(run) or (f"{run}/labels.csv" if args.serve else None)
+    is_new = args.serve and not files.exists(labels)
+    features, given = _add_labels(features, None if is_new else labels)
     print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))
     print(escape(page.write(run, images, drawn.get("views"), given)), flush=True)
+    if args.serve:
+        serve.serve(run, labels, features.names, features.dataset)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,37 @@ const added = DATA.classes.filter((name) => !state.seen.includes(name)); // A re
 state.classes = unique([...state.classes, ...added]);
 state.seen.push(...added);
 const names = () => unique([...state.classes, ...Object.values({ ...DATA.given, ...state.labels })]);
+const served = document.documentElement.dataset.labels; // The file that takes the labels where the page is served.
+let saved = { ...DATA.given }, problem = "", saving = false;
+
+// Sends the labels that the file has not yet; one request at a time.
+async function save() {
+  const current = { ...DATA.given, ...state.labels }, changes = {};
+  for (const name of Object.keys({ ...saved, ...current }))
+    if (saved[name] !== current[name]) changes[name] = current[name] ?? "";
+  if (!served || saving || !Object.keys(changes).length) return;
+  saving = true;
+  try {
+    const answer = await fetch("labels", { method: "POST", body: JSON.stringify(changes) });
+    problem = answer.ok ? "" : (await answer.json()).error ?? answer.statusText;
+  } catch {
+    problem = "the server does not answer: start it again by the same command, and open its new address";
+  }
+  saving = false;
+  if (!problem) saved = current;
+  draw();
+}
+
+// Follows the training that the button begins, and shows the new page once it is over.
+async function follow(method) {
+  const { runs, line, failed } = await (await fetch("training", { method })).json();
+  $("train").disabled = runs;
+  $("training").textContent = runs || failed ? line : "";
+  if (runs) setTimeout(follow, 1000, "GET");
+  else if (method === "GET" && !failed && $("training").dataset.begun) location.reload();
+  $("training").dataset.begun = runs || "";
+}
+
 let chosen = null; // The figure of a prediction that keys label.
 
 // {key: class}. A class of one character is its own key; others have digits, then letters without s and u.
@@ -102,7 +133,7 @@ function classes() {
 }
 
 function setLabel(name, label) {
-  state.history.push([name, state.labels[name] ?? null, state.skipped.includes(name)]);
+  state.history.push([name, labelOf(name) ?? null, state.skipped.includes(name)]);
   state.skipped = state.skipped.filter((other) => other !== name);
   if (label === null) state.skipped.push(name);
   else state.labels[name] = label;
@@ -116,7 +147,7 @@ function setLabel(name, label) {
 function undo() {
   const [name, label, skipped] = state.history.pop() ?? [];
   if (!name) return;
-  if (label === null) delete state.labels[name];
+  if (label === null) delete state.labels[name], delete DATA.given[name]; // The file has it since.
   else state.labels[name] = label;
   state.skipped = state.skipped.filter((other) => other !== name).concat(skipped ? [name] : []);
   draw();
@@ -183,10 +214,11 @@ function showPredictions(choice) {
     const image = make("img", { src: doubt.url, alt: doubt.name });
     return prediction(doubt, make("button", { className: "picture", onclick: (event) => event.currentTarget.focus() }, image));
   });
-  const ofClass = () => [...predicted.keys()].filter((row) => predicted[row] === Number(choice))
+  const [number, truth] = choice.split(",").map(Number);
+  const ofClass = () => [...predicted.keys()].filter((row) => predicted[row] === number && (truth === undefined || labels[row] === truth))
     .sort((one, other) => DATA.margins[one] - DATA.margins[other]).slice(0, MOST).map((row) => {
       const truth = labels && labels[row] >= 0 ? DATA.classes[labels[row]] : undefined;
-      const about = { name: images.names[row], caption: `ahead by ${DATA.margins[row].toFixed(2)}`, prediction: DATA.classes[choice], truth };
+      const about = { name: images.names[row], caption: `ahead by ${DATA.margins[row].toFixed(2)}`, prediction: DATA.classes[number], truth };
       const picture = thumb(row, "", Math.max(1, Math.round(64 / sprite.size))).firstChild;
       picture.addEventListener("click", () => picture.focus()); // Some browsers leave the focus.
       return prediction(about, picture);
@@ -211,8 +243,10 @@ function draw() {
   $("kept").textContent = [
     given ? `With the ${given} labels that there were.` : "",
     changed.length ? `${changed.length} of them were changed here, and these changes count.` : "",
-    keeps ? "What you do is kept in this browser." : "This browser keeps nothing: download before you close the page.",
+    !served ? (keeps ? "What you do is kept in this browser." : "This browser keeps nothing: download before you close the page.")
+      : problem ? `Not saved: ${problem}.` : `Saved in ${served}.`,
   ].join(" ");
+  if (!problem) save();
   $("keys").replaceChildren(...buttons(image?.name));
   $("names").replaceChildren(...names().map((value) => make("option", { value })));
   $("correct").hidden = !chosen;
@@ -233,6 +267,48 @@ if (DATA.doubts.length || DATA.margins.length) {
   $("choice").hidden = !options.length;
   $("by").onchange = (event) => showPredictions(event.target.value);
   showPredictions("doubtful");
+}
+
+// Labels by predictions; a click on a number shows its images.
+const { class: truths, prediction: predictions } = DATA.columns;
+if (truths && predictions) {
+  const cells = new Map(), rows = new Set(), columns = new Set();
+  for (const [row, truth] of truths.entries()) {
+    if (truth < 0 || predictions[row] < 0) continue;
+    const cell = `${predictions[row]},${truth}`;
+    cells.set(cell, (cells.get(cell) ?? 0) + 1);
+    rows.add(truth);
+    columns.add(predictions[row]).add(truth);
+  }
+  const ordered = [...columns].sort((one, other) => one - other), name = (number) => make("th", { textContent: DATA.classes[number] });
+  const line = (truth) => ordered.map((number) => {
+    const cell = `${number},${truth}`, count = cells.get(cell);
+    const onclick = () => { $("by").value = ""; showPredictions(cell); $("doubt-rows").scrollIntoView({ block: "nearest" }); };
+    const button = count ? [make("button", { textContent: count, ariaLabel: `${DATA.classes[truth]} as ${DATA.classes[number]}: ${count}`, onclick })] : [];
+    return make("td", { className: count && number !== truth ? "wrong" : "" }, ...button);
+  });
+  const lines = ordered.filter((number) => rows.has(number)).map((truth) => make("tr", {}, name(truth), ...line(truth)));
+  const recalls = [...rows].map((truth) => {
+    const all = ordered.reduce((sum, number) => sum + (cells.get(`${number},${truth}`) ?? 0), 0);
+    return (cells.get(`${truth},${truth}`) ?? 0) / all;
+  });
+  const balanced = recalls.reduce((sum, recall) => sum + recall, 0) / recalls.length;
+  $("confusion").hidden = !lines.length;
+  $("confusion").querySelector("summary").textContent = lines.length
+    ? `Labels (rows) by predictions (columns), images that were learnt from among them; balanced accuracy ${balanced.toFixed(3)}` : "";
+  $("confusion").querySelector("table").replaceChildren(make("tr", {}, make("th", {}), ...ordered.map(name)), ...lines);
+}
+
+if (served) {
+  $("served").hidden = false;
+  $("by-hand").hidden = true;
+  $("train").onclick = () => follow("POST");
+  follow("GET");
+  fetch("labels").then((answer) => answer.json()).then((labels) => {
+    if (labels.error) problem = labels.error;
+    else [DATA.given, saved] = [labels, { ...labels }];
+    draw();
+  });
 }
 
 $("classes").value = state.classes.join(", ");
