@@ -101,7 +101,9 @@ def load_features(workdir, path=None) -> stored.StoredFeatures:
                 folder.rename(aside)
     if not (folder / stored.FILE).exists():
         records.find_images(config)
-        run(config, folder)
+        report.say(f"features of the images of {escape(workdir)}, kept in {escape(folder)}")
+        with report.quiet():
+            run(config, folder)
     return stored.read(folder, config)
 
 

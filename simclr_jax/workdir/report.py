@@ -15,6 +15,26 @@ from flax.traverse_util import flatten_dict
 
 from simclr_jax.process import UserError, escape, files, machine, say, trial
 
+_quiet = False  # whether the run is a part of another command
+_LONGEST_SILENCE = 10  # Seconds between two lines of a quiet run.
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out tables, summaries and most steps of the runs inside; notes stay."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def say_aloud(line: str) -> None:
+    """Prints a line, unless the run is quiet."""
+    if not _quiet:
+        say(line)
+
 
 def print_table(rows: dict[str, str]) -> None:
     """Prints a description of a run, one line for each row."""
@@ -29,14 +49,18 @@ def announce(rows: dict[str, str], batches: Callable | None = None) -> None:
       rows: see `print_table`.
       batches: those of a `train.Task`, which a trial opens.
     """
-    print_table(rows)
+    if not _quiet:
+        print_table(rows)
     if trial.active and batches:
         batches(0)
     trial.end()
+    say_aloud("compiling")
 
 
 def print_summary(summary: dict, workdir) -> None:
     """Prints a run's summary: scores as tables, notes as lines, other values as one line."""
+    if _quiet:
+        return
     groups = {name: value for name, value in summary.items() if isinstance(value, dict)}
     for name, value in groups.pop("few_label_deviation", {}).items():
         groups[name] = groups[name] | {"deviation": value}
@@ -154,7 +178,7 @@ class Meter:
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
         self._waiter = ThreadPoolExecutor(1)
         self._ready: Future | None = None  # the moment when the newest step was done
-        self._begun = self._flushed = time.monotonic()
+        self._begun = self._flushed = self._printed = time.monotonic()
         self._reset()
 
     def _reset(self):
@@ -266,7 +290,8 @@ class Meter:
             done = 10 * step // self._num_steps
             line = "  ".join([f"[{'#' * done:<10}] {head}", *remaining, *words])
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        else:
+        elif not _quiet or time.monotonic() - self._printed > _LONGEST_SILENCE:
+            self._printed = time.monotonic()
             print("  ".join([head, *words, *remaining]), flush=True)
 
     def close(self) -> None:
