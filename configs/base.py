@@ -254,6 +254,7 @@ def distill(config: ConfigDict) -> ConfigDict:
     config.optimizer = optimizer
     config.num_epochs = 400.0
     config.warmup_epochs = 20.0
+    config.embeddings = placeholder(str)  # .parquet or .npz of names and vectors, which teach, not pretrained
     config.temperature = 1.0  # divides the logits of teacher and student; 0.1 in self-distillation
     config.label_weight = 0.0  # share of the loss on labels: 1 - alpha of the paper's equation 3
     config.evaluate.compare = False  # trains the same network on the labels alone as well

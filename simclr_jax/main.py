@@ -38,6 +38,8 @@ def _next_commands(config, workdir, summary):
     """Lists the commands that may follow a task."""
     run = shlex.quote(escape(workdir))
     look = [f"python -m simclr_jax look {run}"] if files.is_local(workdir) else []
+    if "similarity" in summary:  # A student of embeddings has no classifier.
+        return [*look, f"python -m simclr_jax finetune {run} --labels=labels.csv"]
     if config.task == "pretrain" and "trained" in summary:
         return [*look, f"tensorboard --logdir {run}", f"python -m simclr_jax linear_eval {run}"]
     if config.task == "pretrain":  # look suggests images to label

@@ -318,9 +318,7 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                     state, results = train_step(state, batch)
                 if step == start + 1:
                     jax.block_until_ready(results)
-                    report.say_aloud(
-                        f"first step {time.monotonic() - begun:.1f} s after the start of training"
-                    )
+                    report.say_aloud(f"first step after {time.monotonic() - begun:.1f} s of compiling")
                 stopping.expect_save()
                 profile.end_after(step, results)
                 meter.add(step, results)

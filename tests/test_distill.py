@@ -5,10 +5,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
 import pytest
 from conftest import run_task, tiny_config
+from PIL import Image
+from pyarrow import parquet
+from sklearn.datasets import load_digits
 
-from simclr_jax import checkpoint, losses, parallel
+import simclr_jax
+from simclr_jax import checkpoint, losses, parallel, train
+from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import distill
@@ -114,3 +120,67 @@ def test_teacher_without_a_classifier_is_a_user_error(finetuned_run, tmp_path, m
     monkeypatch.setattr(checkpoint, "load_params", lambda path, average: (saved, meta | {"num_classes": 0}))
     with pytest.raises(UserError, match="holds no classifier: give the workdir of a finetune run"):
         run_task("distill", tmp_path, pretrained=str(finetuned_run))
+
+
+@pytest.fixture(scope="module")
+def digits_with_vectors(tmp_path_factory):
+    """A folder of digits, and the overrides of a student that learns vectors of them: their pixels."""
+    root = tmp_path_factory.mktemp("vectors")
+    images = np.round(load_digits().images[:300] * 255 / 16).astype(np.uint8)
+    (root / "photos").mkdir()
+    names = [f"{row:03d}.png" for row in range(len(images))]
+    for name, image in zip(names, images):
+        Image.fromarray(image).save(root / "photos" / name)
+    np.savez(root / "vectors.npz", name=names, features=images.reshape(-1, 64))
+    overrides = {"dataset.name": "folder", "dataset.path": str(root / "photos"), "num_steps": 60}
+    return root, overrides | {"augment.flip": False, "augment.min_area": 0.9, "evaluate.every_epochs": 100.0}
+
+
+def test_a_student_learns_vectors_that_any_network_gave_the_images(digits_with_vectors, tmp_path):
+    root, overrides = digits_with_vectors
+    overrides |= {"embeddings": str(root / "vectors.npz"), "model.width": 0.5}
+    summary = run_task("distill", tmp_path / "run", **overrides)
+    assert summary["similarity"] > 0.4 and summary["steps"] == 60  # about 0 without training
+    encoder = simclr_jax.load(tmp_path / "run")
+    images = np.stack([np.asarray(Image.open(root / "photos" / f"{row:03d}.png")) for row in range(20)])
+    features = encoder(np.repeat(images[..., None], 3, -1))
+    assert features.shape == (
+        20,
+        encoder.model.apply(encoder.variables, images[:1, ..., None].repeat(3, -1))["features"].shape[1],
+    )
+    with pytest.raises(UserError, match="holds no classifier|no classifier"):
+        encoder.predict(features)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "other names", "some", "no vectors", "no file", "two teachers"])
+def test_files_of_vectors(digits_with_vectors, tmp_path, capsys, monkeypatch, kind):
+    root, overrides = digits_with_vectors
+    monkeypatch.setattr(train, "fit", lambda task, *_: next(task.batches(0)))
+    monkeypatch.setattr(
+        distill, "make_extract", lambda *_: lambda batch, _: Features(batch["vector"], batch["label"])
+    )
+    columns = dict(np.load(root / "vectors.npz"))
+    path = tmp_path / "vectors.parquet"
+    if kind == "other names":
+        columns["name"] = np.char.add("a/", columns["name"])
+    if kind == "some":
+        columns = {name: rows[:200] for name, rows in columns.items()}
+    table = {"name": columns["name"].tolist(), "embedding": list(columns["features"])}
+    if kind == "no vectors":
+        table = {"name": table["name"], "size": [64] * 300}
+    if kind != "no file":
+        parquet.write_table(pyarrow.table(table), path)
+    overrides = overrides | {"embeddings": str(path), "pretrained": "RUN" if kind == "two teachers" else None}
+    expected = {
+        "other names": "has a/000.png and others, and none is an image of",
+        "no vectors": "has name, size: expected the columns name and features",
+        "no file": "cannot be read",
+        "two teachers": "embeddings and pretrained are both set",
+    }
+    if kind in expected:
+        with pytest.raises(UserError, match=expected[kind]):
+            run_task("distill", tmp_path / "run", **overrides)
+        return
+    summary = run_task("distill", tmp_path / "run", **overrides)
+    assert summary["similarity"] == pytest.approx(1, abs=1e-5)  # each image has its own vector
+    assert ("images have no vector" in capsys.readouterr().out) == (kind == "some")

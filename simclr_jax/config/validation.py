@@ -14,7 +14,7 @@ from simclr_jax.models import resnet
 from simclr_jax.process import UserError, first_few
 
 # Keys whose value is a path, local or in gs://.
-PLACES = ("pretrained", "dataset.path", "dataset.data_dir", "dataset.labels")
+PLACES = ("pretrained", "embeddings", "dataset.path", "dataset.data_dir", "dataset.labels")
 
 # Keys of `config.dataset` that a dataset does not read: to set one is an error.
 _SPLIT_KEYS = ("train_split", "eval_split", "probe_split", "validation_split")

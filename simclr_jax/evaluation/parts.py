@@ -179,6 +179,13 @@ def names_in(table: pyarrow.Table) -> list[str]:
     return [name or f"{split}/{index}" for name, split, index in zip(*columns)]
 
 
+def names(source, split: str) -> list[str]:
+    """Returns the names that the files of these tasks give the examples of a split."""
+    if source.names is None:
+        return [f"{split}/{index}" for index in range(source.num_examples)]
+    return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
+
+
 def to_numpy(column: pyarrow.ChunkedArray) -> np.ndarray:
     """Returns a column of numbers or texts, [n], or of lists of numbers, [n, w], as an array."""
     array = column.combine_chunks()

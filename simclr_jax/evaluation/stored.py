@@ -1,6 +1,8 @@
 """The features of all images of a run, read from the files that the task embed writes."""
 
 import json
+import os
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +13,13 @@ from pyarrow import parquet
 
 from simclr_jax.evaluation import parts
 from simclr_jax.evaluation.features import unit_rows
+from simclr_jax.process import UserError, escape, first_few, reason_of
 
 FILE = "embeddings.parquet"
 ELEMENTS = 2**28  # Numbers that are kept, 1 GiB; larger features are projected on `DIMENSIONS` components.
 DIMENSIONS = 256
 _FITTED = 20_000  # Images that the principal components are fitted to.
+_VECTORS = ("features", "embedding", "embeddings", "vector")  # Titles of the column of vectors.
 _ROWS = 8192  # Rows that are read at a time.
 
 
@@ -75,6 +79,41 @@ def read(folder: epath.Path, config: ConfigDict) -> StoredFeatures:
         folder,
         config,
     )
+
+
+def read_vectors(path) -> tuple[list[str], np.ndarray]:
+    """Reads the names of images and their vectors, float32 [n, d], from a file as `embed` writes it.
+
+    Args:
+      path: .parquet or .npz, with the columns `name` and `features`; `embedding`, `embeddings` or `vector`
+        in the place of the latter, too.
+
+    Raises:
+      UserError: it cannot be read, or has not both.
+    """
+    path = epath.Path(os.path.expanduser(path))
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".npz":
+                columns = dict(np.load(file))
+            else:
+                table = parquet.read_table(file)
+                columns = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    except (OSError, ValueError, zipfile.BadZipFile, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"embeddings={escape(path)} cannot be read ({reason_of(error)}): give a .parquet or .npz file"
+        ) from None
+    vectors = next((columns[name] for name in _VECTORS if name in columns), np.zeros(0))
+    if "name" not in columns or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise UserError(
+            f"embeddings={escape(path)} has {first_few(columns)}: expected the columns name and features, a "
+            "vector of numbers for each image"
+        )
+    names = columns["name"].astype(str).tolist()
+    if "split" in columns and "index" in columns:
+        places = zip(columns["split"], columns["index"])
+        names = [name or f"{split}/{index}" for name, (split, index) in zip(names, places)]
+    return names, vectors.astype(np.float32)
 
 
 def _principal_components(table, count):

@@ -237,7 +237,7 @@ def _doubts(predictions, run, path):
         return []
     for split in parts.splits(config):
         source = parts.load(config, predictions.run, split)
-        names = _names(source, split)
+        names = parts.names(source, split)
         rows = [row for row, name in enumerate(names) if name in doubts]
         for row, image in gallery.images(source, rows):
             doubt = doubts[names[row]]
@@ -245,13 +245,6 @@ def _doubts(predictions, run, path):
             if source.class_names and source.labels is not None and source.labels[row] >= 0:
                 doubt["truth"] = source.class_names[source.labels[row]]
     return [doubt for doubt in doubts.values() if "url" in doubt]
-
-
-def _names(source, split):
-    """The names that predictions have for the examples of a split."""
-    if source.names is None:
-        return [f"{split}/{index}" for index in range(source.num_examples)]
-    return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
 
 
 def _curves(log, rounds):

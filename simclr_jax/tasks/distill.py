@@ -1,6 +1,7 @@
 """Distillation of a fine-tuned network on unlabelled images (SimCLR v2, arXiv 2006.10029, section 2)."""
 
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import optax
 
 from simclr_jax import losses, parallel, pretrained, supervised, train
+from simclr_jax.evaluation import parts, stored
+from simclr_jax.evaluation.features import batches_of, make_extract, unit_rows
 from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.models import make_init, make_model
-from simclr_jax.process import UserError, first_few, group
+from simclr_jax.process import UserError, escape, first_few, group
 from simclr_jax.workdir import report
 
 
@@ -21,12 +24,17 @@ def run(config, workdir) -> dict:
     has learnt from all of them, and no held-out image is left to score either. With `evaluate.compare`, the
     same network is trained for as long on the teacher's labels alone, in `workdir`/labels_only.
 
+    With `embeddings`, vectors of the images by any network are what it learns, and there is no classifier.
+
     Returns:
       The summary: `top1` and `top5` of the held-out images, `teacher_top1`, `labels_only_top1`, `parameters`
-      and `teacher_parameters`, `steps`.
+      and `teacher_parameters`, `steps`; with `embeddings`, the mean cosine `similarity` of the held-out
+      images' vectors to those that the student tells.
     """
     from simclr_jax.data import datasets
 
+    if config.embeddings:
+        return _learn_embeddings(config, workdir)
     teacher, teacher_variables, meta = pretrained.load_model(
         config.pretrained, use_average=config.use_average
     )
@@ -62,6 +70,60 @@ def run(config, workdir) -> dict:
             state = train.fit(alone, config, workdir / "labels_only")
             summary["labels_only_top1"] = evaluate(state)["top1"]
     return summary | {"steps": task.num_steps}
+
+
+def _learn_embeddings(config, workdir):
+    """Trains `config.model`, from scratch, to tell vectors of images by a linear head on its features."""
+    from simclr_jax.data import datasets
+
+    if config.pretrained:
+        raise UserError("embeddings and pretrained are both set: a student has one teacher, leave one out")
+    names, vectors = stored.read_vectors(config.embeddings)
+    rows = {name: row for row, name in enumerate(names)}
+    sources = []
+    for split in ("train", "eval"):
+        source = datasets.load(config.dataset, split, seed=config.seed, workdir=workdir)
+        group.check_agreement(f"{split} split", datasets.fingerprint(source))
+        row_of_image = np.array([rows.get(name, -1) for name in parts.names(source, split)], np.int32)
+        known = np.flatnonzero(row_of_image >= 0)
+        if not len(known):
+            raise UserError(
+                f"embeddings={escape(config.embeddings)} has {escape(names[0])} and others, and none is an "
+                f"image of {source.name}: give vectors of these images, by the names that embed gives them"
+            )
+        if len(known) < source.num_examples:
+            report.say(f"note: {source.name}: {source.num_examples - len(known)} images have no vector")
+        # A label is the row of the vector from here on.
+        source = source._replace(labels=row_of_image, num_classes=0, class_names=())
+        sources.append(datasets.subset(source, known))
+    source, held_out = sources
+    vectors = unit_rows(vectors - vectors[source.labels].mean(axis=0))
+    with_head = config.copy_and_resolve_references()  # of the checkpoint; the run's own stays as it was set
+    with_head.model.update(projection_layers=1, projection_dim=vectors.shape[1], channels=source.channels)
+    model = make_model(with_head.model, 0)
+    extract = make_extract(model, itemgetter("projection"))
+
+    def evaluate(variables):
+        told = extract(variables, batches_of(with_head, held_out))
+        return {"held_out_similarity": float((unit_rows(told.features) * vectors[told.labels]).sum(1).mean())}
+
+    def loss(params, batch_stats, batch):
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, updates = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        similarity = optax.cosine_similarity(outputs["projection"], batch["vector"], epsilon=1e-6).mean()
+        results = {"loss": 1 - similarity, "similarity": similarity}
+        return 1 - similarity, (updates.get("batch_stats", batch_stats), results)
+
+    def batches(start_step):
+        for batch in supervised.batches(with_head, source, start_step):
+            yield batch | {"vector": vectors[batch["label"]]}
+
+    init = make_init(model, config.image_size)
+    task = supervised.make_task(with_head, model, source, init=init, loss=loss, evaluate=evaluate)
+    task = task._replace(batches=batches)
+    report.announce(train.describe(task, config, source, workdir), batches)
+    state = train.fit(task, config, workdir)
+    return {"similarity": evaluate(state)["held_out_similarity"], "steps": task.num_steps}
 
 
 def _check_classes(path, meta, split):
