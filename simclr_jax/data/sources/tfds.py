@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib.util
 import operator
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -35,26 +36,34 @@ def load(config, split: str, **_) -> Source:
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
 
-    def unpack(example):
-        return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
+    def unpack(example, texts=()):
+        label = tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
+        return example["image"], label, *(example[key] for key in texts)
 
     fetch = _make_fetch(builder, spec, num_classes, unpack) if is_array_record else None
 
-    def read(ranges):
+    def read(ranges, texts=()):
         if fetch:
             parts = [tf.data.Dataset.range(start, stop) for start, stop in ranges]
-            return functools.reduce(tf.data.Dataset.concatenate, parts).map(fetch, num_parallel_calls=CORES)
+            index = functools.reduce(tf.data.Dataset.concatenate, parts)
+            return index.map(lambda index: fetch(index, texts), num_parallel_calls=CORES)
         instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
         instruction = functools.reduce(operator.add, instructions)
         decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = builder.as_dataset(split=instruction, read_config=read_config, decoders=decoders)
         # tfds.testing.mock_data ignores the range of examples, and so their number.
-        return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
+        return (
+            dataset.repeat()
+            .take(sum(stop - start for start, stop in ranges))
+            .map(lambda example: unpack(example, texts))
+        )
 
     in_memory = config.in_memory and not trial.active
     num_read = num_examples if in_memory else min(FIRST, num_examples)
+    features = dict(builder.info.features) if in_memory else {}
+    texts = [key for key in ("name", "group") if isinstance(features.get(key), tfds.features.Text)]
     try:
-        records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
+        records, labels, *columns = read([(0, num_read)], texts).batch(num_read).get_single_element()
     except tf.errors.OpError as error:
         raise UserError(f"{name} cannot be read: {reason_of(error)}; restore {builder.data_path}") from None
     labels = labels.numpy()
@@ -63,7 +72,9 @@ def load(config, split: str, **_) -> Source:
         say(f"{name}: {(labels < 0).sum()} {which} taken as without labels")
         num_classes, class_names, labels = 0, (), np.full_like(labels, -1)
     check_labels(name, num_classes, labels)
-    source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names)
+    columns = [np.array(list(map(os.fsdecode, column.numpy()))) for column in columns]
+    columns = {f"{key}s": column for key, column in zip(texts, columns)}
+    source = Source(name, num_examples, num_classes, decode_bytes, class_names=class_names, **columns)
     if trial.active and config.in_memory:  # Labels that are not read are of each class.
         few, rows = labels, np.arange(num_examples)
         labels = (rows % num_classes if num_classes else np.full(num_examples, -1)).astype(np.int32)
@@ -144,9 +155,10 @@ def _make_fetch(builder, spec, num_classes, unpack):
     if num_classes:
         features["label"] = tf.io.FixedLenFeature([], tf.int64)
 
-    def fetch(index):
+    def fetch(index, texts=()):
         example = tf.numpy_function(examples.__getitem__, [index], tf.string, stateful=False)
-        return unpack(tf.io.parse_single_example(example, features))
+        columns = features | {key: tf.io.FixedLenFeature([], tf.string) for key in texts}
+        return unpack(tf.io.parse_single_example(example, columns), texts)
 
     return fetch
 
