@@ -31,39 +31,33 @@ def load(config, split: str, **_) -> Source:
     num_classes, class_names = _classes(config, spec, name, builder.info.features)
     is_array_record = builder.info.as_proto.file_format == "array_record" and builder.is_prepared()
     num_examples, pieces = _extent(config, split, spec, builder, is_array_record)
+    in_memory = config.in_memory and not trial.active
+    texts = [key for key in ("name", "group") if in_memory and key in builder.info.features]
     # Files are read one after the other: the position in the split is the example's index.
     read_config = tfds.ReadConfig(
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
 
-    def unpack(example, texts=()):
+    def unpack(example):
         label = tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
         return example["image"], label, *(example[key] for key in texts)
 
-    fetch = _make_fetch(builder, spec, num_classes, unpack) if is_array_record else None
+    fetch = _make_fetch(builder, spec, num_classes, texts, unpack) if is_array_record else None
 
-    def read(ranges, texts=()):
+    def read(ranges):
         if fetch:
             parts = [tf.data.Dataset.range(start, stop) for start, stop in ranges]
-            index = functools.reduce(tf.data.Dataset.concatenate, parts)
-            return index.map(lambda index: fetch(index, texts), num_parallel_calls=CORES)
+            return functools.reduce(tf.data.Dataset.concatenate, parts).map(fetch, num_parallel_calls=CORES)
         instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
         instruction = functools.reduce(operator.add, instructions)
         decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = builder.as_dataset(split=instruction, read_config=read_config, decoders=decoders)
         # tfds.testing.mock_data ignores the range of examples, and so their number.
-        return (
-            dataset.repeat()
-            .take(sum(stop - start for start, stop in ranges))
-            .map(lambda example: unpack(example, texts))
-        )
+        return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
 
-    in_memory = config.in_memory and not trial.active
     num_read = num_examples if in_memory else min(FIRST, num_examples)
-    features = dict(builder.info.features) if in_memory else {}
-    texts = [key for key in ("name", "group") if isinstance(features.get(key), tfds.features.Text)]
     try:
-        records, labels, *columns = read([(0, num_read)], texts).batch(num_read).get_single_element()
+        records, labels, *columns = read([(0, num_read)]).batch(num_read).get_single_element()
     except tf.errors.OpError as error:
         raise UserError(f"{name} cannot be read: {reason_of(error)}; restore {builder.data_path}") from None
     labels = labels.numpy()
@@ -148,17 +142,16 @@ def _classes(config, spec, name, features):
     return num_classes, tuple(getattr(label, "names", None) or ())
 
 
-def _make_fetch(builder, spec, num_classes, unpack):
+def _make_fetch(builder, spec, num_classes, texts, unpack):
     """Builds index -> (record, label), from ArrayRecord files, which no tf.data.Dataset opens."""
     examples = builder.as_data_source(spec, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", *texts)}
     if num_classes:
         features["label"] = tf.io.FixedLenFeature([], tf.int64)
 
-    def fetch(index, texts=()):
+    def fetch(index):
         example = tf.numpy_function(examples.__getitem__, [index], tf.string, stateful=False)
-        columns = features | {key: tf.io.FixedLenFeature([], tf.string) for key in texts}
-        return unpack(tf.io.parse_single_example(example, columns), texts)
+        return unpack(tf.io.parse_single_example(example, features))
 
     return fetch
 
