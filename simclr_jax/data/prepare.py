@@ -15,10 +15,8 @@ kill writes the same bytes. --runner=DirectRunner, DataflowRunner, FlinkRunner o
 Apache Beam, on other machines than this one; further flags are options of Beam.
 """
 
-import collections
 import concurrent.futures
 import functools
-import importlib
 import json
 import os
 import re
@@ -28,17 +26,26 @@ import time
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from etils import epath
+from etils import epath, epy
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from simclr_jax.data import CORES, datasets, decode
 from simclr_jax.data.sources import folder
 from simclr_jax.process import UserError, errors, escape, files, first_few, reason_of, say
 
+
+def _refuse(error):
+    raise UserError(f"{error.name} is not installed: pip install {error.name.replace('_', '-')}") from None
+
+
+with epy.lazy_imports(error_callback=_refuse):
+    import apache_beam as beam
+    import datasets as huggingface
+
 # Protobuf writes the features of an example in the order of addresses in memory unless it is asked.
-ExampleSerializer.serialize_example = lambda serializer, example: (
-    serializer.get_tf_example(example).SerializeToString(deterministic=True)
-)
+ExampleSerializer.serialize_example = lambda serializer, example: serializer.get_tf_example(
+    example
+).SerializeToString(deterministic=True)
 
 _VERSION = "1.0.0"
 _RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
@@ -59,7 +66,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max_side", type=int, help="reduces larger images, once, to this many pixels")
     parser.add_argument("--quality", type=int, default=90, help="of JPEG files that --max_side reduces (90)")
     parser.add_argument("--num_shards", type=int, help="files of a split; by default of 64 to 128 MB each")
-    parser.add_argument("--runner", help=f"of Apache Beam: {', '.join(_RUNNERS)}; else this process works")
+    parser.add_argument("--runner", choices=_RUNNERS, help="of Apache Beam; else this process works alone")
     args, beam_flags = parser.parse_known_args(argv)
     args.data_dir, start = os.path.expanduser(args.data_dir), time.monotonic()
     home, config = epath.Path(args.data_dir) / args.name, _check(args, beam_flags)
@@ -68,73 +75,56 @@ def main(argv: list[str]) -> None:
         path, parts, labels = _open(args, temporary)
         listed = folder.catalogue(path, seed=0, labels=labels, group=args.group, parts=parts)
         splits, features, decoding = _plan(listed, path, only_labelled=labels != args.labels)
-        options = {"max_side": args.max_side, "quality": args.quality, "decoding": decoding}
-        make, damaged = functools.partial(load, path, **options), dict(listed["skipped"])
+        make = functools.partial(load, path, (args.max_side, args.quality, decoding))
+        damaged = dict(listed["skipped"])
         write = functools.partial(_by_beam, temporary) if args.runner else functools.partial(_here, damaged)
         for unfinished in home.glob("incomplete.*"):  # A killed start has left them.
             unfinished.rmtree()
-        builder = tfds.dataset_builders.store_as_tfds_dataset(
-            args.name,
-            _VERSION,
-            tfds.features.FeaturesDict(features),
-            {split: write(split, rows, make) for split, rows in splits.items()},
-            data_dir=args.data_dir,
-            download_config=config,
-        )
+        examples = {split: write(split, rows, make) for split, rows in splits.items()}
+        store = functools.partial(tfds.dataset_builders.store_as_tfds_dataset, args.name, _VERSION)
+        info = store(features, examples, data_dir=args.data_dir, download_config=config).info
         for file in temporary.glob("*.damaged.json"):
             damaged |= files.read_json(file)
         temporary.rmtree(missing_ok=True)
         files.write_csv(home / "left_out.csv", [("name", "reason"), *sorted(damaged.items())])
-    _report(args, builder.info, len(damaged), time.monotonic() - start)
+    _report(args, info, len(damaged), time.monotonic() - start)
 
 
 def _check(args, beam_flags):
     """Refuses wrong flags; returns the configuration of TFDS."""
-    taken = (*datasets.SOURCES, *tfds.list_builders())
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name) or args.name in taken:
+    taken = args.name in (*datasets.SOURCES, *tfds.list_builders())
+    if taken or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise UserError(f"--name={escape(args.name)}: expected a new name of a-z, 0-9 and _, as my_photos")
     if files.exists(prepared := os.path.join(args.data_dir, args.name, _VERSION)):
         raise UserError(f"{escape(prepared)} exists already: choose another --name, or remove it")
     for flag, high in (("max_side", 2**16), ("quality", 100), ("num_shards", 2**16)):
         if (value := getattr(args, flag)) is not None and not 1 <= value <= high:
             raise UserError(f"--{flag}={value}: expected a whole number from 1 to {high}")
-    if args.runner not in (None, *_RUNNERS):
-        raise UserError(f"--runner={escape(args.runner)}: expected one of {', '.join(_RUNNERS)}")
+    if beam_flags and not args.runner:
+        raise UserError(f"{first_few(map(escape, beam_flags))}: unknown; options of Beam need --runner")
     config = tfds.download.DownloadConfig(num_shards=args.num_shards, beam_runner=args.runner)
     if args.runner:
-        beam = _package("apache_beam", "simclr-jax[beam]")
         beam_flags = [*_DIRECT * (args.runner == "DirectRunner"), *beam_flags]
         config.beam_options = beam.options.pipeline_options.PipelineOptions(beam_flags)
-    elif beam_flags:
-        raise UserError(f"{first_few(map(escape, beam_flags))}: unknown; options of Beam need --runner")
     return config
-
-
-def _package(name, install):
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"needs {name}: pip install '{install}'") from None
 
 
 def _open(args, temporary):
     """Returns a folder, its parts that are wanted, and the CSV file of labels; unpacks what is no folder."""
     paths = [os.path.expanduser(path).rstrip("/") or "/" for path in args.sources]
     types = ["" if epath.Path(path).is_dir() else os.path.splitext(path)[1].lower() for path in paths]
+    allowed = [".tar"] if types[0] == ".tar" else ["", *decode.IMAGE_TYPES, *[".csv"][: len(paths) == 1]]
     for path, kind in zip(paths, types):
-        if not files.exists(path) or kind not in ("", ".csv", ".tar", *decode.IMAGE_TYPES):
-            raise UserError(
-                f"{escape(path)}: expected a folder, an image, a CSV file or a tar file, unpacked"
-            )
-    if len(paths) > 1 and {".csv", ".tar"} & {*types} and {*types} != {".tar"}:
-        raise UserError(f"{first_few(map(escape, paths))}: give one CSV file alone, or tar files alone")
+        if not files.exists(path) or kind not in allowed:
+            raise UserError(f"{escape(path)}: expected folders and images, one CSV file, or tar files")
     if types[0] == ".csv":
         return os.path.dirname(paths[0]) or ".", ("",), paths[0]
     temporary.rmtree(missing_ok=True)
     is_saved = any(files.exists(os.path.join(paths[0], name)) for name in ("state.json", "dataset_dict.json"))
+    # Labels become sub-folders.
     if is_saved or types[0] == ".tar":
         for split, label, name, contents in _rows(paths[0]) if is_saved else _samples(paths):
-            file = temporary / split / (label or "").replace("/", "_") / name
+            file = temporary / split / str(label).replace("/", "_").lstrip(".") / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(contents)
         return os.fspath(temporary), ("",), args.labels
@@ -144,39 +134,42 @@ def _open(args, temporary):
 
 
 def _samples(paths):
-    """Yields split, label or None, name and contents of the images in tar files of WebDataset."""
+    """Yields split, label, name and contents of the images in tar files of WebDataset.
+
+    A text of several words is a caption, and no label. Without labels, the folders inside are taken for them.
+    """
     for path in paths:
-        split = re.sub(r"\W*\d*$", "", os.path.basename(path)[:-4])
-        texts = {".cls": {}, ".json": {}, ".txt": {}}  # The first one that has a label wins.
+        stem, labels = os.path.basename(path)[:-4], {}
+        split = re.search(r"(?<![a-z])(val|test)|$", stem)[0] or "train"
         try:
             with epath.Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 members = [(*os.path.splitext(member.name), member) for member in tar if member.isfile()]
                 for key, kind, member in members:
-                    if kind in texts:
+                    if kind in (".cls", ".json", ".txt"):
                         text = tar.extractfile(member).read().decode().strip()
-                        texts[kind][key] = json.loads(text).get("label") if kind == ".json" else text
-                if len({*texts[".txt"].values()}) > len(texts[".txt"]) / 2:  # captions
-                    del texts[".txt"]
+                        label = json.loads(text).get("label") if kind == ".json" else text
+                        if label is not None and not (kind == ".txt" and " " in text):
+                            labels.setdefault(key, label)
                 for key, kind, member in members:
                     if kind.lower() in decode.IMAGE_TYPES:
-                        found = [labels[key] for labels in texts.values() if labels.get(key) is not None]
-                        label = str(found[0]) if found else None
-                        yield split, label, os.path.basename(member.name), tar.extractfile(member).read()
-        except (tarfile.TarError, ValueError) as error:
+                        name = os.path.normpath(member.name)
+                        label = labels.get(key, os.path.dirname(name))
+                        contents = tar.extractfile(member).read()
+                        yield split, label, f"{stem}-{name.replace('/', '-')}", contents
+        except (tarfile.TarError, ValueError, AttributeError) as error:
             raise UserError(f"{escape(path)}: {reason_of(error)}: expected a tar file of samples") from None
 
 
 def _rows(path):
     """Yields the same of a dataset with a column of images, and one of `ClassLabel` for labels."""
-    library = _package("datasets", "datasets")
-    loaded = library.load_from_disk(path)
+    loaded = huggingface.load_from_disk(path)
     for split, table in (loaded if isinstance(loaded, dict) else {"train": loaded}).items():
         columns = {type(feature).__name__: column for column, feature in table.features.items()}
         if "Image" not in columns:
             raise UserError(f"{escape(path)} has the columns {', '.join(table.features)}, and none of images")
         image, label = columns["Image"], columns.get("ClassLabel")
-        names = [*table.features[label].names, None] if label else [None]
-        for number, row in enumerate(table.cast_column(image, library.Image(decode=False))):
+        names = [*table.features[label].names, ""] if label else [""]
+        for number, row in enumerate(table.cast_column(image, huggingface.Image(decode=False))):
             contents = row[image]["bytes"] or epath.Path(row[image]["path"]).read_bytes()
             yield split, names[row[label] if label else -1], f"{number:09d}.png", contents
 
@@ -188,40 +181,37 @@ def _plan(listed, path, only_labelled):
     """
     if listed["channels"] != 3:
         raise UserError(f"{escape(path)}: PNG has no {listed['channels']} channels: train from the folder")
-    splits, classes, group_of = collections.defaultdict(list), listed["classes"], listed["groups"]
-    for split, entries in (("train", "train"), ("test", "eval"), ("left", "left")):
-        for name, label in listed[entries]:
-            if label >= 0 or not only_labelled:
-                row = {"name": name} | ({"label": label} if classes else {})
-                row |= {"group": group_of[name]} if group_of else {}
-                splits[f"{split}_unlabelled" if classes and label < 0 else split].append(row)
-    decoding = {}
-    if listed["dtype"] != "uint8":
-        bounds = listed["value_range"] and tuple(listed["value_range"])
-        decoding = {"dtype": "float32", "value_range": bounds}
-    features = {"image": tfds.features.Image(dtype=np.uint16 if decoding else np.uint8)}
+    splits, classes, groups, is_deep = {}, listed["classes"], listed["groups"], listed["dtype"] != "uint8"
+    features = {"image": tfds.features.Image(dtype=np.uint16 if is_deep else np.uint8)}
     features |= {"name": tfds.features.Text()}
     features |= {"label": tfds.features.ClassLabel(names=classes)} if classes else {}
-    features |= {"group": tfds.features.Text()} if group_of else {}
-    return splits, features, decoding
+    features |= {"group": tfds.features.Text()} if groups else {}
+    for split, entries in (("train", "train"), ("test", "eval"), ("left", "left")):
+        for name, label in listed[entries]:
+            key = f"{split}_unlabelled" if classes and label < 0 else split
+            if label >= 0 or not only_labelled:
+                row = {"name": name, "label": label, "group": groups.get(name)}
+                splits.setdefault(key, []).append({key: row[key] for key in features if key != "image"})
+    decoding = {"dtype": "float32", "value_range": listed["value_range"]} if is_deep else {}
+    return splits, tfds.features.FeaturesDict(features), decoding
 
 
-def load(path: str, row: dict, **options) -> tuple[str, dict | str]:
+def load(path: str, options: tuple, row: dict) -> tuple[str, dict | str]:
     """Returns the name of an image in a folder, and its example, or the reason that leaves it out.
 
     Args:
       path: the folder.
+      options: arguments of `convert`.
       row: the features without the image.
-      options: see `convert`.
     """
     try:
-        image = convert(epath.Path(os.path.join(path, row["name"])).read_bytes(), **options)
+        image = convert(epath.Path(os.path.join(path, row["name"])).read_bytes(), *options)
     except (tf.errors.OpError, ValueError, OSError) as error:
         return row["name"], reason_of(error, 100)
     return row["name"], row | {"image": image, "name": os.fsencode(row["name"])}
 
 
-def convert(contents: bytes, *, max_side: int | None, quality: int, decoding: dict) -> bytes:
+def convert(contents: bytes, max_side: int | None, quality: int, decoding: dict) -> bytes:
     """Returns the contents of an image file as they are stored: unchanged, reduced, or as PNG.
 
     Args:
@@ -242,13 +232,12 @@ def convert(contents: bytes, *, max_side: int | None, quality: int, decoding: di
     if scale == 1 and contents.startswith(_KEPT) and not decoding:
         return contents
     if scale < 1:
-        size = [max(1, round(scale * side)) for side in pixels.shape[:2]]
-        pixels = tf.image.resize(pixels, size, method="area")
-    if decoding:
-        return tf.io.encode_png(tf.cast(tf.round(pixels * 65535), tf.uint16)).numpy()
-    pixels = tf.cast(tf.round(pixels), tf.uint8)
-    is_jpeg = contents.startswith(_JPEG)
-    return (tf.io.encode_jpeg(pixels, quality=quality) if is_jpeg else tf.io.encode_png(pixels)).numpy()
+        sides = [max(1, round(scale * side)) for side in pixels.shape[:2]]
+        pixels = tf.image.resize(pixels, sides, method="area")
+    pixels = tf.cast(tf.round(pixels * 65535 if decoding else pixels), tf.uint16 if decoding else tf.uint8)
+    if contents.startswith(_JPEG) and not decoding:
+        return tf.io.encode_jpeg(pixels, quality=quality).numpy()
+    return tf.io.encode_png(pixels).numpy()
 
 
 def _here(damaged, split, rows, make):
@@ -264,21 +253,16 @@ def _here(damaged, split, rows, make):
 
 def _by_beam(temporary, split, rows, make):
     """Returns a transform of Beam that makes the examples of a split, from a list that all workers read."""
-    import apache_beam as beam
-
     temporary.mkdir(parents=True, exist_ok=True)
     (temporary / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-
-    def write(pairs):
-        files.write_json(temporary / f"{split}.damaged.json", dict(pairs))
 
     @beam.ptransform_fn
     def examples(root):
         lines = root | beam.io.ReadFromText(os.fspath(temporary / f"{split}.jsonl")) | beam.Reshuffle()
         made = lines | beam.Map(lambda line: make(json.loads(line)))
-        damaged = made | "damaged" >> beam.Filter(lambda pair: isinstance(pair[1], str))
-        _ = damaged | beam.combiners.ToList() | beam.Map(write)
-        good = made | beam.Filter(lambda pair: not isinstance(pair[1], str))
+        good, damaged = made | beam.Partition(lambda pair, _: isinstance(pair[1], str), 2)
+        file = temporary / f"{split}.damaged.json"
+        _ = damaged | beam.combiners.ToList() | beam.Map(lambda pairs: files.write_json(file, dict(pairs)))
         return good | beam.MapTuple(lambda name, example: (os.fsencode(name), example))
 
     return examples()
@@ -286,17 +270,15 @@ def _by_beam(temporary, split, rows, make):
 
 def _report(args, info, left_out, seconds):
     """Prints what was written, and the next command."""
-    splits = {split: part.num_examples for split, part in info.splits.items()}
+    counts, size = {split: part.num_examples for split, part in info.splits.items()}, info.dataset_size
     say(
-        f"{args.name}: {', '.join(f'{split} {count:,}' for split, count in splits.items())} images, "
-        f"{info.dataset_size / 1e6:,.1f} MB; {seconds:,.1f} s, {sum(splits.values()) / seconds:,.0f} images/s; "
+        f"{args.name}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images, "
+        f"{size / 1e6:,.1f} MB; {seconds:,.1f} s, {sum(counts.values()) / seconds:,.0f} images/s; "
         f"{left_out} left out: {escape(args.data_dir)}/{args.name}/left_out.csv"
     )
-    train, test = ([split for split in splits if split.startswith(side)] for side in ("train", "test"))
-    flags = {"name": args.name, "data_dir": args.data_dir, "train_split": "+".join(train)}
-    flags |= {"eval_split": test[0]} if test else {}
-    flags |= {"probe_split": "train"} if len(train) > 1 else {}
-    flags |= {"in_memory": False} if info.dataset_size > _IN_MEMORY else {}
+    train, test = ([split for split in counts if split.startswith(side)] for side in ("train", "test"))
+    flags = {"name": args.name, "data_dir": args.data_dir, "in_memory": size < _IN_MEMORY}
+    flags |= {"train_split": "+".join(train), "probe_split": train[0], "eval_split": (test or train)[0]}
     words = " ".join(f"--config.dataset.{key}={value}" for key, value in flags.items())
     say(f"next: python -m simclr_jax.main --config=configs/folder.py {words} --workdir=runs/{args.name}")
 

@@ -25,8 +25,8 @@ class Source(NamedTuple):
       records: n undecoded records, an array or a tf.Variable, since a graph holds at most 2 GB of constants;
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.
-      names: relative paths of the image files of a folder, or of what `data.prepare` made of one; None of other
-        examples.
+      names: relative paths of the image files of a folder, also of one that `data.prepare` wrote as a
+        dataset; None of other examples.
       class_names: empty where the dataset has none.
       value_range: the values that become black and white in a folder of images of more than 8 bits, each a
         number or one for each channel.
