@@ -17,6 +17,7 @@ Apache Beam, on other machines than this one; further flags are options of Beam.
 
 import concurrent.futures
 import functools
+import itertools
 import json
 import os
 import re
@@ -50,6 +51,7 @@ ExampleSerializer.serialize_example = lambda serializer, example: serializer.get
 _VERSION = "1.0.0"
 _RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 _DIRECT = ("--direct_num_workers=0", "--direct_running_mode=multi_processing")  # all cores of this machine
+_DIRECT += ("--default_sdk_harness_log_level=ERROR",)
 _JPEG = b"\xff\xd8\xff"
 _KEPT = (_JPEG, b"\x89PNG", b"BM")  # How files begin that are copied as they are.
 _ONE_COLOUR = 2 / 255  # The largest difference of values in an image that shows nothing.
@@ -188,10 +190,14 @@ def _plan(listed, path, only_labelled):
     features |= {"group": tfds.features.Text()} if groups else {}
     for split, entries in (("train", "train"), ("test", "eval"), ("left", "left")):
         for name, label in listed[entries]:
-            key = f"{split}_unlabelled" if classes and label < 0 else split
             if label >= 0 or not only_labelled:
                 row = {"name": name, "label": label, "group": groups.get(name)}
-                splits.setdefault(key, []).append({key: row[key] for key in features if key != "image"})
+                rows = splits.setdefault(f"{split}_unlabelled" if classes and label < 0 else split, [])
+                rows.append({key: row[key] for key in features if key != "image"})
+    suffixes = {os.path.splitext(row["name"])[1].lower() for row in itertools.chain(*splits.values())}
+    kinds = {decode.IMAGE_TYPES[suffix] for suffix in suffixes}
+    if kinds := ["all"] * is_deep or sorted(kinds.difference(["JPEG", "PNG", "BMP"])):
+        say(f"{escape(path)}: {', '.join(kinds)} files are stored as PNG, without loss")
     decoding = {"dtype": "float32", "value_range": listed["value_range"]} if is_deep else {}
     return splits, tfds.features.FeaturesDict(features), decoding
 
@@ -260,7 +266,7 @@ def _by_beam(temporary, split, rows, make):
     def examples(root):
         lines = root | beam.io.ReadFromText(os.fspath(temporary / f"{split}.jsonl")) | beam.Reshuffle()
         made = lines | beam.Map(lambda line: make(json.loads(line)))
-        good, damaged = made | beam.Partition(lambda pair, _: isinstance(pair[1], str), 2)
+        good, damaged = made | beam.Partition(lambda pair, _: int(isinstance(pair[1], str)), 2)
         file = temporary / f"{split}.damaged.json"
         _ = damaged | beam.combiners.ToList() | beam.Map(lambda pairs: files.write_json(file, dict(pairs)))
         return good | beam.MapTuple(lambda name, example: (os.fsencode(name), example))
