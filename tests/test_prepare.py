@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import tiny_config
+from conftest import log_of, tiny_config
 from PIL import Image
 from test_datasets import config, write_image
 from test_processes import ROOT, environment, join
@@ -52,7 +52,8 @@ def contents(folder):
 
 
 def left_out(home):
-    return dict(list(csv.reader((home / "left_out.csv").open(encoding="utf-8-sig")))[1:])
+    rows = csv.reader((home / "left_out.csv").read_text("utf-8-sig").splitlines())
+    return dict(list(rows)[1:])
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,8 @@ def test_what_is_damaged_or_blank_is_left_out_and_listed(tmp_path):
 
 
 def test_larger_photographs_are_reduced_and_others_kept(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, [20, 40, 3], np.uint8)
+    waves = 99 * np.sin(np.arange(20)[:, None] / 4 + np.arange(40) / 5) + 128
+    pixels = np.repeat(waves[..., None], 3, -1).astype(np.uint8)
     for name, size in (("large.png", 40), ("small.png", 10), ("large.jpg", 40), ("small.jpg", 10)):
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(pixels[:, :size]).save(tmp_path / "photos" / name, quality=95)
@@ -139,7 +141,7 @@ def test_larger_photographs_are_reduced_and_others_kept(tmp_path):
         assert records[name] == (tmp_path / "photos" / name).read_bytes()
     mean = pixels.reshape(10, 2, 20, 2, 3).mean((1, 3))
     assert np.abs(tf.io.decode_png(records["large.png"]).numpy() - mean).max() <= 0.51
-    assert np.abs(tf.io.decode_jpeg(records["large.jpg"]).numpy() - mean).mean() < 20
+    assert np.abs(tf.io.decode_jpeg(records["large.jpg"]).numpy() - mean).mean() < 2
 
 
 def test_other_types_become_png_without_loss(tmp_path, capsys):
@@ -341,7 +343,7 @@ def test_a_pretraining_resumes_in_the_middle(prepared, tmp_path):
 
 
 def test_two_processes_share_the_examples(prepared, tmp_path):
-    flags = ["--config=configs/digits.py", f"--workdir={tmp_path / 'run'}", "--config.num_steps=3"]
+    flags = ["--config=configs/digits.py", "", "--config.num_steps=3"]
     flags += [f"--config.dataset.{key}" for key in ("name=cows", f"data_dir={prepared}", "in_memory=False")]
     flags += ["--config.batch_size=8", "--config.image_size=16", "--config.model.width=0.125"]
     flags += ["--config.dataset.shuffle_buffer=8", "--config.log_every_steps=1", "--config.model.stem=auto"]
@@ -362,7 +364,6 @@ def test_two_processes_share_the_examples(prepared, tmp_path):
         ]
         outputs = [process.communicate(timeout=300)[0] for process in started]
         assert [process.returncode for process in started] == [0] * count, outputs
-        lines = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines])
+        losses.append([line["loss"] for line in log_of(tmp_path / str(count)) if "loss" in line])
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
