@@ -141,7 +141,7 @@ def test_larger_photographs_are_reduced_and_others_kept(tmp_path):
         assert records[name] == (tmp_path / "photos" / name).read_bytes()
     mean = pixels.reshape(10, 2, 20, 2, 3).mean((1, 3))
     assert np.abs(tf.io.decode_png(records["large.png"]).numpy() - mean).max() <= 0.51
-    assert np.abs(tf.io.decode_jpeg(records["large.jpg"]).numpy() - mean).mean() < 2
+    assert np.abs(decode.decode_in_python(records["large.jpg"]) - mean).mean() < 3
 
 
 def test_other_types_become_png_without_loss(tmp_path, capsys):
