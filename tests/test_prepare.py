@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import log_of, tiny_config
+from conftest import log_of, run_task, tiny_config
 from PIL import Image
+from pyarrow import parquet
 from test_datasets import config, write_image
 from test_processes import ROOT, environment, join
 
@@ -367,3 +368,12 @@ def test_two_processes_share_the_examples(prepared, tmp_path):
         losses.append([line["loss"] for line in log_of(tmp_path / str(count)) if "loss" in line])
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+def test_embed_and_predict_write_the_names(prepared, finetuned_run, tmp_path):
+    expected = {*load(prepared).names, *load(prepared, "eval").names}
+    for task, run_of in (("embed", finetuned_run), ("predict", finetuned_run)):
+        keys = {"dataset.name": "cows", "dataset.data_dir": str(prepared), "pretrained": str(run_of)}
+        run_task(task, tmp_path / task, batch_size=8, **keys)
+        (file,) = (tmp_path / task).glob("*.parquet")
+        assert {*parquet.read_table(file)["name"].to_pylist()} == expected

@@ -282,7 +282,9 @@ def _report(args, info, left_out, seconds):
         f"{size / 1e6:,.1f} MB; {seconds:,.1f} s, {sum(counts.values()) / seconds:,.0f} images/s; "
         f"{left_out} left out: {escape(args.data_dir)}/{args.name}/left_out.csv"
     )
-    train, test = ([split for split in counts if split.startswith(side)] for side in ("train", "test"))
+    train, test = (
+        [split for split in sorted(counts) if split.startswith(side)] for side in ("train", "test")
+    )
     flags = {"name": args.name, "data_dir": args.data_dir, "in_memory": size < _IN_MEMORY}
     flags |= {"train_split": "+".join(train), "probe_split": train[0], "eval_split": (test or train)[0]}
     words = " ".join(f"--config.dataset.{key}={value}" for key, value in flags.items())

@@ -37,6 +37,7 @@ class Source(NamedTuple):
       lost: the files of a folder that can no longer be read.
       read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
       fetch: for a stream from files with random access, index int64 -> (record, label int32), in a graph.
+      read_names: for a stream of examples that have names, (start, stop) -> names.
       shuffle_buffer: for a stream without `fetch`, undecoded records held for shuffling, over all readers of
         all processes.
     """
@@ -56,6 +57,7 @@ class Source(NamedTuple):
     lost: "LostFiles | None" = None
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset] | None = None
     fetch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None
+    read_names: Callable[[int, int], np.ndarray] | None = None
     shuffle_buffer: int = 0
 
     @property
@@ -161,7 +163,8 @@ def span(source: Source, start: int, stop: int) -> Source:
         return source.read([(start + first, start + last) for first, last in ranges])
 
     fetch = source.fetch and (lambda index: source.fetch(start + index))
-    return source._replace(num_examples=stop - start, read=read, fetch=fetch)
+    names = source.read_names and source.read_names(start, stop)
+    return source._replace(num_examples=stop - start, read=read, fetch=fetch, names=names)
 
 
 def sample(source: Source, size: int, *, seed: int) -> Source:

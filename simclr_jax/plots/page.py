@@ -249,9 +249,10 @@ def _doubts(predictions, run, path):
 
 def _names(source, split):
     """The names that predictions have for the examples of a split."""
-    if source.names is None:
+    names = source.read_names(0, source.num_examples) if source.read_names else source.names
+    if names is None:
         return [f"{split}/{index}" for index in range(source.num_examples)]
-    return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
 
 
 def _curves(log, rounds):
