@@ -60,7 +60,7 @@ def load(config, split: str, **_) -> Source:
     texts = [key for key in _TEXTS if key in builder.info.features]
 
     def unpack_all(example):
-        return unpack(example), [example[key] for key in texts]
+        return unpack(example), tuple(example[key] for key in texts)
 
     def read_names(start, stop):
         names = read_examples([(start, stop)]).map(lambda example: example["name"])
