@@ -28,6 +28,7 @@ more of a run:
 
 before a run:
   check, plan, benchmark                              what it needs, and whether it would be refused
+  prepare PHOTOS --name=NAME --data_dir=DIR           writes many or large images as one dataset, once
 
 VERB --help tells more; so does simclr-jax --config=FILE:TASK --help, with every key."""
 MODULES = {
@@ -39,6 +40,7 @@ MODULES = {
     "check": "simclr_jax.check",
     "plan": "simclr_jax.plan",
     "benchmark": "simclr_jax.benchmark",
+    "prepare": "simclr_jax.data.prepare",
 }
 FOLDERS = {"finetune": "classifier", "predict": "predicted"}  # of a run, for tasks not called as their folder
 _OWN = ("on_device", "in_memory", "shuffle_buffer")  # Keys of `dataset` that say how one run reads it.

@@ -25,7 +25,8 @@ class Source(NamedTuple):
       records: n undecoded records, an array or a tf.Variable, since a graph holds at most 2 GB of constants;
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.
-      names: relative paths of the image files of a folder; None of other examples.
+      names: relative paths of the image files of a folder, also of one that `data.prepare` wrote as a
+        dataset; None of other examples.
       class_names: empty where the dataset has none.
       value_range: the values that become black and white in a folder of images of more than 8 bits, each a
         number or one for each channel.
@@ -36,6 +37,7 @@ class Source(NamedTuple):
       lost: the files of a folder that can no longer be read.
       read: for a stream, list of (start, stop) -> tf.data.Dataset of (record, label int32), in order.
       fetch: for a stream from files with random access, index int64 -> (record, label int32), in a graph.
+      read_names: for a stream of examples that have names, (start, stop) -> names.
       shuffle_buffer: for a stream without `fetch`, undecoded records held for shuffling, over all readers of
         all processes.
     """
@@ -55,6 +57,7 @@ class Source(NamedTuple):
     lost: "LostFiles | None" = None
     read: Callable[[list[tuple[int, int]]], tf.data.Dataset] | None = None
     fetch: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None
+    read_names: Callable[[int, int], np.ndarray] | None = None
     shuffle_buffer: int = 0
 
     @property
@@ -160,7 +163,8 @@ def span(source: Source, start: int, stop: int) -> Source:
         return source.read([(start + first, start + last) for first, last in ranges])
 
     fetch = source.fetch and (lambda index: source.fetch(start + index))
-    return source._replace(num_examples=stop - start, read=read, fetch=fetch)
+    names = source.read_names and source.read_names(start, stop)
+    return source._replace(num_examples=stop - start, read=read, fetch=fetch, names=names)
 
 
 def sample(source: Source, size: int, *, seed: int) -> Source:

@@ -181,9 +181,10 @@ def names_in(table: pyarrow.Table) -> list[str]:
 
 def names(source, split: str) -> list[str]:
     """Returns the names that the files of these tasks give the examples of a split."""
-    if source.names is None:
+    image_names = source.read_names(0, source.num_examples) if source.read_names else source.names
+    if image_names is None:
         return [f"{split}/{index}" for index in range(source.num_examples)]
-    return [name.encode("utf-8", "backslashreplace").decode() for name in source.names]
+    return [name.encode("utf-8", "backslashreplace").decode() for name in image_names]
 
 
 def to_numpy(column: pyarrow.ChunkedArray) -> np.ndarray:

@@ -118,6 +118,7 @@ def catalogue(
     value_range=None,
     channels=None,
     group=None,
+    parts=("",),
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -140,12 +141,13 @@ def catalogue(
       group: a level of sub-folders, below the folder of a split, or a column of `labels`, whose images are on
         one side; None: each image is by itself.
       channels: of every image, see `decode.decode_bytes`; None: those that the images have, 3 for greys.
+      parts: sub-folders and image files that are listed; the whole folder by default.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
       same of images in neither, 'value_range': [low, high], each a number or one for each channel, None
       without images of more than 8 bits; 'channels'; 'dtype': see `source.Source`; 'lost': [name] of
-      images.json that are no longer there}.
+      images.json that are no longer there; 'skipped': {name: reason} of what this start has left out}.
 
     Raises:
       UserError: no folder, no images, unreadable, labels that are wrong or have changed, or too many files
@@ -156,11 +158,11 @@ def catalogue(
     path = os.fspath(path).rstrip("/") or "/"
     listing = epath.Path(workdir) / "images.json" if workdir else None
     listed = listing and _read(listing, path)
-    files, ignored, left_notes = _walk(path, whole=bool(listed))
+    files, ignored, left_notes = _walk(path, whole=bool(listed), parts=parts)
     if listed:
         if labels and exists(labels) and _relabel(listed, labels, path)[0] != listed:
             raise UserError(f"dataset.labels={escape(labels)} has changed: start with a new --workdir")
-        return listed | {"lost": _vanished(listed, files, listing, path)}
+        return listed | {"lost": _vanished(listed, files, listing, path), "skipped": {}}
 
     where = f"dataset.path='{escape(path)}'"
     if not files:
@@ -223,7 +225,7 @@ def catalogue(
         with storage(listing):
             listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, listed)  # Every process writes the same list.
-    return listed | {"lost": []}
+    return listed | {"lost": [], "skipped": corrupt | too_large}
 
 
 def files_in(path) -> dict[str, int | str]:
@@ -292,14 +294,14 @@ def _vanished(listed, files, listing, path):
     return vanished
 
 
-def _walk(path, whole=False):
+def _walk(path, whole=False, parts=("",)):
     """Returns {relative path: size} of the image files, sorted, and counts of other files by their type.
 
     Also notes on images that are left out; `whole` takes them where earlier versions did.
     """
     remote = "://" in path
-    walk = tf.io.gfile.walk if remote else os.walk
-    if not (tf.io.gfile.isdir if remote else os.path.isdir)(path):
+    walk, is_folder = (tf.io.gfile.walk, tf.io.gfile.isdir) if remote else (os.walk, os.path.isdir)
+    if not is_folder(path):
         raise UserError(f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=PHOTOS")
     files, ignored, reasons = {}, collections.Counter(), {}
     left = collections.defaultdict(collections.Counter)  # {reason: {folder: images}}
@@ -314,7 +316,13 @@ def _walk(path, whole=False):
             raise UserError(f"{escape(place)}: {reason_of(error)}; {remedy}")
         leave_out(place, f"unreadable ({reason_of(error)})", 0)
 
-    for top, folders, names in walk(path, onerror=fail):
+    def walk_part(part):
+        place = os.path.join(path, part).rstrip("/") or "/"
+        if is_folder(place):
+            return walk(place, onerror=fail)
+        return [(os.path.dirname(place), [], [os.path.basename(place)])]
+
+    for top, folders, names in itertools.chain.from_iterable(map(walk_part, parts)):
         links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
         ignored["symbolic links"] += len(links)
         # Changed in place, so that `walk` does not descend into links.
@@ -544,7 +552,7 @@ def _assign(path, files, seed, with_classes, strict, group_of):
             )
     else:
         held_out_base = base
-        chosen = _hold_out(training, seed, group_of)
+        chosen = hold_out(training, seed, group_of)
         validation = [name for name in training if name in chosen]
         training = [name for name in training if name not in chosen]
         split_notes = [
@@ -618,7 +626,7 @@ def _note_on_classes(path, files, base, classes, with_classes):
     return ""
 
 
-def _hold_out(files, seed, group_of):
+def hold_out(files, seed, group_of) -> set[str]:
     """Returns the names whose hash is in the lowest tenth: an image keeps its split when others come or go.
 
     At least one of two or more images is held out, and at least one is trained on. Groups stay together, by

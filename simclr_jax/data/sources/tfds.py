@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib.util
 import operator
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ from simclr_jax.process import UserError, reason_of, say, trial
 with epy.lazy_imports():  # The import takes seconds; digits and folders do not need it.
     import tensorflow_datasets as tfds
 
+_TEXTS = ("name", "group")  # Features that `data.prepare` writes.
 FIRST = 64  # Labels of a stream that are read before it is used, to tell whether the split is labelled.
 
 
@@ -35,26 +37,40 @@ def load(config, split: str, **_) -> Source:
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
 
-    def unpack(example):
-        return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
+    fetch_example = _make_fetch(builder, spec, num_classes) if is_array_record else None
 
-    fetch = _make_fetch(builder, spec, num_classes, unpack) if is_array_record else None
-
-    def read(ranges):
-        if fetch:
+    def read_examples(ranges):
+        if fetch_example:
             parts = [tf.data.Dataset.range(start, stop) for start, stop in ranges]
-            return functools.reduce(tf.data.Dataset.concatenate, parts).map(fetch, num_parallel_calls=CORES)
+            index = functools.reduce(tf.data.Dataset.concatenate, parts)
+            return index.map(fetch_example, num_parallel_calls=CORES)
         instructions = [part for start, stop in ranges for part in _instructions(pieces, start, stop)]
         instruction = functools.reduce(operator.add, instructions)
         decoders = {"image": tfds.decode.SkipDecoding()}
         dataset = builder.as_dataset(split=instruction, read_config=read_config, decoders=decoders)
         # tfds.testing.mock_data ignores the range of examples, and so their number.
-        return dataset.repeat().take(sum(stop - start for start, stop in ranges)).map(unpack)
+        return dataset.repeat().take(sum(stop - start for start, stop in ranges))
+
+    def unpack(example):
+        return example["image"], tf.cast(example["label"], tf.int32) if num_classes else tf.constant(-1)
+
+    def read(ranges):
+        return read_examples(ranges).map(unpack)
+
+    texts = [key for key in _TEXTS if key in builder.info.features]
+
+    def unpack_all(example):
+        return unpack(example), tuple(example[key] for key in texts)
+
+    def read_names(start, stop):
+        names = read_examples([(start, stop)]).map(lambda example: example["name"])
+        return _decode_texts(names.batch(stop - start).get_single_element())
 
     in_memory = config.in_memory and not trial.active
     num_read = num_examples if in_memory else min(FIRST, num_examples)
     try:
-        records, labels = read([(0, num_read)]).batch(num_read).get_single_element()
+        examples = read_examples([(0, num_read)]).map(unpack_all)
+        (records, labels), columns = examples.batch(num_read).get_single_element()
     except tf.errors.OpError as error:
         raise UserError(f"{name} cannot be read: {reason_of(error)}; restore {builder.data_path}") from None
     labels = labels.numpy()
@@ -68,8 +84,15 @@ def load(config, split: str, **_) -> Source:
         labels = np.resize(np.arange(num_classes) if num_classes else -1, num_examples).astype(np.int32)
         return source._replace(records=np.resize(records.numpy(), num_examples), labels=labels)
     if config.in_memory:
-        return source._replace(records=tf.Variable(records, trainable=False), labels=labels)
-    return source._replace(read=read, fetch=fetch, shuffle_buffer=0 if fetch else config.shuffle_buffer)
+        columns = {f"{key}s": _decode_texts(column) for key, column in zip(texts, columns)}
+        return source._replace(records=tf.Variable(records, trainable=False), labels=labels, **columns)
+    fetch = fetch_example and (lambda index: unpack(fetch_example(index)))
+    source = source._replace(read=read, fetch=fetch, read_names=read_names if "name" in texts else None)
+    return source._replace(shuffle_buffer=0 if fetch else config.shuffle_buffer)
+
+
+def _decode_texts(texts):
+    return np.array([os.fsdecode(text) for text in texts.numpy()])
 
 
 def _make_builder(config):
@@ -135,16 +158,17 @@ def _classes(config, spec, name, features):
     return num_classes, tuple(getattr(label, "names", None) or ())
 
 
-def _make_fetch(builder, spec, num_classes, unpack):
-    """Builds index -> (record, label), from ArrayRecord files, which no tf.data.Dataset opens."""
+def _make_fetch(builder, spec, num_classes):
+    """Builds index -> example, from ArrayRecord files, which no tf.data.Dataset opens."""
     examples = builder.as_data_source(spec, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    texts = [key for key in _TEXTS if key in builder.info.features]
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", *texts)}
     if num_classes:
         features["label"] = tf.io.FixedLenFeature([], tf.int64)
 
     def fetch(index):
         example = tf.numpy_function(examples.__getitem__, [index], tf.string, stateful=False)
-        return unpack(tf.io.parse_single_example(example, features))
+        return tf.io.parse_single_example(example, features)
 
     return fetch
 
