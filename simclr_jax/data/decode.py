@@ -9,11 +9,13 @@ a range.
 import functools
 import importlib.util
 import io
+import os
 import re
 import struct
 import threading
 import types
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.data.readers import READERS, Raw
+from simclr_jax.data import tiles
+from simclr_jax.data.readers import READERS, Raw, open_tiff, read_open_tiff
 from simclr_jax.views.recipe import LUMA
 
 # Image types: the suffix of a file, and the name of what reads such files: one of `readers.READERS`, or a
@@ -71,9 +74,23 @@ class TooLarge(ValueError):
     """An image that has more pixels than the limit, by its header."""
 
 
-def decode(path: tf.Tensor, **options) -> tf.Tensor:
-    """Decodes a file, path string [] -> [h, w, c]; `options` are those of `decode_bytes`."""
-    return decode_bytes(tf.io.read_file(path), **options)
+def decode(path: tf.Tensor, *, tile: int | None = None, **options) -> tf.Tensor:
+    """Decodes a file, path string [] -> [h, w, c]; `options` are those of `decode_bytes`.
+
+    With the side of tiles, `path` is the name of a tile, see `data.tiles`.
+    """
+    if not tile:
+        return decode_bytes(tf.io.read_file(path), **options)
+    image = tf.numpy_function(_make_decode_tile(tile, **options), [path], options["dtype"], stateful=False)
+    return tf.ensure_shape(image, [None, None, options["channels"]])
+
+
+def _make_decode_tile(tile, *, value_range, max_pixels, channels, dtype):
+    def decode_tile(name):
+        _, raw = read_file(os.fsdecode(np.asarray(name, object).item()), max_pixels, channels, tile)
+        return _finish(raw, value_range, channels, dtype)
+
+    return decode_tile
 
 
 def decode_bytes(
@@ -281,6 +298,10 @@ def decode_in_python(
       ValueError: the file is of none of `IMAGE_TYPES`, damaged, too large or has too few channels.
     """
     _, raw = read(contents, max_pixels, channels)
+    return _finish(raw, value_range, channels, dtype)
+
+
+def _finish(raw, value_range, channels, dtype):
     pixels = with_channels(raw.pixels, channels)
     if pixels.dtype != dtype or raw.alpha is not None:
         white = 255 if dtype == "uint8" else 1
@@ -353,6 +374,119 @@ def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = N
         raise
     except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def read_file(path: str, max_pixels: int, channels: int | None, tile: int | None) -> tuple[str, Raw]:
+    """Reads a file as `read` does, or with the side of tiles one tile, whose name `path` is then."""
+    if not tile:
+        return read(tf.io.read_file(os.fsencode(path)).numpy(), max_pixels, channels)
+    with _opened(tiles.file_of(path), max_pixels, channels) as image:
+        return image.kind, image.crop(*tiles.place_of(path), tile, tile)
+
+
+def survey(
+    path: str, tile: int, overlap: int, max_pixels: int, channels: int | None
+) -> tuple[Facts, dict[tuple[int, int], np.ndarray]]:
+    """Cuts a file into tiles, and reads it once, a row of tiles at a time, or a smaller level of a pyramid.
+
+    Returns:
+      Its facts; and {(x, y): the standard deviation of each channel} of every tile.
+    """
+    deviations, reduction = {}, max(1, tile // tiles.SIDE)
+    with _opened(path, max_pixels, channels, reduction) as image:
+        step = max(1, int(reduction * image.scale[0]))
+        for y in tiles.starts(image.height, tile, overlap):
+            raw = image.crop(0, y, image.width, tile)
+            with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error if they are few.
+            row = turn(raw.pixels, image.orientation)[::step, ::step, :channels]
+            for x in tiles.starts(image.width, tile, overlap):
+                first, last = x * row.shape[1] // image.width, -(-(x + tile) * row.shape[1] // image.width)
+                deviations[x, y] = row[:, first:last].std(axis=(0, 1), dtype=np.float32)
+    traits = image.orientation in range(2, 9), raw.is_transparent, raw.is_animated
+    return Facts(image.kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
+
+
+class _Image(NamedTuple):
+    """An open image: `read` reads a region (x, y, w, h) of its file, all of it times `scale`."""
+
+    kind: str
+    width: int  # as it is displayed
+    height: int
+    orientation: int
+    read: Callable[[tuple[int, ...]], Raw]
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def crop(self, x: int, y: int, width: int, height: int) -> Raw:
+        """Reads a region of the displayed image; the pixels are not turned."""
+        width, height = min(width, self.width), min(height, self.height)
+        if x + width > self.width or y + height > self.height:
+            raise ValueError(f"{self.width} x {self.height} pixels, less than at the start")
+        region = tiles.stored_region((x, y, width, height), self.width, self.height, self.orientation)
+        x, y, *size = (int(value * scale) for value, scale in zip(region, 2 * self.scale))
+        return self.read((x, y, *(max(1, side) for side in size)))._replace(orientation=self.orientation)
+
+
+@contextmanager
+def _opened(path, max_pixels, channels, reduction=1):
+    """Opens a file to read regions of it; with a `reduction`, a level of a pyramid is as good."""
+    try:
+        with _ignore_pillow_warnings(), tf.io.gfile.GFile(path, "rb") as stream:
+            if READERS["TIFF"][0](stream.read(4)):
+                with open_tiff(stream if "://" in path else path) as file:
+                    if _has_parts(file.pages.first):
+                        yield _tiff_image(file, max_pixels, channels, reduction)
+                        return
+            stream.seek(0)
+            contents = stream.read()
+        if contents[:3] == b"\xff\xd8\xff" and reduction == 1:
+            header = _open(contents, max_pixels)
+            crop = functools.partial(_crop_jpeg, contents, header.size[0])
+            yield _image("JPEG", header.size, _orientation(header), crop)
+        else:
+            kind, raw = read(contents, max_pixels, channels)
+            yield _image(kind, raw.pixels.shape[1::-1], raw.orientation, functools.partial(_crop, raw))
+    except (ValueError, tf.errors.OpError):
+        raise
+    except Exception as error:  # Codecs raise any exception on a damaged file.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _image(kind, size, orientation, *rest):
+    return _Image(kind, *(size[::-1] if orientation in range(5, 9) else size), orientation, *rest)
+
+
+def _tiff_image(file, max_pixels, channels, reduction):
+    page, check_size = file.pages.first, functools.partial(_check_size, max_pixels)
+    pages = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
+    level = sum(small.imagewidth * reduction >= page.imagewidth for small in pages) - 1
+    size, reduced = ((part.imagewidth, part.imagelength) for part in (page, pages[level]))
+
+    def read_region(region):
+        crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
+        return read_open_tiff(file, lambda *_: None, channels, crop, level)
+
+    scale = tuple(np.divide(reduced, size))
+    return _image("TIFF", size, page.tags.valueof(274, 1), read_region, scale)
+
+
+def _has_parts(page):
+    """Returns whether a page of TIFF has colours that tifffile reads as Pillow does."""
+    kind, is_jpeg = getattr(page.photometric, "name", ""), page.compression == 7
+    kinds = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED", "YCBCR" if is_jpeg else "RGB")
+    return kind in kinds and not 1 < page.bitspersample < 8
+
+
+def _crop_jpeg(contents, full_width, region):
+    x, y, width, height = region
+    first, last = max(0, x - 16), min(full_width, x + width + 16)  # Colours are smoothed over two blocks.
+    pixels = tf.io.decode_and_crop_jpeg(contents, [y, first, height, last - first], channels=3).numpy()
+    return Raw(pixels[:, x - first :][:, :width])
+
+
+def _crop(raw, region):
+    x, y, width, height = region
+    place = slice(y, y + height), slice(x, x + width)
+    return raw._replace(pixels=raw.pixels[place], alpha=None if raw.alpha is None else raw.alpha[place])
 
 
 def _open_photograph(contents, max_pixels, channels):
