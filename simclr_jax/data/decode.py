@@ -81,16 +81,14 @@ def decode(path: tf.Tensor, *, tile: int | None = None, **options) -> tf.Tensor:
     """
     if not tile:
         return decode_bytes(tf.io.read_file(path), **options)
-    image = tf.numpy_function(_make_decode_tile(tile, **options), [path], options["dtype"], stateful=False)
+
+    def in_python(name):
+        name = os.fsdecode(np.asarray(name, object).item())
+        _, raw = read_file(name, options["max_pixels"], options["channels"], tile)
+        return _finish(raw, options["value_range"], options["channels"], options["dtype"])
+
+    image = tf.numpy_function(in_python, [path], options["dtype"], stateful=False)
     return tf.ensure_shape(image, [None, None, options["channels"]])
-
-
-def _make_decode_tile(tile, *, value_range, max_pixels, channels, dtype):
-    def decode_tile(name):
-        _, raw = read_file(os.fsdecode(np.asarray(name, object).item()), max_pixels, channels, tile)
-        return _finish(raw, value_range, channels, dtype)
-
-    return decode_tile
 
 
 def decode_bytes(
@@ -208,8 +206,8 @@ def _holds(text, patterns):
 
 
 @contextmanager
-def _ignore_pillow_warnings():
-    """Ignores the warnings of Pillow in this thread, as of damaged tags; damage that matters is an error.
+def _codec_errors():
+    """Ignores the warnings of codecs in this thread, as of damaged tags; damage that matters is a ValueError.
 
     `warnings.catch_warnings` would change, and restore, the filters of all threads of the program.
     """
@@ -223,6 +221,10 @@ def _ignore_pillow_warnings():
     filters.insert(0, ignore)
     try:
         yield
+    except (ValueError, tf.errors.NotFoundError):
+        raise
+    except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     finally:
         filters.remove(ignore)
 
@@ -265,7 +267,7 @@ def inspect_ends(begin: bytes, end: bytes, max_pixels: int) -> Facts | None:
         _check_size(max_pixels, *size[:2])
         return PLAIN
     try:
-        with _ignore_pillow_warnings():
+        with _codec_errors():
             image = _open(begin, max_pixels)
     except TooLarge:
         raise
@@ -349,7 +351,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[rows, columns]
 
 
-@_ignore_pillow_warnings()
+@_codec_errors()
 def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> tuple[str, Raw]:
     """Reads an image file in the values that it stores; returns the name of its type, too.
 
@@ -362,18 +364,13 @@ def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = N
       ValueError: see `decode_in_python`.
     """
     reader = next((name for name, (accepts, _) in READERS.items() if accepts(contents)), None)
-    try:
-        if image := _open_photograph(contents, max_pixels, channels) if reader in (None, "TIFF") else None:
-            try:
-                return _read_with_pillow(image, contents)
-            except Exception:  # Pillow lacks some codecs of TIFF.
-                if not reader or not importlib.util.find_spec("tifffile"):
-                    raise
-        return reader, READERS[reader][1](contents, functools.partial(_check_size, max_pixels), channels)
-    except ValueError:
-        raise
-    except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if image := _open_photograph(contents, max_pixels, channels) if reader in (None, "TIFF") else None:
+        try:
+            return _read_with_pillow(image, contents)
+        except Exception:  # Pillow lacks some codecs of TIFF.
+            if not reader or not importlib.util.find_spec("tifffile"):
+                raise
+    return reader, READERS[reader][1](contents, functools.partial(_check_size, max_pixels), channels)
 
 
 def read_file(path: str, max_pixels: int, channels: int | None, tile: int | None) -> tuple[str, Raw]:
@@ -384,9 +381,7 @@ def read_file(path: str, max_pixels: int, channels: int | None, tile: int | None
         return image.kind, image.crop(*tiles.place_of(path), tile, tile)
 
 
-def survey(
-    path: str, tile: int, overlap: int, max_pixels: int, channels: int | None
-) -> tuple[Facts, dict[tuple[int, int], np.ndarray]]:
+def survey(path: str, tile: int, overlap: int, max_pixels: int, channels: int | None) -> tuple[Facts, dict]:
     """Cuts a file into tiles, and reads it once, a row of tiles at a time, or a smaller level of a pyramid.
 
     Returns:
@@ -394,79 +389,73 @@ def survey(
     """
     deviations, reduction = {}, max(1, tile // tiles.SIDE)
     with _opened(path, max_pixels, channels, reduction) as image:
-        step = max(1, int(reduction * image.scale[0]))
-        for y in tiles.starts(image.height, tile, overlap):
-            raw = image.crop(0, y, image.width, tile)
+        width, height = image.displayed_size
+        for y in tiles.starts(height, tile, overlap):
+            raw = image.crop(0, y, width, tile)
             with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error if they are few.
-            row = turn(raw.pixels, image.orientation)[::step, ::step, :channels]
-            for x in tiles.starts(image.width, tile, overlap):
-                first, last = x * row.shape[1] // image.width, -(-(x + tile) * row.shape[1] // image.width)
-                deviations[x, y] = row[:, first:last].std(axis=(0, 1), dtype=np.float32)
-    traits = image.orientation in range(2, 9), raw.is_transparent, raw.is_animated
+            row = turn(raw.pixels, raw.orientation)[..., :channels]
+            step = max(1, reduction * row.shape[1] // width)
+            for x in tiles.starts(width, tile, overlap):
+                first, last = (at * row.shape[1] // width for at in (x, x + tile))
+                pixels = row[::step, first : max(last, first + 1) : step]
+                deviations[x, y] = pixels.std(axis=(0, 1), dtype=np.float32)
+    traits = raw.orientation in range(2, 9), raw.is_transparent, raw.is_animated
     return Facts(image.kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
 
 
 class _Image(NamedTuple):
-    """An open image: `read` reads a region (x, y, w, h) of its file, all of it times `scale`."""
+    """An open image: `read` reads a region (x, y, w, h) of its file."""
 
     kind: str
-    width: int  # as it is displayed
-    height: int
+    size: tuple[int, int]  # width and height in the file
     orientation: int
     read: Callable[[tuple[int, ...]], Raw]
-    scale: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def displayed_size(self) -> tuple[int, int]:
+        return self.size[::-1] if self.orientation in range(5, 9) else self.size
 
     def crop(self, x: int, y: int, width: int, height: int) -> Raw:
-        """Reads a region of the displayed image; the pixels are not turned."""
-        width, height = min(width, self.width), min(height, self.height)
-        if x + width > self.width or y + height > self.height:
-            raise ValueError(f"{self.width} x {self.height} pixels, less than at the start")
-        region = tiles.stored_region((x, y, width, height), self.width, self.height, self.orientation)
-        x, y, *size = (int(value * scale) for value, scale in zip(region, 2 * self.scale))
-        return self.read((x, y, *(max(1, side) for side in size)))._replace(orientation=self.orientation)
+        """Reads a region of the displayed image, or what there is of it; the pixels are not turned."""
+        region = x, y, min(width, self.displayed_size[0]), min(height, self.displayed_size[1])
+        region = tiles.stored_region(region, *self.displayed_size, self.orientation)
+        if min(region) < 0 or region[0] + region[2] > self.size[0] or region[1] + region[3] > self.size[1]:
+            raise ValueError(f"{self.size[0]} x {self.size[1]} pixels, less than at the start")
+        return self.read(region)._replace(orientation=self.orientation)
 
 
 @contextmanager
 def _opened(path, max_pixels, channels, reduction=1):
     """Opens a file to read regions of it; with a `reduction`, a level of a pyramid is as good."""
-    try:
-        with _ignore_pillow_warnings(), tf.io.gfile.GFile(path, "rb") as stream:
-            if READERS["TIFF"][0](stream.read(4)):
-                with open_tiff(stream if "://" in path else path) as file:
-                    if _has_parts(file.pages.first):
-                        yield _tiff_image(file, max_pixels, channels, reduction)
-                        return
-            stream.seek(0)
-            contents = stream.read()
+    with _codec_errors(), tf.io.gfile.GFile(path, "rb") as stream:
+        if READERS["TIFF"][0](stream.read(4)):
+            with open_tiff(stream if "://" in path else path) as file:
+                if _has_parts(file.pages.first):
+                    yield _tiff_image(file, max_pixels, channels, reduction)
+                    return
+        stream.seek(0)
+        contents = stream.read()
         if contents[:3] == b"\xff\xd8\xff" and reduction == 1:
             header = _open(contents, max_pixels)
             crop = functools.partial(_crop_jpeg, contents, header.size[0])
-            yield _image("JPEG", header.size, _orientation(header), crop)
+            yield _Image("JPEG", header.size, _orientation(header), crop)
         else:
             kind, raw = read(contents, max_pixels, channels)
-            yield _image(kind, raw.pixels.shape[1::-1], raw.orientation, functools.partial(_crop, raw))
-    except (ValueError, tf.errors.OpError):
-        raise
-    except Exception as error:  # Codecs raise any exception on a damaged file.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-
-
-def _image(kind, size, orientation, *rest):
-    return _Image(kind, *(size[::-1] if orientation in range(5, 9) else size), orientation, *rest)
+            yield _Image(kind, raw.pixels.shape[1::-1], raw.orientation, functools.partial(_crop, raw))
 
 
 def _tiff_image(file, max_pixels, channels, reduction):
     page, check_size = file.pages.first, functools.partial(_check_size, max_pixels)
-    pages = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
-    level = sum(small.imagewidth * reduction >= page.imagewidth for small in pages) - 1
-    size, reduced = ((part.imagewidth, part.imagelength) for part in (page, pages[level]))
+    levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
+    level = sum(small.imagewidth * reduction >= page.imagewidth for small in levels) - 1
+    scales = levels[level].imagewidth / page.imagewidth, levels[level].imagelength / page.imagelength
 
     def read_region(region):
+        region = [int(value * scale) for value, scale in zip(region, 2 * scales)]
         crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
         return read_open_tiff(file, lambda *_: None, channels, crop, level)
 
-    scale = tuple(np.divide(reduced, size))
-    return _image("TIFF", size, page.tags.valueof(274, 1), read_region, scale)
+    return _Image("TIFF", (page.imagewidth, page.imagelength), page.tags.valueof(274, 1), read_region)
 
 
 def _has_parts(page):

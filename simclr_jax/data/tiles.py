@@ -73,18 +73,17 @@ def crop_tiff(part, region: tuple, check_size) -> np.ndarray:
         pixels = np.memmap(path, dtype, "r", part.dataoffsets[0], key.shaped)
         pixels = np.array(pixels[:, 0, y : y + height, x : x + width])
     else:
-        pixels = np.full((planes, height, width, samples), key.nodata, key.dtype)
         h, w = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, across)
         check_size(w, h, samples)
         depth = math.ceil(depth / key.tiledepth) if key.is_tiled else depth
-        touched = range(y // h, -(-(y + height) // h)), range(x // w, -(-(x + width) // w))
-        for plane, row, column in itertools.product(range(planes), *touched):
+        rows, columns = range(y // h, -(-(y + height) // h)), range(x // w, -(-(x + width) // w))
+        touched = np.full((planes, h * len(rows), w * len(columns), samples), key.nodata, key.dtype)
+        for plane, row, column in itertools.product(range(planes), rows, columns):
             index = (plane * depth * math.ceil(length / h) + row) * math.ceil(across / w) + column
             if (segment := _segment(part, index)) is not None:
-                top, left = row * h - y, column * w - x
-                piece = segment[0, max(0, -top) :, max(0, -left) :]
-                place = pixels[plane, max(0, top) :, max(0, left) :][: len(piece), : piece.shape[1]]
-                place[:] = piece[: len(place), : place.shape[1]]
+                top, left = h * (row - rows[0]), w * (column - columns[0])
+                touched[plane, top : top + segment.shape[1], left : left + segment.shape[2]] = segment[0]
+        pixels = touched[:, y - h * rows[0] :, x - w * columns[0] :][:, :height, :width]
     pixels = pixels[0] if planes == 1 else pixels
     return pixels[..., 0] if samples == 1 else pixels
 
