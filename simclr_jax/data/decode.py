@@ -404,12 +404,13 @@ def survey(path: str, tile: int, overlap: int, max_pixels: int, channels: int | 
 
 
 class _Image(NamedTuple):
-    """An open image: `read` reads a region (x, y, w, h) of its file."""
+    """An open image: `read` reads a region (x, y, w, h) of its file, or of a smaller copy."""
 
     kind: str
     size: tuple[int, int]  # width and height in the file
     orientation: int
     read: Callable[[tuple[int, ...]], Raw]
+    read_size: tuple[int, int]  # that of the pixels that `read` knows
 
     @property
     def displayed_size(self) -> tuple[int, int]:
@@ -421,6 +422,9 @@ class _Image(NamedTuple):
         region = tiles.stored_region(region, *self.displayed_size, self.orientation)
         if min(region) < 0 or region[0] + region[2] > self.size[0] or region[1] + region[3] > self.size[1]:
             raise ValueError(f"{self.size[0]} x {self.size[1]} pixels, less than at the start")
+        region = [
+            value * here // there for value, here, there in zip(region, 2 * self.read_size, 2 * self.size)
+        ]
         return self.read(region)._replace(orientation=self.orientation)
 
 
@@ -435,27 +439,30 @@ def _opened(path, max_pixels, channels, reduction=1):
                     return
         stream.seek(0)
         contents = stream.read()
-        if contents[:3] == b"\xff\xd8\xff" and reduction == 1:
-            header = _open(contents, max_pixels)
-            crop = functools.partial(_crop_jpeg, contents, header.size[0])
-            yield _Image("JPEG", header.size, _orientation(header), crop)
-        else:
+        if contents[:3] != b"\xff\xd8\xff":
             kind, raw = read(contents, max_pixels, channels)
-            yield _Image(kind, raw.pixels.shape[1::-1], raw.orientation, functools.partial(_crop, raw))
+            size, crop = raw.pixels.shape[1::-1], functools.partial(_crop, raw)
+            yield _Image(kind, size, raw.orientation, crop, size)
+            return
+        image = _open(contents, max_pixels)
+        size, crop = image.size, functools.partial(_crop_jpeg, contents, image.size[0])
+        if reduction > 1:
+            image.draft(None, [side // reduction for side in size])
+            crop = functools.partial(_crop, Raw(np.asarray(image.convert("RGB"))))
+        yield _Image("JPEG", size, _orientation(image), crop, image.size)
 
 
 def _tiff_image(file, max_pixels, channels, reduction):
     page, check_size = file.pages.first, functools.partial(_check_size, max_pixels)
     levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
     level = sum(small.imagewidth * reduction >= page.imagewidth for small in levels) - 1
-    scales = levels[level].imagewidth / page.imagewidth, levels[level].imagelength / page.imagelength
 
     def read_region(region):
-        region = [int(value * scale) for value, scale in zip(region, 2 * scales)]
         crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
         return read_open_tiff(file, lambda *_: None, channels, crop, level)
 
-    return _Image("TIFF", (page.imagewidth, page.imagelength), page.tags.valueof(274, 1), read_region)
+    sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
+    return _Image("TIFF", sizes[0], page.tags.valueof(274, 1), read_region, sizes[1])
 
 
 def _has_parts(page):
