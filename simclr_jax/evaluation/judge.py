@@ -179,8 +179,8 @@ def _note_copies(train, held_out):
     if count:
         report.say(
             f"note: {count:,} of {looked_at:,} held-out images are near-duplicates of training images "
-            "by their features: if they show the same, scores are too high; --config.dataset.group keeps those "
-            "of a folder together"
+            "by their features: if they show the same, scores are too high; --config.dataset.group keeps "
+            "images of a folder together"
         )
 
 
