@@ -12,7 +12,8 @@ from simclr_jax import pretrained
 from simclr_jax.data import datasets, decode, tiles
 from simclr_jax.data.source import find_lost
 from simclr_jax.data.sources import folder
-from simclr_jax.evaluation import stored
+from simclr_jax.evaluation import stored, suggest
+from simclr_jax.plots import __main__ as plots
 from simclr_jax.process import UserError
 
 tifffile = pytest.importorskip("tifffile")
@@ -236,6 +237,11 @@ def test_pretrain_embed_and_predict_name_tiles(tmp_path):
     simclr_jax.run(embed, tmp_path / "run" / "embed")
     names = stored.read(tmp_path / "run" / "embed", embed).names
     assert len(names) == 12 * 9 and names[:2] == ["a/0.tif#0,0", "a/0.tif#0,12"]
+    suggest.main([str(tmp_path / "run"), "--count=3", f"--output={tmp_path / 'labels.csv'}"])
+    rows = (tmp_path / "labels.csv").read_text("utf-8-sig").splitlines()
+    assert len(rows) == 4 and all(row.split('"')[1] in names for row in rows[1:])
+    plots.main([str(tmp_path / "run")])
+    assert f'"{names[0]}"' in (tmp_path / "run" / "plots" / "index.html").read_text()
     simclr_jax.run(settings("transfer", tmp_path / "run"), tmp_path / "classifier")
     simclr_jax.run(settings("predict", tmp_path / "classifier"), tmp_path / "predicted")
     rows = (tmp_path / "predicted" / "predictions.csv").read_text("utf-8-sig").splitlines()

@@ -15,7 +15,6 @@ import struct
 import threading
 import types
 import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -377,99 +376,75 @@ def read_file(path: str, max_pixels: int, channels: int | None, tile: int | None
     """Reads a file as `read` does, or with the side of tiles one tile, whose name `path` is then."""
     if not tile:
         return read(tf.io.read_file(os.fsencode(path)).numpy(), max_pixels, channels)
-    with _opened(tiles.file_of(path), max_pixels, channels) as image:
-        return image.kind, image.crop(*tiles.place_of(path), tile, tile)
+    with _opened(tiles.file_of(path), max_pixels, channels) as (kind, size, orientation, crop, _):
+        region = tiles.stored_region((*tiles.place_of(path), tile, tile), size, orientation)
+        return kind, crop(region)._replace(orientation=orientation)
 
 
 def survey(path: str, tile: int, overlap: int, max_pixels: int, channels: int | None) -> tuple[Facts, dict]:
-    """Cuts a file into tiles, and reads it once, a row of tiles at a time, or a smaller level of a pyramid.
+    """Cuts a file into tiles, and reads it once, a row of tiles at a time, or a smaller copy of it.
 
     Returns:
       Its facts; and {(x, y): the standard deviation of each channel} of every tile.
     """
     deviations, reduction = {}, max(1, tile // tiles.SIDE)
-    with _opened(path, max_pixels, channels, reduction) as image:
-        width, height = image.displayed_size
+    with _opened(path, max_pixels, channels, reduction) as (kind, size, orientation, crop, small):
+        width, height = tiles.displayed_size(size, orientation)
         for y in tiles.starts(height, tile, overlap):
-            raw = image.crop(0, y, width, tile)
+            region = tiles.stored_region((0, y, width, tile), size, orientation)
+            raw = crop([at * here // there for at, here, there in zip(region, 2 * small, 2 * size)])
             with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error if they are few.
-            row = turn(raw.pixels, raw.orientation)[..., :channels]
+            row = turn(raw.pixels, orientation)[..., :channels]
             step = max(1, reduction * row.shape[1] // width)
             for x in tiles.starts(width, tile, overlap):
                 first, last = (at * row.shape[1] // width for at in (x, x + tile))
                 pixels = row[::step, first : max(last, first + 1) : step]
                 deviations[x, y] = pixels.std(axis=(0, 1), dtype=np.float32)
-    traits = raw.orientation in range(2, 9), raw.is_transparent, raw.is_animated
-    return Facts(image.kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
-
-
-class _Image(NamedTuple):
-    """An open image: `read` reads a region (x, y, w, h) of its file, or of a smaller copy."""
-
-    kind: str
-    size: tuple[int, int]  # width and height in the file
-    orientation: int
-    read: Callable[[tuple[int, ...]], Raw]
-    read_size: tuple[int, int]  # that of the pixels that `read` knows
-
-    @property
-    def displayed_size(self) -> tuple[int, int]:
-        return self.size[::-1] if self.orientation in range(5, 9) else self.size
-
-    def crop(self, x: int, y: int, width: int, height: int) -> Raw:
-        """Reads a region of the displayed image, or what there is of it; the pixels are not turned."""
-        region = x, y, min(width, self.displayed_size[0]), min(height, self.displayed_size[1])
-        region = tiles.stored_region(region, *self.displayed_size, self.orientation)
-        if min(region) < 0 or region[0] + region[2] > self.size[0] or region[1] + region[3] > self.size[1]:
-            raise ValueError(f"{self.size[0]} x {self.size[1]} pixels, less than at the start")
-        region = [
-            value * here // there for value, here, there in zip(region, 2 * self.read_size, 2 * self.size)
-        ]
-        return self.read(region)._replace(orientation=self.orientation)
+    traits = orientation in range(2, 9), raw.is_transparent, raw.is_animated
+    return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
 
 
 @contextmanager
 def _opened(path, max_pixels, channels, reduction=1):
-    """Opens a file to read regions of it; with a `reduction`, a level of a pyramid is as good."""
+    """Opens a file to read regions of it, or of a copy that is at most `reduction` times smaller.
+
+    Yields its type, its width and height, its orientation, a function from a region (x, y, w, h) of the file,
+    or of the copy, to a `Raw`, and width and height of the copy.
+    """
     with _codec_errors(), tf.io.gfile.GFile(path, "rb") as stream:
         if READERS["TIFF"][0](stream.read(4)):
             with open_tiff(stream if "://" in path else path) as file:
-                if _has_parts(file.pages.first):
-                    yield _tiff_image(file, max_pixels, channels, reduction)
+                page = file.pages.first
+                colours = page.photometric in (0, 1, 2, 3, 5) or (page.photometric, page.compression) == (
+                    6,
+                    7,
+                )
+                if colours and not 1 < page.bitspersample < 8:  # Pillow decodes others, all of the image.
+                    levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
+                    level = sum(part.imagewidth * reduction >= page.imagewidth for part in levels) - 1
+                    sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
+                    check_size = functools.partial(_check_size, max_pixels)
+                    crop = functools.partial(_crop_tiff, file, check_size, channels, level)
+                    yield "TIFF", sizes[0], page.tags.valueof(274, 1), crop, sizes[1]
                     return
         stream.seek(0)
         contents = stream.read()
-        if contents[:3] != b"\xff\xd8\xff":
+        if contents[:3] == b"\xff\xd8\xff":
+            image = _open(contents, max_pixels)
+            size, crop = image.size, functools.partial(_crop_jpeg, contents, image.size[0])
+            if reduction > 1:
+                image.draft(None, [side // reduction for side in size])
+                crop = functools.partial(_crop, Raw(np.asarray(image.convert("RGB"))))
+            yield "JPEG", size, _orientation(image), crop, image.size
+        else:
             kind, raw = read(contents, max_pixels, channels)
-            size, crop = raw.pixels.shape[1::-1], functools.partial(_crop, raw)
-            yield _Image(kind, size, raw.orientation, crop, size)
-            return
-        image = _open(contents, max_pixels)
-        size, crop = image.size, functools.partial(_crop_jpeg, contents, image.size[0])
-        if reduction > 1:
-            image.draft(None, [side // reduction for side in size])
-            crop = functools.partial(_crop, Raw(np.asarray(image.convert("RGB"))))
-        yield _Image("JPEG", size, _orientation(image), crop, image.size)
+            size = raw.pixels.shape[1::-1]
+            yield kind, size, raw.orientation, functools.partial(_crop, raw), size
 
 
-def _tiff_image(file, max_pixels, channels, reduction):
-    page, check_size = file.pages.first, functools.partial(_check_size, max_pixels)
-    levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
-    level = sum(small.imagewidth * reduction >= page.imagewidth for small in levels) - 1
-
-    def read_region(region):
-        crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
-        return read_open_tiff(file, lambda *_: None, channels, crop, level)
-
-    sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
-    return _Image("TIFF", sizes[0], page.tags.valueof(274, 1), read_region, sizes[1])
-
-
-def _has_parts(page):
-    """Returns whether a page of TIFF has colours that tifffile reads as Pillow does."""
-    kind, is_jpeg = getattr(page.photometric, "name", ""), page.compression == 7
-    kinds = ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED", "YCBCR" if is_jpeg else "RGB")
-    return kind in kinds and not 1 < page.bitspersample < 8
+def _crop_tiff(file, check_size, channels, level, region):
+    crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
+    return read_open_tiff(file, lambda *_: None, channels, crop, level)
 
 
 def _crop_jpeg(contents, full_width, region):

@@ -41,12 +41,20 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
     return [min(start, last) for start in range(0, last + tile - overlap, tile - overlap)]
 
 
-def stored_region(region: tuple, width: int, height: int, orientation: int) -> tuple:
-    """Returns where a region (x, y, w, h) of a displayed image, width x height, is in its file."""
-    x, y, w, h = region
+def displayed_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Returns width and height as an image is displayed, of those in its file and its orientation tag."""
+    return size[::-1] if orientation in range(5, 9) else size
+
+
+def stored_region(region: tuple, size: tuple[int, int], orientation: int) -> tuple:
+    """Returns where a region (x, y, w, h) of a displayed image, or what there is of it, is in its file."""
+    (x, y, w, h), (width, height) = region, displayed_size(size, orientation)
+    w, h = min(w, width), min(h, height)
+    if x + w > width or y + h > height:
+        raise ValueError(f"{width} x {height} pixels, less than at the start")
     x = width - x - w if orientation in (2, 3, 6, 7) else x
     y = height - y - h if orientation in (3, 4, 7, 8) else y
-    return (y, x, h, w) if orientation in (5, 6, 7, 8) else (x, y, w, h)
+    return (y, x, h, w) if orientation in range(5, 9) else (x, y, w, h)
 
 
 def crop_tiff(part, region: tuple, check_size) -> np.ndarray:

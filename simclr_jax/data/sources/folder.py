@@ -437,8 +437,8 @@ def _cut(where, names, deviations, deep, value_range):
     """Returns the names of the tiles that show something, and a note on the others."""
     kept, count = [], sum(len(deviations[name]) for name in names)
     for name in names:
-        is_scaled = name in deep and value_range
-        low, high = value_range if is_scaled else decoder.FULL_RANGE[np.dtype(deep.get(name, "uint8"))]
+        full = decoder.FULL_RANGE[np.dtype(deep.get(name, "uint8"))]
+        low, high = value_range if value_range and name in deep else full
         least = tiles.BACKGROUND * np.subtract(high, low)
         kept += [tile for tile, values in deviations[name].items() if np.any(values >= least)]
     text = f"{len(kept)} of {count} tiles of {_images(len(names))}; the others have nearly one colour"
