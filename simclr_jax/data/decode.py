@@ -415,11 +415,10 @@ def _opened(path, max_pixels, channels, reduction=1):
         if READERS["TIFF"][0](stream.read(4)):
             with open_tiff(stream if "://" in path else path) as file:
                 page = file.pages.first
-                colours = page.photometric in (0, 1, 2, 3, 5) or (page.photometric, page.compression) == (
-                    6,
-                    7,
-                )
-                if colours and not 1 < page.bitspersample < 8:  # Pillow decodes others, all of the image.
+                colours = (0, 1, 2, 3, 5, 6 if page.compression == 7 else 0)
+                if (
+                    page.photometric in colours and not 1 < page.bitspersample < 8
+                ):  # Pillow decodes others, all of the image.
                     levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
                     level = sum(part.imagewidth * reduction >= page.imagewidth for part in levels) - 1
                     sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
