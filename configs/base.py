@@ -35,6 +35,7 @@ POSITIVE = (
     "keep_checkpoints",
     "dataset.max_pixels",
     "dataset.channels",
+    "dataset.tile",
     "dataset.num_examples",
     "dataset.num_classes",
     "dataset.shuffle_buffer",
@@ -56,6 +57,7 @@ RANGES = {
     "seed": (0, 2_000_000_000),  # draws of labels count on from a seed, within 32 bits
     "warmup_epochs": (0, math.inf),
     "dataset.split_seed": (0, 2_000_000_000),
+    "dataset.tile_overlap": (0, math.inf),
     "augment.min_area": (0, 1),
     "augment.color_jitter_strength": (0, 1.25),
     "augment.brightness": (0, 1),
@@ -133,6 +135,10 @@ def pretrain() -> ConfigDict:
                 # number or one for each channel; None: told from some of them.
                 "value_range": placeholder(tuple),
                 "channels": placeholder(int),  # takes the first ones of more; None: all, and greys as colours
+                # Cuts the images of the folder into tiles of this side, in pixels, each an image of its own;
+                # None: images as they are.
+                "tile": placeholder(int),
+                "tile_overlap": 0,  # pixels that a tile shares with the next one
                 "data_dir": placeholder(str),  # folder of TensorFlow Datasets; gs:// too
                 "train_split": "train",  # split of TensorFlow Datasets to train on
                 "eval_split": "test",  # split of held-out images

@@ -78,8 +78,9 @@ def inherit_settings(config, given: dict[str, Any]) -> None:
         seed = saved["seed"] if seed is None else seed
         if "dataset.split_seed" not in given and seed != config.seed:
             inherited["dataset.split_seed"] = seed
-        if "dataset.group" not in given and saved["dataset.group"]:
-            inherited["dataset.group"] = saved["dataset.group"]
+        for key in ("dataset.group", "dataset.tile", "dataset.tile_overlap"):
+            if key not in given and saved[key]:
+                inherited[key] = saved[key]
         if "dataset.value_range" not in given and meta.get("value_range"):
             inherited["dataset.value_range"] = tuple(meta["value_range"])
     if config.dataset.name == "folder" and "dataset.channels" not in given and saved["model.channels"] != 3:

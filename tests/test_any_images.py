@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from conftest import run_task, tiny_config
+from PIL import Image
+from sklearn.datasets import load_digits
 from test_readers import DEEP, tiff
 
 import simclr_jax
@@ -81,3 +83,25 @@ def test_exports_and_pictures(run):
     assert "images have 5 channels" in card and "were 0 and 4095 in its files" in card and ", 5)" in card
     plots.main([str(run)])
     assert (run / "plots" / "index.html").exists() and (run / "plots" / "views.png").exists()
+
+
+def test_scores_by_groups_tell_a_class_from_the_colour_of_its_groups(tmp_path):
+    """Every patient has a background colour and one class, which the digits do not tell: chance is a half."""
+    images, rng = load_digits().images[:600], np.random.default_rng(0)
+    for patient in range(40):
+        colour = rng.integers(0, 256, 3)
+        path = tmp_path / "photos" / "ab"[patient % 2] / f"patient{patient}"
+        path.mkdir(parents=True)
+        for number, image in enumerate(images[patient::40] / 16):
+            pixels = np.kron(colour + np.multiply.outer(image, 255 - 2 * colour), np.ones((2, 2, 1)))
+            Image.fromarray(pixels.astype(np.uint8)).save(path / f"{number}.png")
+    keys = {"dataset.name": "folder", "dataset.path": str(tmp_path / "photos")}
+    views = {"augment.color_jitter_strength": 0.2, "augment.grayscale": 0.0}
+    run_task("pretrain", tmp_path / "run", num_steps=40, **keys, **views)
+    scores = {}
+    for group in (None, "2"):
+        config = tiny_config("knn", **keys, pretrained=str(tmp_path / "run"))
+        pretrained.inherit_settings(config, {"dataset.group": group})
+        config.dataset.group = group
+        scores[group] = simclr_jax.run(config, tmp_path / f"knn{group}")["top1"]
+    assert scores[None] > 0.9 and scores["2"] < 0.75, scores

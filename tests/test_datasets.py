@@ -27,6 +27,8 @@ def config(name, **overrides):
         classes=True,
         labels=None,
         group=None,
+        tile=None,
+        tile_overlap=0,
         split_seed=None,
         max_pixels=decode.MAX_PIXELS,
         value_range=None,

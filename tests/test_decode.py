@@ -335,7 +335,7 @@ def test_warnings_of_pillow_stay_away_from_our_threads_alone():
     image = Image.open(io.BytesIO(contents))
     with warnings.catch_warnings(record=True) as others:
         warnings.simplefilter("always")
-        with decode._ignore_pillow_warnings():
+        with decode._codec_errors():
             thread = threading.Thread(target=image.getexif)
             thread.start()
             thread.join()

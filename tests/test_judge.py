@@ -6,6 +6,7 @@ from conftest import run_task
 
 from simclr_jax.data import datasets
 from simclr_jax.evaluation import judge
+from simclr_jax.evaluation.features import Features
 from simclr_jax.process.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,15 @@ def test_only_images_with_labels_are_probed():
         UserError, match="mine has classes, but none .*: set --config.dataset.probe_split and"
     ):
         judge._labelled_only(source_of([-1, -1]))
+
+
+def test_near_duplicates_across_the_sides_are_noted(capsys):
+    rows = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    train, held_out = (Features(part, np.zeros(len(part), int)) for part in (rows[:40], rows[40:]))
+    judge._note_copies(train, held_out)
+    assert not capsys.readouterr().out
+    judge._note_copies(train, Features(np.concatenate([3 * rows[:2], rows[40:]]), np.zeros(22, int)))
+    assert "note: 2 of 22 held-out images are near-duplicates of training images" in capsys.readouterr().out
 
 
 def test_what_is_no_better_than_without_training_is_noted():

@@ -41,6 +41,13 @@ def test_duplicates_are_found_in_groups(block, monkeypatch):
     np.testing.assert_allclose(best, similar.max(axis=1), atol=1e-6)
 
 
+def test_copies_across_the_sides_are_counted():
+    features = unit_rows(np.random.default_rng(0).normal(size=(120, 16)).astype(np.float32))
+    assert similarity.copies(features[:100], features[100:]) == (0, 20)
+    nearly = unit_rows(features[:5] + 0.01 * features[5:10])
+    assert similarity.copies(features[:100], np.concatenate([features[100:], nearly])) == (5, 25)
+
+
 def test_pairs_inside_of_one_group_take_no_memory(monkeypatch):
     pairs = []
     merge = similarity._merge

@@ -68,3 +68,27 @@ def test_images_without_labels_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "_save", lambda *_: None)
     monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: half)
     assert run_task("transfer", tmp_path)["top1"] > 0.9
+
+
+def test_no_group_is_validated_with_and_learnt_from():
+    labels, groups = np.repeat([0, 1], 50), np.arange(100) // 5
+    examples = Features(np.arange(100.0)[:, None], labels)
+    train, validation = transfer.hold_out(examples, groups, seed=0)
+    sides = [set(groups[part.features.ravel().astype(int)]) for part in (train, validation)]
+    assert not sides[0] & sides[1] and len(sides[1]) == 4 and set(validation.labels) == {0, 1}
+    assert not len(transfer.hold_out(examples, np.zeros(100), seed=0)[1].labels)
+
+
+def test_folds_and_their_weights_keep_groups_together(tmp_path, monkeypatch):
+    """Images of a group are the same: weights would be weak if any were validated with and learnt from."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 6)
+    labels = rng.integers(0, 2, 30)[groups]
+    source = supervised.load_labelled(tiny_config("transfer"), tmp_path)[0]
+    source = source._replace(num_examples=180, num_classes=2, labels=labels, groups=groups.astype(str))
+    examples = Features(rng.normal(size=(30, 40)).astype(np.float32)[groups], labels)
+    monkeypatch.setattr(supervised, "load_labelled", lambda *_: (source, None))
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: lambda _: examples)
+    monkeypatch.setattr(transfer, "_save", lambda *_: None)
+    summary = run_task("transfer", tmp_path)
+    assert summary["folds"] == 5 and summary["top1"] < 0.8 and summary["validation"] < 0.9

@@ -19,6 +19,7 @@ PLACES = ("pretrained", "embeddings", "dataset.path", "dataset.data_dir", "datas
 # Keys of `config.dataset` that a dataset does not read: to set one is an error.
 _SPLIT_KEYS = ("train_split", "eval_split", "probe_split", "validation_split")
 _FOLDER_KEYS = ("path", "classes", "labels", "group", "split_seed", "max_pixels", "value_range", "channels")
+_FOLDER_KEYS += ("tile", "tile_overlap")
 _UNREAD_KEYS = {"digits": (*_FOLDER_KEYS, "num_classes", *_SPLIT_KEYS), "folder": _SPLIT_KEYS}
 _UNREAD_KEYS["arrays"] = _UNREAD_KEYS["digits"][1:]  # their path holds a digest
 _HARMLESS_KEYS = ("data_dir", "in_memory", "shuffle_buffer")  # unread as well, where it does no harm

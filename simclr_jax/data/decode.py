@@ -9,6 +9,7 @@ a range.
 import functools
 import importlib.util
 import io
+import os
 import re
 import struct
 import threading
@@ -21,7 +22,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from simclr_jax.data.readers import READERS, Raw
+from simclr_jax.data import tiles
+from simclr_jax.data.readers import READERS, Raw, open_tiff, read_open_tiff
 from simclr_jax.views.recipe import LUMA
 
 # Image types: the suffix of a file, and the name of what reads such files: one of `readers.READERS`, or a
@@ -71,9 +73,21 @@ class TooLarge(ValueError):
     """An image that has more pixels than the limit, by its header."""
 
 
-def decode(path: tf.Tensor, **options) -> tf.Tensor:
-    """Decodes a file, path string [] -> [h, w, c]; `options` are those of `decode_bytes`."""
-    return decode_bytes(tf.io.read_file(path), **options)
+def decode(path: tf.Tensor, *, tile: int | None = None, **options) -> tf.Tensor:
+    """Decodes a file, path string [] -> [h, w, c]; `options` are those of `decode_bytes`.
+
+    With the side of tiles, `path` is the name of a tile, see `data.tiles`.
+    """
+    if not tile:
+        return decode_bytes(tf.io.read_file(path), **options)
+
+    def in_python(name):
+        name = os.fsdecode(np.asarray(name, object).item())
+        _, raw = read_file(name, options["max_pixels"], options["channels"], tile)
+        return _finish(raw, options["value_range"], options["channels"], options["dtype"])
+
+    image = tf.numpy_function(in_python, [path], options["dtype"], stateful=False)
+    return tf.ensure_shape(image, [None, None, options["channels"]])
 
 
 def decode_bytes(
@@ -191,8 +205,8 @@ def _holds(text, patterns):
 
 
 @contextmanager
-def _ignore_pillow_warnings():
-    """Ignores the warnings of Pillow in this thread, as of damaged tags; damage that matters is an error.
+def _codec_errors():
+    """Ignores the warnings of codecs in this thread, as of damaged tags; damage that matters is a ValueError.
 
     `warnings.catch_warnings` would change, and restore, the filters of all threads of the program.
     """
@@ -206,6 +220,10 @@ def _ignore_pillow_warnings():
     filters.insert(0, ignore)
     try:
         yield
+    except (ValueError, tf.errors.NotFoundError):
+        raise
+    except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     finally:
         filters.remove(ignore)
 
@@ -248,7 +266,7 @@ def inspect_ends(begin: bytes, end: bytes, max_pixels: int) -> Facts | None:
         _check_size(max_pixels, *size[:2])
         return PLAIN
     try:
-        with _ignore_pillow_warnings():
+        with _codec_errors():
             image = _open(begin, max_pixels)
     except TooLarge:
         raise
@@ -281,6 +299,10 @@ def decode_in_python(
       ValueError: the file is of none of `IMAGE_TYPES`, damaged, too large or has too few channels.
     """
     _, raw = read(contents, max_pixels, channels)
+    return _finish(raw, value_range, channels, dtype)
+
+
+def _finish(raw, value_range, channels, dtype):
     pixels = with_channels(raw.pixels, channels)
     if pixels.dtype != dtype or raw.alpha is not None:
         white = 255 if dtype == "uint8" else 1
@@ -328,7 +350,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[rows, columns]
 
 
-@_ignore_pillow_warnings()
+@_codec_errors()
 def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> tuple[str, Raw]:
     """Reads an image file in the values that it stores; returns the name of its type, too.
 
@@ -341,18 +363,100 @@ def read(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = N
       ValueError: see `decode_in_python`.
     """
     reader = next((name for name, (accepts, _) in READERS.items() if accepts(contents)), None)
-    try:
-        if image := _open_photograph(contents, max_pixels, channels) if reader in (None, "TIFF") else None:
-            try:
-                return _read_with_pillow(image, contents)
-            except Exception:  # Pillow lacks some codecs of TIFF.
-                if not reader or not importlib.util.find_spec("tifffile"):
-                    raise
-        return reader, READERS[reader][1](contents, functools.partial(_check_size, max_pixels), channels)
-    except ValueError:
-        raise
-    except Exception as error:  # Codecs raise any exception on a damaged file, even StopIteration.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if image := _open_photograph(contents, max_pixels, channels) if reader in (None, "TIFF") else None:
+        try:
+            return _read_with_pillow(image, contents)
+        except Exception:  # Pillow lacks some codecs of TIFF.
+            if not reader or not importlib.util.find_spec("tifffile"):
+                raise
+    return reader, READERS[reader][1](contents, functools.partial(_check_size, max_pixels), channels)
+
+
+def read_file(path: str, max_pixels: int, channels: int | None, tile: int | None) -> tuple[str, Raw]:
+    """Reads a file as `read` does, or with the side of tiles one tile, whose name `path` is then."""
+    if not tile:
+        return read(tf.io.read_file(os.fsencode(path)).numpy(), max_pixels, channels)
+    with _opened(tiles.file_of(path), max_pixels, channels) as (kind, size, orientation, crop, _):
+        region = tiles.stored_region((*tiles.place_of(path), tile, tile), size, orientation)
+        return kind, crop(region)._replace(orientation=orientation)
+
+
+def survey(path: str, tile: int, overlap: int, max_pixels: int, channels: int | None) -> tuple[Facts, dict]:
+    """Cuts a file into tiles, and reads it once, a row of tiles at a time, or a smaller copy of it.
+
+    Returns:
+      Its facts; and {(x, y): the standard deviation of each channel} of every tile.
+    """
+    deviations, reduction = {}, max(1, tile // tiles.SIDE)
+    with _opened(path, max_pixels, channels, reduction) as (kind, size, orientation, crop, small):
+        width, height = tiles.displayed_size(size, orientation)
+        for y in tiles.starts(height, tile, overlap):
+            region = tiles.stored_region((0, y, width, tile), size, orientation)
+            raw = crop([at * here // there for at, here, there in zip(region, 2 * small, 2 * size)])
+            with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error if they are few.
+            row = turn(raw.pixels, orientation)[..., :channels]
+            step = max(1, reduction * row.shape[1] // width)
+            for x in tiles.starts(width, tile, overlap):
+                first, last = (at * row.shape[1] // width for at in (x, x + tile))
+                pixels = row[::step, first : max(last, first + 1) : step]
+                deviations[x, y] = pixels.std(axis=(0, 1), dtype=np.float32)
+    traits = orientation in range(2, 9), raw.is_transparent, raw.is_animated
+    return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
+
+
+@contextmanager
+def _opened(path, max_pixels, channels, reduction=1):
+    """Opens a file to read regions of it, or of a copy that is at most `reduction` times smaller.
+
+    Yields its type, its width and height, its orientation, a function from a region (x, y, w, h) of the file,
+    or of the copy, to a `Raw`, and width and height of the copy.
+    """
+    with _codec_errors(), tf.io.gfile.GFile(path, "rb") as stream:
+        if READERS["TIFF"][0](stream.read(4)):
+            with open_tiff(stream if "://" in path else path) as file:
+                page = file.pages.first
+                colours = (0, 1, 2, 3, 5, 6 if page.compression == 7 else 0)
+                if (
+                    page.photometric in colours and not 1 < page.bitspersample < 8
+                ):  # Pillow decodes others, all of the image.
+                    levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
+                    level = sum(part.imagewidth * reduction >= page.imagewidth for part in levels) - 1
+                    sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
+                    check_size = functools.partial(_check_size, max_pixels)
+                    crop = functools.partial(_crop_tiff, file, check_size, channels, level)
+                    yield "TIFF", sizes[0], page.tags.valueof(274, 1), crop, sizes[1]
+                    return
+        stream.seek(0)
+        contents = stream.read()
+        if contents[:3] == b"\xff\xd8\xff":
+            image = _open(contents, max_pixels)
+            size, crop = image.size, functools.partial(_crop_jpeg, contents, image.size[0])
+            if reduction > 1:
+                image.draft(None, [side // reduction for side in size])
+                crop = functools.partial(_crop, Raw(np.asarray(image.convert("RGB"))))
+            yield "JPEG", size, _orientation(image), crop, image.size
+        else:
+            kind, raw = read(contents, max_pixels, channels)
+            size = raw.pixels.shape[1::-1]
+            yield kind, size, raw.orientation, functools.partial(_crop, raw), size
+
+
+def _crop_tiff(file, check_size, channels, level, region):
+    crop = functools.partial(tiles.crop_tiff, region=region, check_size=check_size)
+    return read_open_tiff(file, lambda *_: None, channels, crop, level)
+
+
+def _crop_jpeg(contents, full_width, region):
+    x, y, width, height = region
+    first, last = max(0, x - 16), min(full_width, x + width + 16)  # Colours are smoothed over two blocks.
+    pixels = tf.io.decode_and_crop_jpeg(contents, [y, first, height, last - first], channels=3).numpy()
+    return Raw(pixels[:, x - first :][:, :width])
+
+
+def _crop(raw, region):
+    x, y, width, height = region
+    place = slice(y, y + height), slice(x, x + width)
+    return raw._replace(pixels=raw.pixels[place], alpha=None if raw.alpha is None else raw.alpha[place])
 
 
 def _open_photograph(contents, max_pixels, channels):

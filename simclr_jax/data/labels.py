@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from etils import epath
 
+from simclr_jax.data import tiles
 from simclr_jax.process import UserError, escape, files, first_few, reason_of, say_once
 
 _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # Spreadsheets mark "Unicode text" so.
@@ -43,8 +44,7 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
       UserError: the file cannot be read, lacks a column, names images that are not there, gives an image
         two labels, or has too few classes; the message names the rows.
     """
-    # Bytes that are no text are escaped, as in the names that `embed` writes.
-    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
+    name_of, tiles_of = _by_spelling(names)
     match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
     label_of, row_of, wrong, respelt, missing, rows = {}, {}, {}, {}, [], list(_rows(path))
     for row, spelling, label in rows:
@@ -80,16 +80,34 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
             f"{file}: {len(label_of)} labels, all {escape(labels.pop())!r}: expected at least {classes} "
             "classes; label images of another class, too"
         )
-    return label_of
+    return _of_tiles(label_of, tiles_of)
 
 
 def read_column(path: str, column: str, names: Iterable[str], where: str) -> dict[str, str]:
     """Reads another column than `label`; returns {name: its text} of the names that fit an image."""
-    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
+    name_of, tiles_of = _by_spelling(names)
     match, rows = _matcher(name_of, where), _rows(path, column)
-    return {
+    texts = {
         name_of[fit]: text for _, spelling, text in rows if len(fits := match(spelling)) == 1 for fit in fits
     }
+    return _of_tiles(texts, tiles_of)
+
+
+def _by_spelling(names):
+    """Returns {name in text: name} of images and of the files of tiles; and {file: its tiles}."""
+    names, tiles_of = list(names), collections.defaultdict(list)
+    for name in names:
+        if (file := tiles.file_of(name)) != name:
+            tiles_of[file].append(name)
+    # Bytes that are no text are escaped, as in the names that `embed` writes.
+    known = {name.encode("utf-8", "backslashreplace").decode(): name for name in (*names, *tiles_of)}
+    return known, tiles_of
+
+
+def _of_tiles(text_of, tiles_of):
+    """Gives the texts of files to all their tiles, but for those with texts of their own."""
+    spread = {tile: text for name, text in text_of.items() for tile in tiles_of.get(name, [name])}
+    return spread | {name: text for name, text in text_of.items() if name in spread}
 
 
 def update(path: str, changes: dict[str, str], names: Iterable[str], where: str) -> None:
@@ -154,7 +172,8 @@ def _matcher(names, folder):
     for name in names:
         form = _trim(name).replace("\\", "/").casefold()
         alike[form].append(name)
-        alike_but_type[os.path.splitext(form)[0]].append(name)
+        stem, kind = os.path.splitext(form)
+        alike_but_type[stem + "".join(kind.partition("#")[1:])].append(name)
 
     def match(spelling):
         if (name := spelling.removeprefix("./")) in names:

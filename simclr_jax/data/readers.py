@@ -45,46 +45,59 @@ def read_tiff(contents: bytes, check_size, channels: int | None) -> Raw:
 
     A file of as many grey pages as `channels` has a channel on each.
     """
-    with _package("tifffile").TiffFile(io.BytesIO(contents)) as file:
-        page = file.pages.first
-        check_size(page.imagewidth, page.imagelength, page.samplesperpixel)
-        series = file.series[0] if file.is_ome or file.is_imagej else page
-        if "C" in series.axes and "S" not in series.axes:
-            check_size(1, 1, math.prod(series.shape))
-            pixels = series.asarray(maxworkers=1)
-            pixels = pixels[tuple(slice(None) if axis in "CYX" else 0 for axis in series.axes)]
-            place = [axis for axis in series.axes if axis in "CYX"].index("C")
-            return Raw(_values(np.moveaxis(pixels, place, -1)))
-        # Tifffile writes [c, h, w] so.
-        if channels and page.samplesperpixel == 1 < channels == len(file.pages):
-            return Raw(_values(np.stack([page.asarray(maxworkers=1) for page in file.pages], -1)))
-        pixels = page.asarray(maxworkers=1)
-        if page.samplesperpixel > 1 and page.axes[0] == "S":
-            pixels = np.moveaxis(pixels, 0, -1)
-        elif page.samplesperpixel == 1:
-            pixels = pixels[..., None]
-        while pixels.ndim > 3:  # a volume
-            pixels = pixels[0]
-        kind, highest = getattr(page.photometric, "name", ""), 2**page.bitspersample - 1
-        if kind == "MINISWHITE" and pixels.dtype.kind in "bu":
-            pixels = (highest - pixels).astype(pixels.dtype)
-        elif kind == "PALETTE":
-            pixels = (np.moveaxis(page.colormap, 0, -1)[pixels[..., 0]] >> 8).astype(np.uint8)
-        elif kind == "SEPARATED":
-            pixels = (highest - pixels[..., :3]) * ((highest - pixels[..., 3:4]) / highest)
-            pixels = pixels.round().astype(np.uint8 if highest == 255 else np.uint16)
-        elif kind in ("CIELAB", "ICCLAB", "ITULAB", "LOGLUV"):
-            raise ValueError(f"TIFF of {kind} colours")
-        pixels, alpha, orientation = _values(pixels), None, page.tags.get(274)
-        opacity = [
-            place for place, extra in enumerate(page.extrasamples, -len(page.extrasamples)) if extra in (1, 2)
-        ]
-        if opacity and channels != pixels.shape[-1]:
-            alpha = pixels[..., opacity[0], None] / np.float32(highest if pixels.dtype != np.float32 else 1)
-            pixels = np.delete(pixels, opacity[0], -1)
-            if 1 in page.extrasamples:  # the colours are multiplied by it
-                pixels = np.where(alpha > 0, pixels / np.maximum(alpha, 1e-6), 0).astype(pixels.dtype)
-        return Raw(pixels, alpha, orientation.value if orientation else 1, alpha is not None)
+    with open_tiff(io.BytesIO(contents)) as file:
+        return read_open_tiff(file, check_size, channels, lambda part: part.asarray(maxworkers=1))
+
+
+def open_tiff(file):
+    """Opens a path or a stream, as a context."""
+    return _package("tifffile").TiffFile(file)
+
+
+def read_open_tiff(file, check_size, channels: int | None, read_part, level: int = 0) -> Raw:
+    """Reads an opened file as `read_tiff`; `read_part` reads a page or series, or the same region of each.
+
+    `level` is that of a pyramid, 0 the largest.
+    """
+    page = file.series[0].levels[level].keyframe if level else file.pages.first
+    check_size(page.imagewidth, page.imagelength, page.samplesperpixel)
+    series = file.series[0].levels[level] if file.is_ome or file.is_imagej else page
+    if "C" in series.axes and "S" not in series.axes:
+        check_size(1, 1, math.prod(series.shape))
+        pixels = read_part(series)
+        pixels = pixels[tuple(slice(None) if axis in "CYX" else 0 for axis in series.axes)]
+        place = [axis for axis in series.axes if axis in "CYX"].index("C")
+        return Raw(_values(np.moveaxis(pixels, place, -1)))
+    # Tifffile writes [c, h, w] so.
+    if channels and page.samplesperpixel == 1 < channels == len(file.pages):
+        return Raw(_values(np.stack([read_part(page) for page in file.pages], -1)))
+    pixels = read_part(page)
+    if page.samplesperpixel > 1 and page.axes[0] == "S":
+        pixels = np.moveaxis(pixels, 0, -1)
+    elif page.samplesperpixel == 1:
+        pixels = pixels[..., None]
+    while pixels.ndim > 3:  # a volume
+        pixels = pixels[0]
+    kind, highest = getattr(page.photometric, "name", ""), 2**page.bitspersample - 1
+    if kind == "MINISWHITE" and pixels.dtype.kind in "bu":
+        pixels = (highest - pixels).astype(pixels.dtype)
+    elif kind == "PALETTE":
+        pixels = (np.moveaxis(page.colormap, 0, -1)[pixels[..., 0]] >> 8).astype(np.uint8)
+    elif kind == "SEPARATED":
+        pixels = (highest - pixels[..., :3]) * ((highest - pixels[..., 3:4]) / highest)
+        pixels = pixels.round().astype(np.uint8 if highest == 255 else np.uint16)
+    elif kind in ("CIELAB", "ICCLAB", "ITULAB", "LOGLUV"):
+        raise ValueError(f"TIFF of {kind} colours")
+    pixels, alpha, orientation = _values(pixels), None, page.tags.get(274)
+    opacity = [
+        place for place, extra in enumerate(page.extrasamples, -len(page.extrasamples)) if extra in (1, 2)
+    ]
+    if opacity and channels != pixels.shape[-1]:
+        alpha = pixels[..., opacity[0], None] / np.float32(highest if pixels.dtype != np.float32 else 1)
+        pixels = np.delete(pixels, opacity[0], -1)
+        if 1 in page.extrasamples:  # the colours are multiplied by it
+            pixels = np.where(alpha > 0, pixels / np.maximum(alpha, 1e-6), 0).astype(pixels.dtype)
+    return Raw(pixels, alpha, orientation.value if orientation else 1, alpha is not None)
 
 
 def read_npy(contents: bytes, check_size, channels: int | None) -> Raw:

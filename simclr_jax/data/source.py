@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from simclr_jax.data import tiles
 from simclr_jax.process import RunError, UserError, escape, first_few, reason_of
 
 MAX_LOST = 0.1  # Share of a folder's images that ends a run when it is lost; one image may always be lost.
@@ -134,7 +135,8 @@ def find_lost(source: Source, batch: np.ndarray, later: np.ndarray) -> bool:
         except (tf.errors.OpError, ValueError) as error:
             reasons[str(source.names[row])] = reason_of(error, 100)
     for row in later[~lost[later]]:
-        if b"://" not in source.records[row] and not os.path.lexists(source.records[row]):
+        file = tiles.file_of(os.fsdecode(source.records[row]))
+        if "://" not in file and not os.path.lexists(file):
             reasons[str(source.names[row])] = "vanished"
     if reasons:
         # Every process prints this, since each reads its own files.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from simclr_jax.evaluation import features, health, probes
+from simclr_jax.evaluation import features, health, probes, similarity
 from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.process import UserError
 from simclr_jax.workdir import report
@@ -113,7 +113,7 @@ class Judge:
         if untrained is None:
             return summary | {"trained": {"knn_accuracy": self.knn_accuracy(trained)}}
         scores = {
-            "trained": self._all_scores(self._features(trained)),
+            "trained": self._all_scores(self._features(trained), note_copies=True),
             "untrained": self._all_scores(self._features(untrained)),
             "raw_pixels": self._all_scores(self._pixels),
         }
@@ -127,8 +127,10 @@ class Judge:
     def _pixels(self, source):
         return features.raw_pixels(features.batches_of(self._config, source))
 
-    def _all_scores(self, represent) -> Scores:
+    def _all_scores(self, represent, note_copies=False) -> Scores:
         def measure(train, held_out):
+            if note_copies and self.labelled.held_out:
+                _note_copies(train, held_out)
             labels_per_class = self._config.labels_per_class
             accuracies = probes.few_label_accuracies(train, held_out, labels_per_class=labels_per_class)
             return Scores(
@@ -170,6 +172,16 @@ def notes(summary: dict[str, Any]) -> list[str]:
 def _encode_views(model, variables, batch):
     outputs = {view: model.apply(variables, batch[view]) for view in ("view1", "view2")}
     return {f"{view}_{space}": outputs[view][space] for view in outputs for space in SPACES}
+
+
+def _note_copies(train, held_out):
+    count, looked_at = similarity.copies(*(features.unit_rows(rows.features) for rows in (train, held_out)))
+    if count:
+        report.say(
+            f"note: {count:,} of {looked_at:,} held-out images are near-duplicates of training images "
+            "by their features: if they show the same, scores are too high; --config.dataset.group keeps "
+            "images of a folder together"
+        )
 
 
 def _find_labelled(config, source, load) -> Labelled | None:

@@ -68,6 +68,20 @@ def duplicates(features: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarr
     return numbers[groups], best, float(threshold)
 
 
+def copies(train: np.ndarray, held_out: np.ndarray) -> tuple[int, int]:
+    """Counts held-out images that are near-duplicates of training images, by the measure of `duplicates`.
+
+    Args:
+      train, held_out: float32 [n, d] and [m, d], rows of length 1.
+
+    Returns:
+      Their number, and that of the held-out images that were looked at, a sample of many.
+    """
+    queries = held_out[np.random.default_rng(0).permutation(len(held_out))[:_SAMPLE]]
+    distance = np.sqrt(np.maximum(2 - 2 * nearest(train, 1, queries)[1][:, 0], 0))
+    return int((distance < max(SHARE * np.median(distance), 1e-3)).sum()), len(queries)
+
+
 def _merge(groups, images, others):
     """Merges the groups of each pair of images; numbers groups by their first image."""
     from scipy.sparse import coo_array

@@ -37,14 +37,15 @@ def run(config, workdir) -> dict:
     examples = [source and probes.labelled(extract(source)) for source in sources]
     train, held_out, validation = (*examples, None)[:3]
     fit = partial(_fit, config, sources[0].num_classes)
-    weights, choice = fit(train, validation)
+    groups = datasets.readable_groups(sources[0])
+    weights, choice = fit(train, validation, groups)
     if held_out:
         logits = _predict(weights, held_out)
     else:
-        parts = [
-            _predict(fit(probes.rows_of(train, rows))[0], probes.rows_of(train, tested))
-            for rows, tested in probes.folds(train.labels, datasets.readable_groups(sources[0]))
-        ]
+        parts = []
+        for rows, tested in probes.folds(train.labels, groups):
+            fitted, _ = fit(probes.rows_of(train, rows), groups=None if groups is None else groups[rows])
+            parts.append(_predict(fitted, probes.rows_of(train, tested)))
         logits = features.concatenate(parts) if parts else None
         choice |= {"folds": len(parts)} if parts else {}
         choice |= {"labels": len(train.labels)}
@@ -52,9 +53,9 @@ def run(config, workdir) -> dict:
     return choice | (score(logits) | supervised.calibrated(logits) if logits else {})
 
 
-def _fit(config, classes, train, validation=None):
+def _fit(config, classes, train, validation=None, groups=None):
     """The weights for the L2 weight that is best on `validation`, fitted to both sets, and that choice."""
-    train, validation = (train, validation) if validation else hold_out(train, seed=config.seed)
+    train, validation = (train, validation) if validation else hold_out(train, groups, seed=config.seed)
     if not len(validation.labels):
         [weights] = probes.logistic_regressions(train, classes, [_FALLBACK_L2])
         return weights, {"l2": _FALLBACK_L2}
@@ -94,7 +95,13 @@ def score(logits: Features) -> dict[str, float]:
     return scores | {"mean_per_class": float(np.mean(by_class))}
 
 
-def hold_out(train: Features, *, seed: int) -> tuple[Features, Features]:
-    """Splits examples: a fifth of every class with two or more for validation, the rest for training."""
+def hold_out(train: Features, groups: np.ndarray | None = None, *, seed: int) -> tuple[Features, Features]:
+    """Splits examples: a fifth of every class with two or more for validation, the rest for training.
+
+    With groups, [n], about a fifth of them is validated with; nothing where there is one group.
+    """
     validation = probes.assign_folds(train.labels, 5, seed) == 0
+    if groups is not None:
+        tested = [tested for _, tested in probes.folds(train.labels, groups)[:1]]
+        validation = np.isin(np.arange(len(groups)), tested)
     return probes.rows_of(train, ~validation), probes.rows_of(train, validation)

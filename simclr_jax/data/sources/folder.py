@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from simclr_jax.data import CORES
+from simclr_jax.data import CORES, tiles
 from simclr_jax.data import decode as decoder
 from simclr_jax.data import labels as label_files
 from simclr_jax.data.readers import PackageMissing
@@ -53,6 +53,11 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
             f"dataset.value_range={bounds}: expected two numbers, the lower one first, as in "
             "--config.dataset.value_range='(0, 4095)'; without it, the images decide"
         )
+    if config.tile_overlap and config.tile_overlap >= (config.tile or 0):
+        raise UserError(
+            f"dataset.tile_overlap={config.tile_overlap}: expected less than dataset.tile={config.tile}: "
+            "lower --config.dataset.tile_overlap, or set --config.dataset.tile=256"
+        )
     path = os.path.expanduser(config.path or "")
     listed = catalogue(
         path,
@@ -65,6 +70,8 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         value_range=bounds,
         channels=config.channels,
         group=config.group,
+        tile=config.tile,
+        overlap=config.tile_overlap,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -89,6 +96,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         num_classes=(config.num_classes or num_classes) if is_labelled else 0,
         decode=functools.partial(
             decoder.decode,
+            tile=config.tile,
             value_range=value_range,
             max_pixels=config.max_pixels,
             channels=listed["channels"],
@@ -119,6 +127,8 @@ def catalogue(
     channels=None,
     group=None,
     parts=("",),
+    tile=None,
+    overlap=0,
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -139,9 +149,11 @@ def catalogue(
       max_pixels: larger images are refused by their header.
       value_range: values that become black and white in images of more than 8 bits; None: see `_tell_range`.
       group: a level of sub-folders, below the folder of a split, or a column of `labels`, whose images are on
-        one side; None: each image is by itself.
+        one side; None: each image is by itself, with all its tiles.
       channels: of every image, see `decode.decode_bytes`; None: those that the images have, 3 for greys.
       parts: sub-folders and image files that are listed; the whole folder by default.
+      tile, overlap: side and overlap of the tiles that images are cut into, in pixels; see `data.tiles`. Each
+        is an image of its own; those of nearly one colour are left out.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
@@ -173,8 +185,9 @@ def catalogue(
         only = f"only {_counts(ignored)}" if ignored else "and no others"
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
-    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active else None))
-    facts, corrupt, too_large = _inspect(path, inspected, max_pixels, channels)
+    # Tiles are told only where every image is read.
+    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active and not tile else None))
+    facts, corrupt, too_large, deviations = _inspect(path, inspected, max_pixels, channels, tile, overlap)
     good = [name for name in files if name not in corrupt and name not in too_large]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
     remedy = "raise --config.dataset.max_pixels to take them"
@@ -182,6 +195,18 @@ def catalogue(
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
+    known = {
+        "channels": channels or _tell_channels(where, [name for name in good if name in inspected], facts),
+        "value_range": None,
+        "dtype": "uint8",
+    }
+    if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
+        sampled = {part: dtype for name, dtype in deep.items() for part in deviations.get(name, [name])}
+        bounds = value_range or _tell_range(path, sampled, known["channels"], max_pixels, tile)
+        known |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+    if tile:
+        good, note = _cut(where, good, deviations, deep, known["value_range"])
+        left_notes = [*left_notes, note]
     group_of = _groups(where, path, good, group, labels)
     listed, split_notes, class_notes = _assign(
         path, good, seed, classes and not labels, strict=not whole, group_of=group_of
@@ -201,21 +226,14 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    listed |= {
-        "groups": group_of,
-        "channels": channels or _tell_channels(where, [name for name in good if name in inspected], facts),
-        "value_range": None,
-        "dtype": "uint8",
-    }
+    listed |= {"groups": group_of, **known}
     kinds = collections.Counter(
         str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
     )
     words = [f"{count} {kind}" for kind, count in kinds.most_common()]
     counts = [sum(column) for column in zip(*(fact.traits for fact in facts.values()))]
     words += [f"{count} {trait}" for count, trait in zip(counts, decoder.TRAITS) if count]
-    if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
-        bounds = value_range or _tell_range(path, deep, listed["channels"], max_pixels)
-        listed |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+    if deep:
         low, high = bounds or ("0", "65535 of 16 bits and 1 of floats")
         words.append(f"black is {low}, white {high} (--config.dataset.value_range)")
     if words:
@@ -285,7 +303,7 @@ def _check_listed(listed):
 
 def _vanished(listed, files, listing, path):
     names = [name for split in ("train", "eval") for name, _ in listed[split]]
-    vanished = sorted(set(names).difference(files))
+    vanished = sorted({name for name in names if name not in files and tiles.file_of(name) not in files})
     if are_too_many(len(vanished), len(names)):
         raise UserError(
             f"{first_few(map(escape, vanished))}: listed in {escape(listing)} but no longer in "
@@ -365,22 +383,27 @@ def _reason(folder, names, whole):
     return ""
 
 
-def _inspect(path, files, max_pixels, channels):
+def _inspect(path, files, max_pixels, channels, tile, overlap):
     """Looks at both ends of every file, and decodes those that do not tell enough there.
 
     Returns:
       {name: `decode.Facts`} of images that are no plain photographs; {name: reason} of files that cannot be
-      decoded; and of those that are too large.
+      decoded; and of those that are too large. With `tile` also {name: {tile: deviation of each channel}}.
     """
     is_plain = tf.function(
         functools.partial(decoder.is_plain, max_pixels=max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
     )
     max_bytes = 8 * max_pixels + 2**26  # The pixels with 16 bits and alpha, and tags.
-    facts, corrupt, too_large, missing = {}, {}, {}, {}
+    facts, corrupt, too_large, missing, deviations = {}, {}, {}, {}, {}
 
     def inspect(name):
         try:
+            if tile:
+                file = os.path.join(path, name)
+                facts[name], at = decoder.survey(file, tile, overlap, max_pixels, channels)
+                deviations[name] = {tiles.name_of(name, *place): value for place, value in at.items()}
+                return
             if files[name] > max_bytes * max(1, (channels or 0) // 4):
                 raise decoder.TooLarge(f"{files[name]:,} bytes")
             file = os.path.join(path, name)
@@ -415,7 +438,21 @@ def _inspect(path, files, max_pixels, channels):
     if missing:
         name, reason = min(missing.items())
         raise UserError(f"{escape(path)}: {_images(len(missing))}, as {escape(name)}: {reason}")
-    return facts, corrupt, too_large
+    return facts, corrupt, too_large, deviations
+
+
+def _cut(where, names, deviations, deep, value_range):
+    """Returns the names of the tiles that show something, and a note on the others."""
+    kept, count = [], sum(len(deviations[name]) for name in names)
+    for name in names:
+        full = decoder.FULL_RANGE[np.dtype(deep.get(name, "uint8"))]
+        low, high = value_range if value_range and name in deep else full
+        least = tiles.BACKGROUND * np.subtract(high, low)
+        kept += [tile for tile, values in deviations[name].items() if np.any(values >= least)]
+    text = f"{len(kept)} of {count} tiles of {_images(len(names))}; the others have nearly one colour"
+    if not kept:
+        raise UserError(f"{where}: {text}: set --config.dataset.value_range, or --config.dataset.tile=None")
+    return kept, f"tiles: {text}"
 
 
 def _tell_channels(where, names, facts):
@@ -439,7 +476,7 @@ def _tell_channels(where, names, facts):
     return next(iter(first), 3)
 
 
-def _tell_range(path, deep, channels, max_pixels):
+def _tell_range(path, deep, channels, max_pixels, tile):
     """Tells the values that become black and white, of all channels or of each, from some images.
 
     They are 0 and the highest value of 8, 10, 12, 14 or 16 bits, or 0 and 1 of floats, where the values are
@@ -450,9 +487,7 @@ def _tell_range(path, deep, channels, max_pixels):
         return None
     values = []
     for name in list(deep)[:: -(-len(deep) // _SAMPLED)]:
-        _, raw = decoder.read(
-            tf.io.read_file(os.fsencode(os.path.join(path, name))).numpy(), max_pixels, channels
-        )
+        _, raw = decoder.read_file(os.path.join(path, name), max_pixels, channels, tile)
         pixels = decoder.with_channels(raw.pixels, channels).reshape(-1, channels)
         if pixels.dtype != np.uint8:
             values.append(pixels[:: -(-len(pixels) // _PIXELS)].astype(np.float32))
@@ -503,13 +538,14 @@ def _relabel(listed, labels, path):
 def _groups(where, path, names, group, labels):
     """Returns {name: group}, empty where there are no groups; an image without a row is a group by itself."""
     if not group:
-        return {}
+        return {name: file for name in names if (file := tiles.file_of(name)) != name}
     if not group.isdecimal():
         if not labels:
             raise UserError(
                 f"dataset.group={group} is a column of a CSV file: set --config.dataset.labels to it"
             )
-        return dict(zip(names, names)) | label_files.read_column(labels, group.casefold(), names, path)
+        groups = dict(zip(names, map(tiles.file_of, names)))
+        return groups | label_files.read_column(labels, group.casefold(), names, path)
     group_of, splits = {}, (*_TRAIN_FOLDERS, *_EVAL_FOLDERS)
     for name in names:
         folders = name.split("/")[:-1]
