@@ -226,6 +226,11 @@ def linear_eval(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of linear evaluation (v1 appendix B.6)."""
     config = _supervised(config, "linear_eval", learning_rate=0.1)
     config.num_epochs = 90.0
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
+    # Draws every class equally often, images of small classes repeatedly; the number of steps stays.
+    config.balanced_draws = False
     config.model.zero_init_logits = True
     return config
 
@@ -234,6 +239,11 @@ def finetune(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of fine-tuning (v1 appendix B.5)."""
     config = _supervised(config, "finetune", learning_rate=0.05)
     config.num_epochs = 60.0
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
+    # Draws every class equally often, images of small classes repeatedly; the number of steps stays.
+    config.balanced_draws = False
     config.model.zero_init_logits = True
     config.fine_tune_after_block = -1  # 0 freezes the stem, 1 the first block group too; -1: nothing
     config.labels_per_class = placeholder(int)  # None: all labels
@@ -271,6 +281,9 @@ def knn(config: ConfigDict) -> ConfigDict:
 def transfer(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of logistic regression on features (v1 appendix B.8.1)."""
     config = _keep(config, "transfer", *_MODEL)
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
     config.metric = "top1"  # chooses the L2 weight; 'mean_per_class' for Aircraft, Pets, Caltech-101, Flowers
     return config
 

@@ -11,11 +11,13 @@ from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.held_out import labelled_by_csv
-from simclr_jax.process import UserError, files, group
+from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # Largest number of held-out images that a calibration uses.
+MAX_CONFUSION = 100  # Largest number of classes whose confusion matrix a summary holds.
+_UNEVEN = 10  # How many times larger than the smallest a class is, from which on a note says so.
 
 
 def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task:
@@ -38,7 +40,7 @@ def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task
     )
 
 
-def make_loss(model, config, *, after_block: int | None):
+def make_loss(model, config, *, after_block: int | None, class_weights: np.ndarray | None = None):
     """Builds the cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b].
 
     Args:
@@ -46,6 +48,7 @@ def make_loss(model, config, *, after_block: int | None):
       config: the config of the task.
       after_block: layers behind this block group are in training mode, with -1 all layers. With None all are
         in eval mode: the statistics of batch norm stay as they are.
+      class_weights: from `class_weights`.
 
     Returns:
       A `train.Task.loss`.
@@ -60,7 +63,7 @@ def make_loss(model, config, *, after_block: int | None):
                 variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
             )
             batch_stats = updates.get("batch_stats", batch_stats)
-        value = losses.softmax_cross_entropy(outputs["logits"], batch["label"])
+        value = losses.softmax_cross_entropy(outputs["logits"], batch["label"], class_weights)
         accuracy = losses.top_k_correct(outputs["logits"], batch["label"], k=1).mean()
         results = {"loss": value, "accuracy": accuracy}
         return value + head_decay(config.optimizer, params), (batch_stats, results)
@@ -89,7 +92,10 @@ def is_after_block(path: str, *, after_block: int) -> bool:
 
 def batches(config, source, start_step):
     """Returns this process's batches of cropped and flipped images (v1 appendix B.6) from `start_step` on."""
-    from simclr_jax.data import augment, pipeline
+    from simclr_jax.data import augment, datasets, pipeline
+
+    if "balanced_draws" in config and config.balanced_draws:
+        source = datasets.balanced(source, seed=config.seed)
 
     def transform(image, seed):
         view = augment.crop_and_flip(image, seed, config.image_size, make_recipe(config.augment))
@@ -119,6 +125,57 @@ def make_evaluate(config, model, source):
         return {name: float(rows[name].mean()) for name in ("top1", "top5")}
 
     return evaluate
+
+
+def class_weights(config, source) -> np.ndarray | None:
+    """Returns what an image of each class weighs by `config.class_weights`, float32 [classes]; None: alike.
+
+    The weights are scaled so that their mean over the training images is 1.
+    """
+    from simclr_jax.data import datasets, labels
+
+    if not config.class_weights:
+        return None
+    counts = datasets.class_counts(source, f"class_weights={config.class_weights}")
+    weights = 1 / np.maximum(counts, 1)
+    if config.class_weights != "balanced":
+        names = source.class_names or tuple(map(str, range(source.num_classes)))
+        weights = labels.read_weights(config.class_weights, names)
+    return np.asarray(weights * counts.sum() / (weights @ counts), np.float32)
+
+
+def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
+    """Returns what a confusion matrix tells of each class, for a summary, and draws it in confusion.png.
+
+    Args:
+      confusion: int [classes, classes], counts by true class (rows) and predicted class (columns).
+      class_names: names of the classes; numbers where they have none.
+      workdir: folder of the run.
+
+    Returns:
+      `per_class`, the accuracy of each class that has images, `balanced_accuracy`, their mean, and, of at
+      most `MAX_CONFUSION` classes, `confusion`, the matrix as lists.
+    """
+    class_names, counts = class_names or tuple(map(str, range(len(confusion)))), confusion.sum(axis=1)
+    shares = confusion.diagonal() / np.maximum(counts, 1)
+    scores = {
+        "balanced_accuracy": float(shares[counts > 0].mean()),
+        "per_class": {name: float(shares[i]) for i, name in enumerate(class_names) if counts[i]},
+    }
+    if jax.process_index() == 0:
+        from simclr_jax.plots import figures  # Importing matplotlib takes a second.
+
+        with files.writing(workdir / "confusion.png") as file:
+            figures.confusion(confusion, class_names).savefig(file, format="png", dpi=150)
+    return scores | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
+
+
+def scores_of_classes(logits: Features, class_names, workdir) -> dict:
+    """Returns the `class_scores` of logits and labels."""
+    logits = probes.labelled(logits)
+    confusion = np.zeros([logits.features.shape[1]] * 2, int)
+    np.add.at(confusion, (logits.labels, logits.features.argmax(axis=1)), 1)
+    return class_scores(confusion, class_names, workdir)
 
 
 def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
@@ -157,15 +214,17 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
       calibrate: whether held-out images also calibrate the classifier, as a cross-validation always does.
 
     Returns:
-      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; `calibration_temperature`.
+      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; those of `class_scores`;
+      `calibration_temperature`.
     """
     if not held_out:
         scores = cross_validate(task, config, model, source, workdir)
         train.fit(task, config, workdir)
         return scores
     state = train.fit(task, config, workdir)
-    scores = task.evaluate(state)
-    return scores | calibrated(make_logits(config, model, held_out)(state)) if calibrate else scores
+    logits = make_logits(config, model, held_out)(state)
+    scores = task.evaluate(state) | scores_of_classes(logits, source.class_names, workdir)
+    return scores | calibrated(logits) if calibrate else scores
 
 
 def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
@@ -175,7 +234,8 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
 
     Returns:
       `top1`, `top5`, `top1_spread`, the deviation of the top-1 accuracy over the folds, `folds`, `labels`;
-      and `calibration_temperature`, see `evaluation.calibration`. Where no class has two labels, `labels`.
+      those of `class_scores`; and `calibration_temperature`, see `evaluation.calibration`. Where no class has
+      two labels, `labels`.
     """
     from simclr_jax.data import datasets
 
@@ -192,6 +252,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     spread = np.std([top_k(result, 1) for result in results])
     summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}
     summary |= {"top1_spread": float(spread), "folds": len(results), "labels": source.num_examples}
+    summary |= scores_of_classes(joined, source.class_names, workdir)
     return summary | calibrated(joined)
 
 
@@ -202,15 +263,13 @@ def top_k(logits: Features, k: int) -> float:
 
 def calibrated(logits: Features) -> dict[str, float]:
     """Returns `calibration_temperature` for a summary; see `evaluation.calibration`."""
-    temperature = calibration.temperature(*probes.labelled(logits))
+    rows = np.sort(np.random.default_rng(0).permutation(len(logits.labels))[:CALIBRATED_ON])
+    temperature = calibration.temperature(*probes.labelled(probes.rows_of(logits, rows)))
     return {} if temperature is None else {"calibration_temperature": temperature}
 
 
 def make_logits(config, model, source):
-    """Builds `logits(variables) -> Features`: logits and labels of `CALIBRATED_ON` examples at most."""
-    from simclr_jax.data import datasets
-
-    source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
+    """Builds `logits(variables) -> Features`: logits and labels of all examples."""
     extract = features.make_extract(model, itemgetter("logits"))
     return lambda variables: extract(variables, features.batches_of(config, source))
 
@@ -237,8 +296,25 @@ def load_labelled(config, workdir, splits=("train", "eval")):
                 "each class a sub-folder"
             )
     source, held_out = sources[:2]
+    if "class_weights" in config and source.random_access:
+        _note_uneven_classes(config, source)
     if held_out and source.random_access and held_out.random_access:
         labels = (part.labels[part.labels >= 0] for part in (source, held_out))
         for note in probes.notes(*labels, labels_per_class=1, k=1):
             report.say(f"note: {note}")
     return sources
+
+
+def _note_uneven_classes(config, source):
+    """Prints a note where some class has ten times the images of another, and nothing evens that out."""
+    from simclr_jax.data import datasets
+
+    counts = datasets.class_counts(source)
+    names = source.class_names or range(len(counts))
+    smallest, largest = np.where(counts, counts, counts.max()).argmin(), counts.argmax()
+    uneven = counts[largest] >= _UNEVEN * counts[smallest]
+    if uneven and not (config.class_weights or ("balanced_draws" in config and config.balanced_draws)):
+        report.say(
+            f"note: {counts[largest]:,} images are {escape(names[largest])}, {counts[smallest]:,} are "
+            f"{escape(names[smallest])}: --config.class_weights=balanced lets every class count alike"
+        )

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 
+import numpy as np
 from etils import epath
 
 from simclr_jax.process import UserError, escape, files, first_few, reason_of, say_once
@@ -86,10 +87,32 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
 def read_column(path: str, column: str, names: Iterable[str], where: str) -> dict[str, str]:
     """Reads another column than `label`; returns {name: its text} of the names that fit an image."""
     name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
-    match, rows = _matcher(name_of, where), _rows(path, column)
+    match, rows = _matcher(name_of, where), _rows(path, ("name", column))
     return {
         name_of[fit]: text for _, spelling, text in rows if len(fits := match(spelling)) == 1 for fit in fits
     }
+
+
+def read_weights(path: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """Reads a CSV file with the columns `class` and `weight`; returns the weight of each class, [classes].
+
+    Raises:
+      UserError: a class is unknown, missing or there twice, or a weight is no positive number.
+    """
+    setting, weight_of = f"class_weights={escape(path)}", {}
+    for row, name, text in _rows(path, ("class", "weight"), "class_weights"):
+        if name.strip() not in class_names or name.strip() in weight_of:
+            fault = "is there twice" if name.strip() in weight_of else "is no class"
+            raise UserError(
+                f"{setting}, row {row}: {escape(name)!r} {fault}: write one row for each of "
+                f"{first_few(map(escape, class_names))}"
+            )
+        if not _NUMBER.fullmatch(text) or not float(text.replace(",", ".")) > 0:
+            raise UserError(f"{setting}, row {row}: the weight is {escape(text)!r}: expected one above 0")
+        weight_of[name.strip()] = float(text.replace(",", "."))
+    if missing := [name for name in class_names if name not in weight_of]:
+        raise UserError(f"{setting} has no row for {first_few(map(escape, missing))}: add its weight")
+    return np.array([weight_of[name] for name in class_names])
 
 
 def notes(label_of: dict[str, str]) -> list[str]:
@@ -182,9 +205,9 @@ def _repairs(text):
                 yield title, original
 
 
-def _rows(path, column="label"):
+def _rows(path, titles=("name", "label"), setting="dataset.labels"):
     """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
-    text = _text(path)
+    text = _text(path, setting, titles)
     hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
     text = text[hint.end() :] if hint else text
     header = text.lstrip("\n").partition("\n")[0]
@@ -202,38 +225,39 @@ def _rows(path, column="label"):
                 if name.strip() or label.strip():
                     yield row, name, label.strip()
             elif any(map(str.strip, cells)):
-                titles = [cell.strip().casefold() for cell in cells]
-                if missing := [title for title in ("name", column) if titles.count(title) != 1]:
+                present = [cell.strip().casefold() for cell in cells]
+                if missing := [title for title in titles if present.count(title) != 1]:
                     raise UserError(
-                        f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
-                        f"expected one column {' and one '.join(missing)}, as in name,label"
+                        f"{setting}={escape(path)}: its first row is {first_few(map(escape, cells))}: "
+                        f"expected one column {' and one '.join(missing)}, as in {','.join(titles)}"
                     )
-                columns = [titles.index(title) for title in ("name", column)]
+                columns = [present.index(title) for title in titles]
     except csv.Error as error:
-        where_row = f"dataset.labels={escape(path)}, row {row + 1}"
+        where_row = f"{setting}={escape(path)}, row {row + 1}"
         raise UserError(f"{where_row}: {error}; save it as CSV again") from None
     if columns is None:
+        hint = "; python -m simclr_jax.evaluation.suggest writes such a file" * (titles[0] == "name")
         raise UserError(
-            f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
-            "python -m simclr_jax.evaluation.suggest writes such a file"
+            f"{setting}={escape(path)} is empty: expected a row {','.join(titles)} and one for each "
+            f"{'image' if hint else 'class'}{hint}"
         )
 
 
-def _text(path):
+def _text(path, setting, titles):
     try:
         contents = epath.Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"dataset.labels={escape(path)} cannot be read ({reason_of(error)}): set "
-            "--config.dataset.labels to a CSV file with the columns name and label"
+            f"{setting}={escape(path)} cannot be read ({reason_of(error)}): set "
+            f"--config.{setting} to a CSV file with the columns {' and '.join(titles)}"
         ) from None
     try:
         text = contents.decode(_ENCODINGS.get(contents[:2], "utf-8-sig"))
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
-        where_row = f"dataset.labels={escape(path)}, row {row}"
+        where_row = f"{setting}={escape(path)}, row {row}"
         remedy = f"save it as 'CSV UTF-8' if its accents look right in the spreadsheet; if not, {_ANEW}"
         raise UserError(f"{where_row} is no UTF-8: {remedy}") from None
     if "\0" in text:
-        raise UserError(f"dataset.labels={escape(path)} is no text: save it as 'CSV UTF-8'")
+        raise UserError(f"{setting}={escape(path)} is no text: save it as 'CSV UTF-8'")
     return text

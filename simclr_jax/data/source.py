@@ -179,6 +179,33 @@ def labelled(source: Source) -> Source:
     return subset(source, np.flatnonzero(source.labels >= 0))
 
 
+def class_counts(source: Source, setting: str = "") -> np.ndarray:
+    """Returns the number of examples of each class, int [classes].
+
+    Raises:
+      UserError: the source is a stream; the message names the `setting` that needs the counts.
+    """
+    if not source.random_access:
+        raise UserError(
+            f"{source.name}: {setting} needs all labels at the start; set --config.dataset.in_memory=True"
+        )
+    return np.bincount(source.labels[source.labels >= 0], minlength=source.num_classes)
+
+
+def balanced(source: Source, *, seed: int) -> Source:
+    """Returns labelled examples in which all classes have as many rows as the largest one.
+
+    Examples of a smaller class come equally often, but for a random rest that comes once more.
+    """
+    counts = class_counts(source, "balanced_draws=True")
+    rng = np.random.default_rng([seed, 1])
+    rows = [
+        np.resize(rng.permutation(np.flatnonzero(source.labels == label)), counts.max())
+        for label in np.flatnonzero(counts)
+    ]
+    return subset(source, np.concatenate(rows))
+
+
 def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:
     """Draws labelled examples of every class, the same ones for the same seed.
 

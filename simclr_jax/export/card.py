@@ -69,7 +69,7 @@ def model_card(form: str, model, variables, meta, *, outputs, summary, licence) 
     rows = [
         f"| {name} | {value:.4g} |"
         for name, value in flatten_dict(summary or {}, sep=".").items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not name.startswith("per_class.")
     ]
     results = "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]

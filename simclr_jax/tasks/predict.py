@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from simclr_jax import parallel, pretrained
+from simclr_jax import parallel, pretrained, supervised
 from simclr_jax.evaluation import features, parts
 from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
@@ -30,8 +30,8 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `examples`, `calibration_temperature` or None. Where images have labels of these classes
-      also their number, `labelled`, `top1`, `per_class`, the accuracy of each class, and `confusion`: counts
-      by true class (rows) and predicted class (columns), in the classifier's order, as in confusion.png.
+      also their number, `labelled`, `top1` and the scores of `supervised.class_scores`, in the classifier's
+      order.
     """
     model, variables, meta = pretrained.load_model(config.pretrained, use_average=config.use_average)
     if model.supervised_head is None:
@@ -63,12 +63,9 @@ def run(config, workdir) -> dict:
         _say_counts(plan.result, labels)
         summary["examples"] = metadata.num_rows  # Files that could not be read are missing.
         confusion = np.array(json.loads(metadata.metadata[b"confusion"]))
-        if confusion.any():
-            from simclr_jax.plots import figures  # Importing matplotlib takes a second.
-
-            summary |= _scores(confusion, classes)
-            with files.writing(workdir / "confusion.png") as file:
-                figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)
+        if count := int(confusion.sum()):
+            summary |= {"labelled": count, "top1": float(confusion.trace() / count)}
+            summary |= supervised.class_scores(confusion, classes, workdir)
     return summary
 
 
@@ -156,14 +153,3 @@ def _read(plan, numbers):
             numbers[split][table["label"].to_numpy()],
             parts.to_numpy(table["probabilities"]),
         )
-
-
-def _scores(confusion, classes):
-    """The scores of the summary from a confusion matrix, int [classes, classes]."""
-    counts, correct = confusion.sum(axis=1), confusion.diagonal()
-    return {
-        "labelled": int(counts.sum()),
-        "top1": float(correct.sum() / counts.sum()),
-        "per_class": {name: float(correct[i] / counts[i]) for i, name in enumerate(classes) if counts[i]},
-        "confusion": confusion.tolist(),
-    }

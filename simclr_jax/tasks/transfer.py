@@ -24,9 +24,9 @@ def run(config, workdir) -> dict:
     The network with the classifier is saved as a checkpoint.
 
     Returns:
-      The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score,
-      `calibration_temperature`; after a cross-validation also `folds` and `labels`. With one label of each
-      class there is no accuracy.
+      The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score, those of
+      `supervised.class_scores`, `calibration_temperature`; after a cross-validation also `folds` and
+      `labels`. With one label of each class there is no accuracy.
     """
     from simclr_jax.data import datasets
 
@@ -36,7 +36,7 @@ def run(config, workdir) -> dict:
     extract = features.make_pretrained_extract(config, PROPORTION)
     examples = [source and probes.labelled(extract(source)) for source in sources]
     train, held_out, validation = (*examples, None)[:3]
-    fit = partial(_fit, config, sources[0].num_classes)
+    fit = partial(_fit, config, sources[0].num_classes, supervised.class_weights(config, sources[0]))
     weights, choice = fit(train, validation)
     if held_out:
         logits = _predict(weights, held_out)
@@ -49,23 +49,27 @@ def run(config, workdir) -> dict:
         choice |= {"folds": len(parts)} if parts else {}
         choice |= {"labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
-    return choice | (score(logits) | supervised.calibrated(logits) if logits else {})
+    if not logits:
+        return choice
+    scores = score(logits) | supervised.scores_of_classes(logits, sources[0].class_names, workdir)
+    return choice | scores | supervised.calibrated(logits)
 
 
-def _fit(config, classes, train, validation=None):
+def _fit(config, classes, class_weights, train, validation=None):
     """The weights for the L2 weight that is best on `validation`, fitted to both sets, and that choice."""
     train, validation = (train, validation) if validation else hold_out(train, seed=config.seed)
+    regressions = partial(probes.logistic_regressions, classes=classes, class_weights=class_weights)
     if not len(validation.labels):
-        [weights] = probes.logistic_regressions(train, classes, [_FALLBACK_L2])
+        [weights] = regressions(train, l2_weights=[_FALLBACK_L2])
         return weights, {"l2": _FALLBACK_L2}
     strong_to_weak = L2_WEIGHTS[::-1]
     scores = [
         score(_predict(weights, validation))[config.metric]
-        for weights in probes.logistic_regressions(train, classes, strong_to_weak)
+        for weights in regressions(train, l2_weights=strong_to_weak)
     ]
     best = int(np.argmax(scores))
     l2 = float(strong_to_weak[best])
-    [weights] = probes.logistic_regressions(features.concatenate([train, validation]), classes, [l2])
+    [weights] = regressions(features.concatenate([train, validation]), l2_weights=[l2])
     return weights, {"l2": l2, "validation": scores[best]}
 
 
