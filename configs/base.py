@@ -78,6 +78,7 @@ RANGES = {
     "optimizer.momentum": (0, 0.9999),
     "fine_tune_after_block": (-1, 4),
     "label_weight": (0, 1),
+    "at_least": (0, 1),
 }
 
 # The words that a key may be.
@@ -300,6 +301,7 @@ def embed(config: ConfigDict) -> ConfigDict:
 def predict(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of writing a trained classifier's predictions for every image."""
     config = _keep(config, "predict", *_MODEL)
+    config.at_least = 0.0  # leaves the label empty where its calibrated probability is lower
     config.dataset.in_memory = False
     config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
     config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from simclr_jax import losses, parallel, pretrained, train
-from simclr_jax.evaluation import calibration, features, probes
+from simclr_jax.evaluation import calibration, doubt, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.held_out import labelled_by_csv
 from simclr_jax.process import UserError, escape, files, group
@@ -217,14 +217,25 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
       `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; those of `class_scores`;
       `calibration_temperature`.
     """
-    if not held_out:
-        scores = cross_validate(task, config, model, source, workdir)
-        train.fit(task, config, workdir)
-        return scores
+    scores = {} if held_out else cross_validate(task, config, model, source, workdir)
     state = train.fit(task, config, workdir)
+    save_labelled(config, model, source, state, workdir)
+    if not held_out:
+        return scores
     logits = make_logits(config, model, held_out)(state)
     scores = task.evaluate(state) | scores_of_classes(logits, source.class_names, workdir)
     return scores | calibrated(logits) if calibrate else scores
+
+
+def save_labelled(config, model, source, variables, workdir) -> None:
+    """Keeps features of labelled images beside the classifier; see `evaluation.doubt`."""
+    from simclr_jax.data import datasets
+
+    source = datasets.sample(source, doubt.MAX_LABELLED, seed=config.seed)
+    layer = model.supervised_layer
+    extract = features.make_extract(model, lambda outputs: outputs["projection_hiddens"][layer])
+    rows = probes.labelled(extract(variables, features.batches_of(config, source))).features
+    group.run_on_first(lambda: doubt.save(workdir, rows))
 
 
 def cross_validate(task: train.Task, config, model, source, workdir) -> dict:

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from simclr_jax import checkpoint, parallel, pretrained, supervised
-from simclr_jax.evaluation import features, probes
+from simclr_jax.evaluation import doubt, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
+from simclr_jax.process import group
 from simclr_jax.workdir import report
 
 # Share of an image's shorter side in the view of the protocol: the largest square, where others take 0.875.
@@ -49,6 +50,8 @@ def run(config, workdir) -> dict:
         choice |= {"folds": len(parts)} if parts else {}
         choice |= {"labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
+    rows = np.random.default_rng(config.seed).permutation(len(train.labels))[: doubt.MAX_LABELLED]
+    group.run_on_first(lambda: doubt.save(workdir, train.features[rows]))
     if not logits:
         return choice
     scores = score(logits) | supervised.scores_of_classes(logits, sources[0].class_names, workdir)
