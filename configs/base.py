@@ -125,6 +125,9 @@ def pretrain() -> ConfigDict:
                 "path": placeholder(str),  # folder of images
                 "classes": True,  # whether the folder's sub-folders are classes; False: it has no labels
                 "labels": placeholder(str),  # CSV file of labels of its images; wins over its sub-folders
+                # Takes `a;b` in that file as two labels, and `;` as none of the classes; or, without a column
+                # label, every column but name as a class, with 1 or 0.
+                "several_labels": False,
                 # Keeps images of one group, as a patient, on one side: a level of sub-folders, as 1, or a
                 # column of the CSV file.
                 "group": placeholder(str),

@@ -136,6 +136,11 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, class_weights=No
     return (values if class_weights is None else jnp.asarray(class_weights)[labels] * values).mean()
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy, in nats, of independent classes, [b, classes] both: a sum, its mean over the rows."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=1).mean()
+
+
 def distillation(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float) -> jax.Array:
     """Cross entropy of the student's predictions against the teacher's (arXiv 2006.10029, equation 2).
 

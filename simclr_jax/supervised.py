@@ -5,12 +5,13 @@ from functools import partial
 from operator import itemgetter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, doubt, features, probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.held_out import labelled_by_csv
+from simclr_jax.evaluation.held_out import folds_of, labelled_by_csv
 from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
@@ -40,7 +41,7 @@ def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task
     )
 
 
-def make_loss(model, config, *, after_block: int | None, class_weights: np.ndarray | None = None):
+def make_loss(model, config, *, after_block: int | None, class_weights=None, label_sets=None):
     """Builds the cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b].
 
     Args:
@@ -49,6 +50,7 @@ def make_loss(model, config, *, after_block: int | None, class_weights: np.ndarr
       after_block: layers behind this block group are in training mode, with -1 all layers. With None all are
         in eval mode: the statistics of batch norm stay as they are.
       class_weights: from `class_weights`.
+      label_sets: those of the source.
 
     Returns:
       A `train.Task.loss`.
@@ -63,8 +65,14 @@ def make_loss(model, config, *, after_block: int | None, class_weights: np.ndarr
                 variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
             )
             batch_stats = updates.get("batch_stats", batch_stats)
-        value = losses.softmax_cross_entropy(outputs["logits"], batch["label"], class_weights)
-        accuracy = losses.top_k_correct(outputs["logits"], batch["label"], k=1).mean()
+        logits, label = outputs["logits"], batch["label"]
+        if label_sets:
+            targets = jnp.asarray(label_sets[1])[label]
+            value = losses.binary_cross_entropy(logits, targets)
+            accuracy = ((logits > 0) == targets).mean()
+        else:
+            value = losses.softmax_cross_entropy(logits, label, class_weights)
+            accuracy = losses.top_k_correct(logits, label, k=1).mean()
         results = {"loss": value, "accuracy": accuracy}
         return value + head_decay(config.optimizer, params), (batch_stats, results)
 
@@ -112,7 +120,13 @@ def batches(config, source, start_step):
 
 
 def make_evaluate(config, model, source):
-    """Builds `evaluate(variables) -> {'top1', 'top5'}`, in which every example of `source` counts once."""
+    """Builds `evaluate(variables) -> scores`, in which every example of `source` counts once.
+
+    The scores are `top1` and `top5`, or of several labels an image the `average_precision`.
+    """
+    if source.label_sets:
+        logits = make_logits(config, model, source)
+        return lambda variables: scores_of(logits(variables), source)
 
     def hits(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
@@ -170,8 +184,25 @@ def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
     return scores | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
 
 
-def scores_of_classes(logits: Features, class_names, workdir) -> dict:
-    """Returns the `class_scores` of logits and labels."""
+def scores_of(logits: Features, source) -> dict[str, float]:
+    """Returns the scores of `make_evaluate` for logits and labels of images of `source`."""
+    if source.label_sets:
+        precisions = probes.average_precisions(logits.features, targets_of(logits, source))
+        return {"average_precision": float(np.nanmean(precisions))}
+    return {f"top{k}": top_k(logits, k) for k in (1, 5)}
+
+
+def targets_of(logits: Features, source) -> np.ndarray:
+    """Returns the labels, int [n], or of several labels an image which it has, bool [n, classes]."""
+    return source.label_sets[1][logits.labels] if source.label_sets else logits.labels
+
+
+def scores_of_classes(logits: Features, source, workdir) -> dict:
+    """Returns the `class_scores` of logits and labels; of several labels an image the average precisions."""
+    class_names = source.class_names
+    if source.label_sets:
+        precisions = probes.average_precisions(logits.features, targets_of(logits, source)).tolist()
+        return {"per_class": {name: p for name, p in zip(class_names, precisions) if p == p}}
     logits = probes.labelled(logits)
     confusion = np.zeros([logits.features.shape[1]] * 2, int)
     np.add.at(confusion, (logits.labels, logits.features.argmax(axis=1)), 1)
@@ -223,8 +254,8 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
     if not held_out:
         return scores
     logits = make_logits(config, model, held_out)(state)
-    scores = task.evaluate(state) | scores_of_classes(logits, source.class_names, workdir)
-    return scores | calibrated(logits) if calibrate else scores
+    scores = task.evaluate(state) | scores_of_classes(logits, held_out, workdir)
+    return scores | calibrated(logits, held_out) if calibrate else scores
 
 
 def save_labelled(config, model, source, variables, workdir) -> None:
@@ -245,13 +276,14 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
 
     Returns:
       `top1`, `top5`, `top1_spread`, the deviation of the top-1 accuracy over the folds, `folds`, `labels`;
+      of several labels an image `average_precision` and its spread instead;
       those of `class_scores`; and `calibration_temperature`, see `evaluation.calibration`. Where no class has
       two labels, `labels`.
     """
     from simclr_jax.data import datasets
 
     results = []
-    for number, (learnt, tested) in enumerate(probes.folds(source.labels, source.groups)):
+    for number, (learnt, tested) in enumerate(folds_of(source)):
         folder = workdir / f"fold{number}"
         report.say(f"fold {number + 1} of the cross-validation: {folder}")
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
@@ -260,11 +292,12 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     if not results:
         return {"labels": source.num_examples}
     joined = features.concatenate(results)
-    spread = np.std([top_k(result, 1) for result in results])
-    summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}
-    summary |= {"top1_spread": float(spread), "folds": len(results), "labels": source.num_examples}
-    summary |= scores_of_classes(joined, source.class_names, workdir)
-    return summary | calibrated(joined)
+    summary = scores_of(joined, source)
+    first = next(iter(summary))
+    spread = np.std([scores_of(result, source)[first] for result in results])
+    summary |= {f"{first}_spread": float(spread), "folds": len(results), "labels": source.num_examples}
+    summary |= scores_of_classes(joined, source, workdir)
+    return summary | calibrated(joined, source)
 
 
 def top_k(logits: Features, k: int) -> float:
@@ -272,10 +305,11 @@ def top_k(logits: Features, k: int) -> float:
     return float(np.mean(losses.top_k_correct(logits.features, logits.labels, k=k)))
 
 
-def calibrated(logits: Features) -> dict[str, float]:
+def calibrated(logits: Features, source) -> dict[str, float]:
     """Returns `calibration_temperature` for a summary; see `evaluation.calibration`."""
     rows = np.sort(np.random.default_rng(0).permutation(len(logits.labels))[:CALIBRATED_ON])
-    temperature = calibration.temperature(*probes.labelled(probes.rows_of(logits, rows)))
+    logits = probes.labelled(probes.rows_of(logits, rows))
+    temperature = calibration.temperature(logits.features, targets_of(logits, source))
     return {} if temperature is None else {"calibration_temperature": temperature}
 
 
@@ -306,6 +340,9 @@ def load_labelled(config, workdir, splits=("train", "eval")):
                 "split; of a folder set --config.dataset.labels=labels.csv, which its page writes, or give "
                 "each class a sub-folder"
             )
+    if sources[0].label_sets:
+        names = sources[0].label_sets[0]
+        return [source and source._replace(num_classes=len(names), class_names=names) for source in sources]
     source, held_out = sources[:2]
     if "class_weights" in config and source.random_access:
         _note_uneven_classes(config, source)

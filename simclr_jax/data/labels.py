@@ -29,16 +29,20 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 _nfc = functools.partial(unicodedata.normalize, "NFC")
 
 
-def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
+def read(
+    path: str, names: Iterable[str], where: str, *, classes: int = 2, several: bool = False
+) -> dict[str, str]:
     """Reads the labels of images from a CSV file, and notes what is not taken as it is written.
 
     Args:
       path: the file, local or gs://.
       names, where: the names of all images, relative to their folder, and the folder.
       classes: the smallest number of classes.
+      several: whether an image may have several labels, as `a;b`, or ';' for none of them. Without a column
+        `label`, every column but `name` is a class then, with 1 or 0.
 
     Returns:
-      {name: label}, in the file's order, of the rows with a label.
+      {name: label}, in the file's order, of the rows with a label; several are sorted, as in `split`.
 
     Raises:
       UserError: the file cannot be read, lacks a column, names images that are not there, gives an image
@@ -47,8 +51,10 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     # Bytes that are no text are escaped, as in the names that `embed` writes.
     name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
     match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
-    label_of, row_of, wrong, respelt, missing, rows = {}, {}, {}, {}, [], list(_rows(path))
+    label_of, row_of, wrong, respelt, missing = {}, {}, {}, {}, []
+    rows = list(_rows(path, several=several))
     for row, spelling, label in rows:
+        label = ";".join(sorted(split(label))) or ";" if several and label else label
         where_row, fitting = f"{file}, row {row}: {escape(spelling)!r} is {escape(label)!r}", match(spelling)
         if len(fitting) != 1:
             wrong.setdefault(spelling, row)
@@ -115,10 +121,21 @@ def read_weights(path: str, class_names: tuple[str, ...]) -> np.ndarray:
     return np.array([weight_of[name] for name in class_names])
 
 
-def notes(label_of: dict[str, str]) -> list[str]:
-    """Returns what is odd about the classes of {name: label}."""
+def split(label: str) -> set[str]:
+    """Returns the classes in `a;b`."""
+    return {part.strip() for part in label.split(";")} - {""}
+
+
+def notes(label_of: dict[str, str], several: bool = False) -> list[str]:
+    """Returns what is odd about the classes of {name: label}; `several` as in `read`."""
     classes = sorted(set(label_of.values()))
+    classes = sorted(set().union(*map(split, classes))) if several else classes
     lines = [f"{pair} are two classes" for pair in similar_classes(classes)]
+    if joined := [name for name in classes if len(split(name)) > 1]:
+        lines.append(
+            f"{first_few(map(escape, joined))} are classes by themselves: "
+            "--config.dataset.several_labels=True takes them as several labels"
+        )
     are_numbers = all(map(_NUMBER.fullmatch, classes))
     # Fewer labels may well be the first ones of many classes.
     if len(label_of) >= 20 and len(classes) > (0.5 if are_numbers else 0.8) * len(label_of):
@@ -205,14 +222,17 @@ def _repairs(text):
                 yield title, original
 
 
-def _rows(path, titles=("name", "label"), setting="dataset.labels"):
-    """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
+def _rows(path, titles=("name", "label"), setting="dataset.labels", several=False):
+    """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any.
+
+    `several` joins the columns of classes, where there is no column of labels, as in `a;b`.
+    """
     text = _text(path, setting, titles)
     hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
     text = text[hint.end() :] if hint else text
     header = text.lstrip("\n").partition("\n")[0]
     delimiter = hint[1] if hint else max(",;\t|", key=header.count)
-    columns, inner, row = None, None, 0
+    columns, class_of, inner, row = None, {}, None, 0
     try:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         for row, cells in enumerate(lines, 2 if hint else 1):
@@ -222,10 +242,16 @@ def _rows(path, titles=("name", "label"), setting="dataset.labels"):
                 cells = next(csv.reader(cells[:1], delimiter=inner, strict=True), [])
             if columns is not None:
                 name, label = (cells[column] if column < len(cells) else "" for column in columns)
+                label = _join(cells, class_of, f"{setting}={escape(path)}, row {row}") if class_of else label
                 if name.strip() or label.strip():
                     yield row, name, label.strip()
             elif any(map(str.strip, cells)):
                 present = [cell.strip().casefold() for cell in cells]
+                if several and present.count("name") == 1 and "label" not in present:
+                    class_of = {
+                        i: cell.strip() for i, cell in enumerate(cells) if present[i] not in ("name", "")
+                    }
+                    titles = ("name", "name")
                 if missing := [title for title in titles if present.count(title) != 1]:
                     raise UserError(
                         f"{setting}={escape(path)}: its first row is {first_few(map(escape, cells))}: "
@@ -241,6 +267,17 @@ def _rows(path, titles=("name", "label"), setting="dataset.labels"):
             f"{setting}={escape(path)} is empty: expected a row {','.join(titles)} and one for each "
             f"{'image' if hint else 'class'}{hint}"
         )
+
+
+def _join(cells, class_of, where):
+    """Returns the classes whose columns, {number: class}, have a 1, as in `a;b`; '' where all are empty."""
+    values = {name: cells[i].strip() if i < len(cells) else "" for i, name in class_of.items()}
+    if wrong := [f"{name} is {value!r}" for name, value in values.items() if value not in ("", "0", "1")]:
+        raise UserError(
+            f"{where}: {escape(wrong[0])}: expected 1 or 0 in the column of a class; or write a column "
+            "label, as a;b"
+        )
+    return ";".join(name for name, value in values.items() if value == "1") or ";" * any(values.values())
 
 
 def _text(path, setting, titles):

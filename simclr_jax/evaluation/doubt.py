@@ -23,14 +23,21 @@ class Labelled(NamedTuple):
     distances: np.ndarray
 
 
-def margins(probabilities: np.ndarray) -> np.ndarray:
-    """Returns how much more probable the likeliest class is than the second: [n, classes] -> [n]."""
+def margins(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
+    """Returns how much more probable the likeliest class is than the second: [n, classes] -> [n].
+
+    With `several` labels an image, it is how far the least certain class is from as likely as not, 0 to 1.
+    """
+    if several:
+        return np.abs(2 * probabilities - 1).min(axis=1)
     second, best = np.sort(probabilities, axis=1)[:, -2:].T
     return best - second
 
 
-def entropies(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the entropies of the classes in nats: [n, classes] -> [n]."""
+def entropies(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
+    """Returns the entropies in nats, with `several` labels the sum over classes: [n, classes] -> [n]."""
+    if several:
+        return entropies(np.stack([probabilities, 1 - probabilities], axis=1)).sum(axis=1)
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 
 

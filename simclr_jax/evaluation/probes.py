@@ -133,6 +133,14 @@ def cross_validated(
     return np.average(scores, axis=0, weights=[len(tested) for _, tested in parts])
 
 
+def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the average precision of each class, [classes], NaN without images; both are [n, classes]."""
+    from sklearn.metrics import average_precision_score
+
+    columns = zip(targets.T, scores.T)
+    return np.array([average_precision_score(*pair) if pair[0].any() else np.nan for pair in columns])
+
+
 def knn_accuracy(train: Features, held_out: Features, *, k: int = 20, temperature: float = 0.07) -> float:
     """Returns the top-1 accuracy of `knn_votes`."""
     votes = knn_votes(train, held_out, k=k, temperature=temperature)

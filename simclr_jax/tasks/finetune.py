@@ -35,7 +35,7 @@ def run(config, workdir) -> dict:
     evaluate = held_out and supervised.make_evaluate(config, model, held_out)
     train_draws = partial(_train_draws, config, model, source, held_out, evaluate, workdir)
     draws, steps = train_draws(from_scratch=False)
-    if config.evaluate.compare and "top1" in draws[0]:
+    if config.evaluate.compare and "per_class" in draws[0]:
         for scores, scratch_scores in zip(draws, train_draws(from_scratch=True)[0]):
             scores |= {
                 f"from_scratch_{name}": score
@@ -70,7 +70,8 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
             source, labels_per_class=config.labels_per_class, seed=config.seed, workdir=folder
         )
         weights = supervised.class_weights(config, subset)
-        loss = supervised.make_loss(model, config, after_block=after_block, class_weights=weights)
+        options = {"class_weights": weights, "label_sets": source.label_sets}
+        loss = supervised.make_loss(model, config, after_block=after_block, **options)
         task = supervised.make_task(config, model, subset, init=init, loss=loss, evaluate=evaluate)
         shared = shared or task._replace(trained=trained)  # All draws run the same compiled step.
         task = shared._replace(batches=task.batches, meta=task.meta)

@@ -21,7 +21,9 @@ def run(config, workdir) -> dict:
         model,
         source,
         init=pretrained.make_init(config, model),
-        loss=supervised.make_loss(model, config, after_block=None, class_weights=weights),
+        loss=supervised.make_loss(
+            model, config, after_block=None, class_weights=weights, label_sets=source.label_sets
+        ),
         evaluate=held_out and supervised.make_evaluate(config, model, held_out),
     )._replace(trained=supervised.is_head)
     report.announce(train.describe(task, config, source, workdir), task.batches)

@@ -13,7 +13,7 @@ import pyarrow
 from pyarrow import parquet
 
 from simclr_jax import checkpoint, parallel, pretrained, supervised
-from simclr_jax.evaluation import doubt, features, parts
+from simclr_jax.evaluation import doubt, features, parts, probes
 from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
@@ -61,7 +61,9 @@ def run(config, workdir) -> dict:
         report.say(f"note: without the column unlike: {escape(config.pretrained)} keeps no {doubt.FILE}")
     truths = {split: _true_classes(classes, source) for split, source in plan.sources.items()}
     extract = _make_extract(config, model, variables, meta, labelled)
-    join = partial(_join, plan, workdir, classes, truths, labelled, config.at_least)
+    join = partial(
+        _join, plan, workdir, classes, truths, labelled, config.at_least, bool(meta.get("several_labels"))
+    )
     parts.compute(plan, config, workdir, "probabilities", extract, join)
     summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
@@ -80,6 +82,7 @@ def run(config, workdir) -> dict:
         if count := int(confusion.sum()):
             summary |= {"labelled": count, "top1": float(confusion.trace() / count)}
             summary |= supervised.class_scores(confusion, classes, workdir)
+        summary |= json.loads(metadata.metadata.get(b"scores", b"{}"))
     return summary
 
 
@@ -111,7 +114,8 @@ def _true_classes(classes, source):
     """
     class_names = source.class_names or (classes if source.num_classes == len(classes) else ())
     numbers = {name: number for number, name in enumerate(classes)}
-    unknown = [name for name in class_names if name not in numbers]
+    parts_of_names = source.label_sets[0] if source.label_sets else class_names
+    unknown = [name for name in parts_of_names if name not in numbers]
     if unknown:
         report.say(f"note: {source.name} has classes that the classifier does not know: {first_few(unknown)}")
     names = [*class_names, *[""] * (1 + max(0, source.num_classes - len(class_names)))]
@@ -123,10 +127,10 @@ def _make_extract(config, model, variables, meta, labelled):
 
     Behind them stands the similarity to the nearest of the `labelled` images, if there are any.
     """
-    temperature, variables = meta["calibration_temperature"] or 1.0, parallel.replicate(variables)
+    variables = parallel.replicate(variables)
 
     def predictions(outputs):
-        probabilities = jax.nn.softmax(outputs["logits"] / temperature)
+        probabilities = pretrained.probabilities(meta, outputs["logits"])
         if not labelled:
             return probabilities
         rows = outputs["projection_hiddens"][model.supervised_layer]
@@ -139,12 +143,15 @@ def _make_extract(config, model, variables, meta, labelled):
     return lambda source: extract(variables, batches_of(source))
 
 
-def _join(plan, workdir, classes, truths, labelled, at_least):
+def _join(plan, workdir, classes, truths, labelled, at_least, several):
     """Streams the parts, in order, into the two files."""
-    confusion, any_truth = np.zeros((len(classes), len(classes)), int), False
+    confusion, any_truth, known_rows = np.zeros((len(classes), len(classes)), int), False, []
     for _, truth, numbers, probabilities, _ in _read(plan, truths, len(classes)):
-        known, any_truth = numbers >= 0, any_truth or any(truth)
-        np.add.at(confusion, (numbers[known], probabilities[known].argmax(axis=1)), 1)
+        any_truth, known = any_truth or any(truth), (truth != "") if several else (numbers >= 0)
+        if several:
+            known_rows += zip(truth[known], probabilities[known])
+        else:
+            np.add.at(confusion, (numbers[known], probabilities[known].argmax(axis=1)), 1)
     titles = [*COLUMNS, *MORE_COLUMNS]
     for name in classes:
         while name in titles:
@@ -160,6 +167,7 @@ def _join(plan, workdir, classes, truths, labelled, at_least):
             "class_names": json.dumps(classes),
             "columns": json.dumps(class_titles),
             "confusion": json.dumps(confusion.tolist()),
+            "scores": json.dumps(_average_precisions(classes, *zip(*known_rows)) if known_rows else {}),
         },
     )
     with (
@@ -172,13 +180,14 @@ def _join(plan, workdir, classes, truths, labelled, at_least):
         rows.writerow(titles)
         for names, truth, _, probabilities, similarities in _read(plan, truths, len(classes)):
             best = probabilities.max(axis=1)
-            labels = [classes[i] for i in probabilities.argmax(axis=1)]
+            likely = np.eye(len(classes), dtype=bool)[probabilities.argmax(axis=1)]
+            likely = (probabilities > 0.5 if several else likely) & (probabilities >= at_least)
             columns = dict(zip(class_titles, probabilities.T)) | {
                 "name": names,
-                "label": [label if value >= at_least else "" for label, value in zip(labels, best)],
+                "label": [";".join(np.array(classes, object)[row]) for row in likely],
                 "probability": best,
-                "margin": doubt.margins(probabilities),
-                "entropy": doubt.entropies(probabilities),
+                "margin": doubt.margins(probabilities, several),
+                "entropy": doubt.entropies(probabilities, several),
                 "truth": truth,
             }
             if labelled:
@@ -189,6 +198,15 @@ def _join(plan, workdir, classes, truths, labelled, at_least):
                 numbers = (value if isinstance(value, str) else f"{value:.6g}" for value in row[1:])
                 rows.writerow([files.csv_name(row[0]), *numbers])
         text.detach()
+
+
+def _average_precisions(classes, truth, probabilities):
+    """The scores of the summary from true labels such as `a;b`, [n], and probabilities [n, classes]."""
+    targets = np.array([[name in label.split(";") for name in classes] for label in truth])
+    precisions = probes.average_precisions(np.array(probabilities), targets)
+    per_class = {name: float(value) for name, value in zip(classes, precisions) if value == value}
+    mean = {"average_precision": float(np.nanmean(precisions))} if per_class else {}
+    return {"labelled": len(truth), **mean, "per_class": per_class}
 
 
 def _read(plan, truths, count):

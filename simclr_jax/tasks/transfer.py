@@ -54,8 +54,8 @@ def run(config, workdir) -> dict:
     group.run_on_first(lambda: doubt.save(workdir, train.features[rows]))
     if not logits:
         return choice
-    scores = score(logits) | supervised.scores_of_classes(logits, sources[0].class_names, workdir)
-    return choice | scores | supervised.calibrated(logits)
+    scores = score(logits) | supervised.scores_of_classes(logits, sources[0], workdir)
+    return choice | scores | supervised.calibrated(logits, sources[0])
 
 
 def _fit(config, classes, class_weights, train, validation=None):
