@@ -176,6 +176,13 @@ def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
         "balanced_accuracy": float(shares[counts > 0].mean()),
         "per_class": {name: float(shares[i]) for i, name in enumerate(class_names) if counts[i]},
     }
+    chance, balanced = 1 / np.count_nonzero(counts), scores["balanced_accuracy"]
+    if balanced < chance + 2 * np.sqrt(chance * (1 - chance) / counts.sum()) and chance < 1:
+        report.say(
+            f"note: the accuracy of a class, {balanced:.2f} on average, is about that of chance, "
+            f"{chance:.2f}: label more images, train for longer, or start from published weights "
+            "(docs/published.md)"
+        )
     if jax.process_index() == 0:
         from simclr_jax.plots import figures  # Importing matplotlib takes a second.
 

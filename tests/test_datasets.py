@@ -26,6 +26,7 @@ def config(name, **overrides):
         path=None,
         classes=True,
         labels=None,
+        several_labels=False,
         group=None,
         split_seed=None,
         max_pixels=decode.MAX_PIXELS,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -203,6 +204,18 @@ def test_quantiles_of_distances_among_labelled_images(tmp_path):
     np.testing.assert_allclose(labelled.distances, 1 - np.cos([0.1, 0.1, 0.2, 1.0]), atol=1e-6)
     shares = doubt.unlike(labelled, np.cos([0, 0.05, 0.15, 0.5, 2]))
     np.testing.assert_array_equal(shares, [0, 0, 0.5, 0.75, 1])
+
+
+def test_probabilities_that_are_all_alike_are_said(classifier, photos, tmp_path, capsys):
+    run = epath.Path(tmp_path / "run")
+    run.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / "run" / name).symlink_to(classifier[0] / name)
+    (run / "summary.json").write_text(json.dumps({"calibration_temperature": 20.0}))
+    run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
+    said = capsys.readouterr().out
+    assert re.search("note: no probability is above 0.3[34], where chance is 0.33: the classifier has", said)
+    assert "note: without the column unlike" in said
 
 
 def test_a_network_without_a_classifier_is_refused(tmp_path, photos):

@@ -157,12 +157,19 @@ def test_small_classes_count_alike(settings, pretrained_run, tmp_path, monkeypat
     assert even["balanced_accuracy"] > plain["balanced_accuracy"] + 0.1
 
 
-def test_confusion_is_drawn_and_summarised_by_class(tmp_path):
-    logits = Features(np.eye(3)[[0, 0, 1, 1, 2]], np.array([0, 1, 1, 1, -1]))
-    scores = supervised.scores_of_classes(logits, ("a", "b", "c"), tmp_path)
+def test_confusion_is_drawn_and_summarised_by_class(tmp_path, capsys):
+    source = few_digits([1] * 3)._replace(class_names=("a", "b", "c"))
+    logits = Features(np.eye(3)[[0] * 10 + [0, 1, 1, 2]], np.array([0] * 10 + [1, 1, 1, -1]))
+    scores = supervised.scores_of_classes(logits, source, tmp_path)
     assert scores["per_class"] == {"a": 1.0, "b": pytest.approx(2 / 3)}
     assert scores["balanced_accuracy"] == pytest.approx(5 / 6)
-    assert scores["confusion"] == [[1, 0, 0], [1, 2, 0], [0, 0, 0]] and (tmp_path / "confusion.png").exists()
+    assert scores["confusion"] == [[10, 0, 0], [1, 2, 0], [0, 0, 0]] and (tmp_path / "confusion.png").exists()
+    assert "note: the accuracy of a class" not in capsys.readouterr().out
+    supervised.class_scores(np.array([[9, 1], [8, 2]]), ("a", "b"), tmp_path)
+    assert (
+        "note: the accuracy of a class, 0.55 on average, is about that of chance, 0.50"
+        in capsys.readouterr().out
+    )
     many = supervised.class_scores(np.eye(supervised.MAX_CONFUSION + 1, dtype=int), (), tmp_path)
     assert "confusion" not in many and many["per_class"]["100"] == 1
 

@@ -18,6 +18,7 @@ from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
 FILE = "predictions.parquet"
+_SAME = 0.05  # How far above chance the largest probability is at most where a note says they are alike.
 _MANY, _MOST = 20, 0.8  # Predictions, and the share of one class among them, from which on a note says so.
 COLUMNS = ("name", "label", "probability")  # They come before a column for every class.
 MORE_COLUMNS = ("margin", "entropy", "unlike", "truth")  # They come behind.
@@ -61,16 +62,21 @@ def run(config, workdir) -> dict:
         report.say(f"note: without the column unlike: {escape(config.pretrained)} keeps no {doubt.FILE}")
     truths = {split: _true_classes(classes, source) for split, source in plan.sources.items()}
     extract = _make_extract(config, model, variables, meta, labelled)
-    join = partial(
-        _join, plan, workdir, classes, truths, labelled, config.at_least, bool(meta.get("several_labels"))
-    )
+    several = bool(meta.get("several_labels"))
+    join = partial(_join, plan, workdir, classes, truths, labelled, config.at_least, several)
     parts.compute(plan, config, workdir, "probabilities", extract, join)
     summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
         with (workdir / FILE).open("rb") as file:
             metadata = parquet.read_metadata(file)
-            labels = parquet.read_table(file, columns=["label"])["label"].to_pylist()
+            table = parquet.read_table(file, columns=["label", "probability"])
+            labels, largest = table["label"].to_pylist(), max(table["probability"].to_pylist(), default=1)
         _say_counts(plan.result, list(filter(None, labels)))
+        if not several and len(labels) >= _MANY and largest < 1 / len(classes) + _SAME:
+            report.say(
+                f"note: no probability is above {largest:.2f}, where chance is {1 / len(classes):.2f}: the "
+                "classifier has learnt next to nothing; label more images, or train it for longer"
+            )
         if config.at_least:
             summary["without_label"] = labels.count("")
             report.say(
