@@ -246,7 +246,7 @@ class TestFolder:
         assert parts["train"].num_examples + parts["eval"].num_examples == parts["all"].num_examples == 40
         assert parts["all"].names.tolist() == sorted(parts["all"].names)
         printed = capsys.readouterr().out
-        assert "labels: 4 of" in printed and "in 3 classes, 1 to 2 each: ant, cat, dog" in printed
+        assert "labels: 4 images of" in printed and "in 3 classes, 1 to 2 in each: ant, cat, dog" in printed
         kept = datasets.labelled(parts["all"])
         assert dict(zip(kept.names, (kept.class_names[label] for label in kept.labels))) == rows
         plain = load(root, "train")

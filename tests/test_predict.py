@@ -17,6 +17,7 @@ import simclr_jax
 from simclr_jax import pretrained
 from simclr_jax.data.sources import digits as digits_source
 from simclr_jax.evaluation import doubt
+from simclr_jax.plots import page
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import predict
 
@@ -97,6 +98,7 @@ def test_every_image_has_a_row_in_order(classifier, predicted, photos):
     table = parquet.read_table(workdir / "predictions.parquet")
     assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
     np.testing.assert_allclose(table["null"].to_numpy(), actual[:, 2], atol=1e-6)
+    np.testing.assert_allclose(page._read_predictions(workdir).probabilities, actual, atol=1e-6)
     assert not (workdir / "parts").exists()
 
 
