@@ -301,7 +301,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     joined = features.concatenate(results)
     summary = scores_of(joined, source)
     first = next(iter(summary))
-    spread = np.std([scores_of(result, source)[first] for result in results])
+    spread = np.nanstd([scores_of(result, source)[first] for result in results])
     summary |= {f"{first}_spread": float(spread), "folds": len(results), "labels": source.num_examples}
     summary |= scores_of_classes(joined, source, workdir)
     return summary | calibrated(joined, source)

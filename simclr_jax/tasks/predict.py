@@ -29,10 +29,10 @@ def run(config, workdir) -> dict:
 
     The classifier is that of `config.pretrained`, as it was trained. Probabilities are calibrated where its
     run has measured a temperature. A label whose probability is below `config.at_least` is left empty.
-    Columns behind the classes tell the `margin` to the second class, the `entropy` in nats, how `unlike` the
-    labelled images one is, see `evaluation.doubt`, and the `truth`, where they are known. Images without file
-    names are called `<split>/<index>`; a class with the name of another column gets ' (class)' behind it. A
-    folder is not split, as in the task embed.
+    Several labels an image are joined as in `a;b`. Columns behind the classes tell the `margin` to the second
+    class, the `entropy` in nats, how `unlike` the labelled images one is, see `evaluation.doubt`, and the
+    `truth`, where they are known. Images without file names are called `<split>/<index>`; a class with the
+    name of another column gets ' (class)' behind it. A folder is not split, as in the task embed.
 
     Returns:
       The summary: `examples`, `calibration_temperature` or None, `without_label` with `at_least`. Where
@@ -185,13 +185,11 @@ def _join(plan, workdir, classes, truths, labelled, at_least, several):
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(titles)
         for names, truth, _, probabilities, similarities in _read(plan, truths, len(classes)):
-            best = probabilities.max(axis=1)
-            likely = np.eye(len(classes), dtype=bool)[probabilities.argmax(axis=1)]
-            likely = (probabilities > 0.5 if several else likely) & (probabilities >= at_least)
+            labels, sure = _labels(np.array(classes, object), probabilities, several)
             columns = dict(zip(class_titles, probabilities.T)) | {
                 "name": names,
-                "label": [";".join(np.array(classes, object)[row]) for row in likely],
-                "probability": best,
+                "label": [label if value >= at_least else "" for label, value in zip(labels, sure)],
+                "probability": sure,
                 "margin": doubt.margins(probabilities, several),
                 "entropy": doubt.entropies(probabilities, several),
                 "truth": truth,
@@ -204,6 +202,17 @@ def _join(plan, workdir, classes, truths, labelled, at_least, several):
                 numbers = (value if isinstance(value, str) else f"{value:.6g}" for value in row[1:])
                 rows.writerow([files.csv_name(row[0]), *numbers])
         text.detach()
+
+
+def _labels(classes, probabilities, several):
+    """The labels of images, and their probabilities, [n].
+
+    Several labels are those above 0.5, ';' where none is; their probability is that of the least sure class.
+    """
+    if not several:
+        return classes[probabilities.argmax(axis=1)], probabilities.max(axis=1)
+    labels = [";".join(classes[row]) or ";" for row in probabilities > 0.5]
+    return labels, np.maximum(probabilities, 1 - probabilities).min(axis=1)
 
 
 def _average_precisions(classes, truth, probabilities):
