@@ -282,7 +282,7 @@ def _join(cells, class_of, where):
 
 def _text(path, setting, titles):
     try:
-        contents = epath.Path(path).read_bytes()
+        contents = epath.Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(
             f"{setting}={escape(path)} cannot be read ({reason_of(error)}): set "

@@ -25,7 +25,7 @@ def labelled_by_csv(load):
     labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
     counts, tested = map(_class_counts, (labelled, held_out))
     smallest = counts.min()
-    if smallest >= MIN_PER_CLASS and tested.all():
+    if smallest >= MIN_PER_CLASS and tested.any() and tested.all():
         return datasets.labelled(load("train")), held_out
     if folds := len(folds_of(labelled)):
         accuracy = f"is that of a cross-validation ({folds} folds)"
