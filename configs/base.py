@@ -80,6 +80,7 @@ RANGES = {
     "optimizer.momentum": (0, 0.9999),
     "fine_tune_after_block": (-1, 4),
     "label_weight": (0, 1),
+    "at_least": (0, 1),
 }
 
 # The words that a key may be.
@@ -126,6 +127,9 @@ def pretrain() -> ConfigDict:
                 "path": placeholder(str),  # folder of images
                 "classes": True,  # whether the folder's sub-folders are classes; False: it has no labels
                 "labels": placeholder(str),  # CSV file of labels of its images; wins over its sub-folders
+                # Takes `a;b` in that file as two labels, and `;` as none of the classes; or, without a column
+                # label, every column but name as a class, with 1 or 0.
+                "several_labels": False,
                 # Keeps images of one group, as a patient, on one side: a level of sub-folders, as 1, or a
                 # column of the CSV file.
                 "group": placeholder(str),
@@ -232,6 +236,11 @@ def linear_eval(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of linear evaluation (v1 appendix B.6)."""
     config = _supervised(config, "linear_eval", learning_rate=0.1)
     config.num_epochs = 90.0
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
+    # Draws every class equally often, images of small classes repeatedly; the number of steps stays.
+    config.balanced_draws = False
     config.model.zero_init_logits = True
     return config
 
@@ -240,6 +249,11 @@ def finetune(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of fine-tuning (v1 appendix B.5)."""
     config = _supervised(config, "finetune", learning_rate=0.05)
     config.num_epochs = 60.0
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
+    # Draws every class equally often, images of small classes repeatedly; the number of steps stays.
+    config.balanced_draws = False
     config.model.zero_init_logits = True
     config.fine_tune_after_block = -1  # 0 freezes the stem, 1 the first block group too; -1: nothing
     config.labels_per_class = placeholder(int)  # None: all labels
@@ -278,6 +292,9 @@ def knn(config: ConfigDict) -> ConfigDict:
 def transfer(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of logistic regression on features (v1 appendix B.8.1)."""
     config = _keep(config, "transfer", *_MODEL)
+    # Weights of the classes in the loss: 'balanced', by the inverse of their numbers, or a CSV file of
+    # class,weight; None: all images weigh alike.
+    config.class_weights = placeholder(str)
     config.metric = "top1"  # chooses the L2 weight; 'mean_per_class' for Aircraft, Pets, Caltech-101, Flowers
     return config
 
@@ -294,6 +311,7 @@ def embed(config: ConfigDict) -> ConfigDict:
 def predict(config: ConfigDict) -> ConfigDict:
     """Turns a pretraining config into that of writing a trained classifier's predictions for every image."""
     config = _keep(config, "predict", *_MODEL)
+    config.at_least = 0.0  # leaves the label empty where its calibrated probability is lower
     config.dataset.in_memory = False
     config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
     config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most

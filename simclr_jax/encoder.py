@@ -47,7 +47,6 @@ class Encoder:
         self.class_names = tuple(meta.get("class_names", ()))
         self._path, self._size = path, self.config.image_size
         self._proportion, self._dtype = meta.get("proportion"), meta.get("dtype", "uint8")
-        self._temperature = meta.get("calibration_temperature") or 1.0
         self._apply = jax.jit(model.apply)
 
     def __repr__(self) -> str:
@@ -89,7 +88,7 @@ class Encoder:
                 f"{escape(self._path)} has no classifier: give a linear_eval, finetune, transfer or distill "
                 "run"
             )
-        return np.asarray(jax.nn.softmax(self._outputs(images, "logits", batch_size) / self._temperature))
+        return np.asarray(pretrained.probabilities(self._meta, self._outputs(images, "logits", batch_size)))
 
     def _outputs(self, images, name, batch_size):
         if batch_size < 1:

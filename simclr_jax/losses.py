@@ -127,9 +127,18 @@ class StatefulLoss(NamedTuple):
 LOSSES: dict[str, Callable[..., tuple[jax.Array, dict[str, Any]]]] = {"nt_xent": nt_xent, "dcl": dcl}
 
 
-def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross entropy, in nats, of logits [b, classes] against integer labels [b]; a scalar."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, class_weights=None) -> jax.Array:
+    """Mean cross entropy, in nats, of logits [b, classes] against integer labels [b]; a scalar.
+
+    With `class_weights`, [classes], that of each row is multiplied by the weight of its label.
+    """
+    values = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return (values if class_weights is None else jnp.asarray(class_weights)[labels] * values).mean()
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy, in nats, of independent classes, [b, classes] both: a sum, its mean over the rows."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=1).mean()
 
 
 def distillation(student_logits: jax.Array, teacher_logits: jax.Array, *, temperature: float) -> jax.Array:

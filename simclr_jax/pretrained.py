@@ -168,6 +168,12 @@ def load_model(path, *, use_average: bool = False, **changes) -> tuple[Any, dict
     return model_of(meta, **changes), variables, meta
 
 
+def probabilities(meta: dict[str, Any], logits: jax.Array) -> jax.Array:
+    """Returns the calibrated probabilities of a classifier's classes: [n, classes] -> [n, classes]."""
+    logits /= meta["calibration_temperature"] or 1.0
+    return jax.nn.sigmoid(logits) if meta.get("several_labels") else jax.nn.softmax(logits)
+
+
 def model_of(meta: dict[str, Any], **changes):
     """Builds the model of a checkpoint's meta; `changes` are those of `load_model`."""
     whole_projection = meta["config"]["task"] == "pretrain"
@@ -211,6 +217,7 @@ def make_meta(config, model, source) -> dict:
         "config": config.to_dict(),
         "num_classes": model.supervised_head.features if model.supervised_head else 0,
         "class_names": list(source.class_names),
+        "several_labels": bool(source.label_sets),
         "value_range": source.value_range,
         "dtype": source.dtype,
         "order": source.order,

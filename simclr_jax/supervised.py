@@ -5,17 +5,20 @@ from functools import partial
 from operator import itemgetter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import losses, parallel, pretrained, train
-from simclr_jax.evaluation import calibration, features, probes
+from simclr_jax.evaluation import calibration, doubt, features, probes
 from simclr_jax.evaluation.features import Features
-from simclr_jax.evaluation.held_out import labelled_by_csv
-from simclr_jax.process import UserError, files, group
+from simclr_jax.evaluation.held_out import folds_of, labelled_by_csv
+from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # Largest number of held-out images that a calibration uses.
+MAX_CONFUSION = 100  # Largest number of classes whose confusion matrix a summary holds.
+_UNEVEN = 10  # How many times larger than the smallest a class is, from which on a note says so.
 
 
 def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task:
@@ -38,7 +41,7 @@ def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task
     )
 
 
-def make_loss(model, config, *, after_block: int | None):
+def make_loss(model, config, *, after_block: int | None, class_weights=None, label_sets=None):
     """Builds the cross entropy of `image`, uint8 [b, h, w, 3], against `label`, int32 [b].
 
     Args:
@@ -46,6 +49,8 @@ def make_loss(model, config, *, after_block: int | None):
       config: the config of the task.
       after_block: layers behind this block group are in training mode, with -1 all layers. With None all are
         in eval mode: the statistics of batch norm stay as they are.
+      class_weights: from `class_weights`.
+      label_sets: those of the source.
 
     Returns:
       A `train.Task.loss`.
@@ -60,8 +65,14 @@ def make_loss(model, config, *, after_block: int | None):
                 variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
             )
             batch_stats = updates.get("batch_stats", batch_stats)
-        value = losses.softmax_cross_entropy(outputs["logits"], batch["label"])
-        accuracy = losses.top_k_correct(outputs["logits"], batch["label"], k=1).mean()
+        logits, label = outputs["logits"], batch["label"]
+        if label_sets:
+            targets = jnp.asarray(label_sets[1])[label]
+            value = losses.binary_cross_entropy(logits, targets)
+            accuracy = ((logits > 0) == targets).mean()
+        else:
+            value = losses.softmax_cross_entropy(logits, label, class_weights)
+            accuracy = losses.top_k_correct(logits, label, k=1).mean()
         results = {"loss": value, "accuracy": accuracy}
         return value + head_decay(config.optimizer, params), (batch_stats, results)
 
@@ -89,7 +100,10 @@ def is_after_block(path: str, *, after_block: int) -> bool:
 
 def batches(config, source, start_step):
     """Returns this process's batches of cropped and flipped images (v1 appendix B.6) from `start_step` on."""
-    from simclr_jax.data import augment, pipeline
+    from simclr_jax.data import augment, datasets, pipeline
+
+    if "balanced_draws" in config and config.balanced_draws:
+        source = datasets.balanced(source, seed=config.seed)
 
     def transform(image, seed):
         view = augment.crop_and_flip(image, seed, config.image_size, make_recipe(config.augment))
@@ -106,7 +120,13 @@ def batches(config, source, start_step):
 
 
 def make_evaluate(config, model, source):
-    """Builds `evaluate(variables) -> {'top1', 'top5'}`, in which every example of `source` counts once."""
+    """Builds `evaluate(variables) -> scores`, in which every example of `source` counts once.
+
+    The scores are `top1` and `top5`, or of several labels an image the `average_precision`.
+    """
+    if source.label_sets:
+        logits = make_logits(config, model, source)
+        return lambda variables: scores_of(logits(variables), source)
 
     def hits(variables, batch):
         logits = model.apply(variables, batch["image"])["logits"]
@@ -119,6 +139,81 @@ def make_evaluate(config, model, source):
         return {name: float(rows[name].mean()) for name in ("top1", "top5")}
 
     return evaluate
+
+
+def class_weights(config, source) -> np.ndarray | None:
+    """Returns what an image of each class weighs by `config.class_weights`, float32 [classes]; None: alike.
+
+    The weights are scaled so that their mean over the training images is 1.
+    """
+    from simclr_jax.data import datasets, labels
+
+    if not config.class_weights:
+        return None
+    counts = datasets.class_counts(source, f"class_weights={config.class_weights}")
+    weights = 1 / np.maximum(counts, 1)
+    if config.class_weights != "balanced":
+        names = source.class_names or tuple(map(str, range(source.num_classes)))
+        weights = labels.read_weights(config.class_weights, names)
+    return np.asarray(weights * counts.sum() / (weights @ counts), np.float32)
+
+
+def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
+    """Returns what a confusion matrix tells of each class, for a summary, and draws it in confusion.png.
+
+    Args:
+      confusion: int [classes, classes], counts by true class (rows) and predicted class (columns).
+      class_names: names of the classes; numbers where they have none.
+      workdir: folder of the run.
+
+    Returns:
+      `per_class`, the accuracy of each class that has images, `balanced_accuracy`, their mean, and, of at
+      most `MAX_CONFUSION` classes, `confusion`, the matrix as lists.
+    """
+    class_names, counts = class_names or tuple(map(str, range(len(confusion)))), confusion.sum(axis=1)
+    shares = confusion.diagonal() / np.maximum(counts, 1)
+    scores = {
+        "balanced_accuracy": float(shares[counts > 0].mean()),
+        "per_class": {name: float(shares[i]) for i, name in enumerate(class_names) if counts[i]},
+    }
+    chance, balanced = 1 / np.count_nonzero(counts), scores["balanced_accuracy"]
+    if balanced < chance + 2 * np.sqrt(chance * (1 - chance) / counts.sum()) and chance < 1:
+        report.say(
+            f"note: the accuracy of a class, {balanced:.2f} on average, is about that of chance, "
+            f"{chance:.2f}: label more images, train for longer, or start from published weights "
+            "(docs/published.md)"
+        )
+    if jax.process_index() == 0:
+        from simclr_jax.plots import figures  # Importing matplotlib takes a second.
+
+        with files.writing(workdir / "confusion.png") as file:
+            figures.confusion(confusion, class_names).savefig(file, format="png", dpi=150)
+    return scores | ({"confusion": confusion.tolist()} if len(confusion) <= MAX_CONFUSION else {})
+
+
+def scores_of(logits: Features, source) -> dict[str, float]:
+    """Returns the scores of `make_evaluate` for logits and labels of images of `source`."""
+    if source.label_sets:
+        precisions = probes.average_precisions(logits.features, targets_of(logits, source))
+        return {"average_precision": float(np.nanmean(precisions))}
+    return {f"top{k}": top_k(logits, k) for k in (1, 5)}
+
+
+def targets_of(logits: Features, source) -> np.ndarray:
+    """Returns the labels, int [n], or of several labels an image which it has, bool [n, classes]."""
+    return source.label_sets[1][logits.labels] if source.label_sets else logits.labels
+
+
+def scores_of_classes(logits: Features, source, workdir) -> dict:
+    """Returns the `class_scores` of logits and labels; of several labels an image the average precisions."""
+    class_names = source.class_names
+    if source.label_sets:
+        precisions = probes.average_precisions(logits.features, targets_of(logits, source)).tolist()
+        return {"per_class": {name: p for name, p in zip(class_names, precisions) if p == p}}
+    logits = probes.labelled(logits)
+    confusion = np.zeros([logits.features.shape[1]] * 2, int)
+    np.add.at(confusion, (logits.labels, logits.features.argmax(axis=1)), 1)
+    return class_scores(confusion, class_names, workdir)
 
 
 def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
@@ -157,15 +252,28 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
       calibrate: whether held-out images also calibrate the classifier, as a cross-validation always does.
 
     Returns:
-      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; `calibration_temperature`.
+      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; those of `class_scores`;
+      `calibration_temperature`.
     """
-    if not held_out:
-        scores = cross_validate(task, config, model, source, workdir)
-        train.fit(task, config, workdir)
-        return scores
+    scores = {} if held_out else cross_validate(task, config, model, source, workdir)
     state = train.fit(task, config, workdir)
-    scores = task.evaluate(state)
-    return scores | calibrated(make_logits(config, model, held_out)(state)) if calibrate else scores
+    save_labelled(config, model, source, state, workdir)
+    if not held_out:
+        return scores
+    logits = make_logits(config, model, held_out)(state)
+    scores = task.evaluate(state) | scores_of_classes(logits, held_out, workdir)
+    return scores | calibrated(logits, held_out) if calibrate else scores
+
+
+def save_labelled(config, model, source, variables, workdir) -> None:
+    """Keeps features of labelled images beside the classifier; see `evaluation.doubt`."""
+    from simclr_jax.data import datasets
+
+    source = datasets.sample(source, doubt.MAX_LABELLED, seed=config.seed)
+    layer = model.supervised_layer
+    extract = features.make_extract(model, lambda outputs: outputs["projection_hiddens"][layer])
+    rows = probes.labelled(extract(variables, features.batches_of(config, source))).features
+    group.run_on_first(lambda: doubt.save(workdir, rows))
 
 
 def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
@@ -175,12 +283,14 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
 
     Returns:
       `top1`, `top5`, `top1_spread`, the deviation of the top-1 accuracy over the folds, `folds`, `labels`;
-      and `calibration_temperature`, see `evaluation.calibration`. Where no class has two labels, `labels`.
+      of several labels an image `average_precision` and its spread instead;
+      those of `class_scores`; and `calibration_temperature`, see `evaluation.calibration`. Where no class has
+      two labels, `labels`.
     """
     from simclr_jax.data import datasets
 
     results = []
-    for number, (learnt, tested) in enumerate(probes.folds(source.labels, source.groups)):
+    for number, (learnt, tested) in enumerate(folds_of(source)):
         folder = workdir / f"fold{number}"
         report.say(f"fold {number + 1} of the cross-validation: {folder}")
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
@@ -189,10 +299,12 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     if not results:
         return {"labels": source.num_examples}
     joined = features.concatenate(results)
-    spread = np.std([top_k(result, 1) for result in results])
-    summary = {f"top{k}": top_k(joined, k) for k in (1, 5)}
-    summary |= {"top1_spread": float(spread), "folds": len(results), "labels": source.num_examples}
-    return summary | calibrated(joined)
+    summary = scores_of(joined, source)
+    first = next(iter(summary))
+    spread = np.nanstd([scores_of(result, source)[first] for result in results])
+    summary |= {f"{first}_spread": float(spread), "folds": len(results), "labels": source.num_examples}
+    summary |= scores_of_classes(joined, source, workdir)
+    return summary | calibrated(joined, source)
 
 
 def top_k(logits: Features, k: int) -> float:
@@ -200,17 +312,16 @@ def top_k(logits: Features, k: int) -> float:
     return float(np.mean(losses.top_k_correct(logits.features, logits.labels, k=k)))
 
 
-def calibrated(logits: Features) -> dict[str, float]:
+def calibrated(logits: Features, source) -> dict[str, float]:
     """Returns `calibration_temperature` for a summary; see `evaluation.calibration`."""
-    temperature = calibration.temperature(*probes.labelled(logits))
+    rows = np.sort(np.random.default_rng(0).permutation(len(logits.labels))[:CALIBRATED_ON])
+    logits = probes.labelled(probes.rows_of(logits, rows))
+    temperature = calibration.temperature(logits.features, targets_of(logits, source))
     return {} if temperature is None else {"calibration_temperature": temperature}
 
 
 def make_logits(config, model, source):
-    """Builds `logits(variables) -> Features`: logits and labels of `CALIBRATED_ON` examples at most."""
-    from simclr_jax.data import datasets
-
-    source = datasets.sample(source, CALIBRATED_ON, seed=config.seed)
+    """Builds `logits(variables) -> Features`: logits and labels of all examples."""
     extract = features.make_extract(model, itemgetter("logits"))
     return lambda variables: extract(variables, features.batches_of(config, source))
 
@@ -236,9 +347,29 @@ def load_labelled(config, workdir, splits=("train", "eval")):
                 "split; of a folder set --config.dataset.labels=labels.csv, which its page writes, or give "
                 "each class a sub-folder"
             )
+    if sources[0].label_sets:
+        names = sources[0].label_sets[0]
+        return [source and source._replace(num_classes=len(names), class_names=names) for source in sources]
     source, held_out = sources[:2]
+    if "class_weights" in config and source.random_access:
+        _note_uneven_classes(config, source)
     if held_out and source.random_access and held_out.random_access:
         labels = (part.labels[part.labels >= 0] for part in (source, held_out))
         for note in probes.notes(*labels, labels_per_class=1, k=1):
             report.say(f"note: {note}")
     return sources
+
+
+def _note_uneven_classes(config, source):
+    """Prints a note where some class has ten times the images of another, and nothing evens that out."""
+    from simclr_jax.data import datasets
+
+    counts = datasets.class_counts(source)
+    names = source.class_names or range(len(counts))
+    smallest, largest = np.where(counts, counts, counts.max()).argmin(), counts.argmax()
+    uneven = counts[largest] >= _UNEVEN * counts[smallest]
+    if uneven and not (config.class_weights or ("balanced_draws" in config and config.balanced_draws)):
+        report.say(
+            f"note: {counts[largest]:,} images are {escape(names[largest])}, {counts[smallest]:,} are "
+            f"{escape(names[smallest])}: --config.class_weights=balanced lets every class count alike"
+        )

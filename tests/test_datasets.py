@@ -26,6 +26,7 @@ def config(name, **overrides):
         path=None,
         classes=True,
         labels=None,
+        several_labels=False,
         group=None,
         tile=None,
         tile_overlap=0,

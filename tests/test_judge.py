@@ -37,6 +37,14 @@ def test_untrained_is_the_untrained_network_whatever_the_run_starts_from(pretrai
     assert "classes have fewer training images than labels_per_class=5" in printed
 
 
+def test_few_images_are_led_to_published_weights(pretrained_run, tmp_path, capsys):
+    few = {"dataset.num_examples": 120, "num_steps": 1}
+    run_task("pretrain", tmp_path / "scratch", **few)
+    assert "note: 120 training images are few to learn from: published weights" in capsys.readouterr().out
+    run_task("pretrain", tmp_path / "started", pretrained=str(pretrained_run), **few)
+    assert "few to learn from" not in capsys.readouterr().out
+
+
 def source_of(labels):
     labels = np.array(labels, np.int32)
     return datasets.Source("mine", len(labels), 2, None, np.arange(len(labels)), labels)

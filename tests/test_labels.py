@@ -21,6 +21,26 @@ def read(tmp_path, contents, **options):
     return labels.read(str(path), NAMES, "PHOTOS", **options)
 
 
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (
+            "class,weight\ncat,1\ndog,2\ncow,1\n",
+            "row 4: 'cow' is no class: write one row for each of cat, dog",
+        ),
+        ("class,weight\ncat,1\ncat,1\n", "row 3: 'cat' is there twice"),
+        ("class,weight\ncat,0\ndog,1\n", "row 2: the weight is '0': expected one above 0"),
+        ("class,weight\ncat,1\n", "has no row for dog: add its weight"),
+        ("name,label\ncat,1\n", "expected one column class and one weight, as in class,weight"),
+        ("", "is empty: expected a row class,weight and one for each class"),
+    ],
+)
+def test_weights_of_classes_are_checked(tmp_path, contents, message):
+    (tmp_path / "weights.csv").write_text(contents)
+    with pytest.raises(UserError, match=f"class_weights=.*{message}"):
+        labels.read_weights(str(tmp_path / "weights.csv"), ("cat", "dog"))
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -226,7 +246,7 @@ class TestFolder:
         assert parts["train"].num_examples + parts["eval"].num_examples == parts["all"].num_examples == 40
         assert parts["all"].names.tolist() == sorted(parts["all"].names)
         printed = capsys.readouterr().out
-        assert "labels: 4 of" in printed and "in 3 classes, 1 to 2 each: ant, cat, dog" in printed
+        assert "labels: 4 images of" in printed and "in 3 classes, 1 to 2 in each: ant, cat, dog" in printed
         kept = datasets.labelled(parts["all"])
         assert dict(zip(kept.names, (kept.class_names[label] for label in kept.labels))) == rows
         plain = load(root, "train")

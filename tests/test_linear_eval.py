@@ -23,7 +23,8 @@ def test_encoder_stays_as_it_was_to_the_bit(pretrained_run, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, *encoders)
     assert after["params"]["supervised_head"]["kernel"].any()
     assert meta["num_classes"] == 10 and meta["config"]["task"] == "linear_eval"
-    assert set(summary) == {"top1", "top5", "calibration_temperature", "steps"}
+    scores = {"top1", "top5", "balanced_accuracy", "per_class", "confusion", "calibration_temperature"}
+    assert set(summary) == {*scores, "steps"} and (tmp_path / "confusion.png").exists()
     assert summary["steps"] == 30
     assert 0 < summary["top1"] < summary["top5"] <= 1
     log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from sklearn.datasets import load_digits
 
 import simclr_jax
 from simclr_jax import pretrained
+from simclr_jax.data.sources import digits as digits_source
+from simclr_jax.evaluation import doubt
+from simclr_jax.plots import page
 from simclr_jax.process.errors import UserError
 from simclr_jax.tasks import predict
 
@@ -75,19 +80,25 @@ def test_every_image_has_a_row_in_order(classifier, predicted, photos):
     workdir, summary = predicted
     rows = rows_in(workdir)
     assert summary["examples"] == COUNT and "top1" not in summary
-    assert list(rows[0]) == ["name", "label", "probability", "label (class)", "label (class) (class)", "null"]
+    names = ["label (class)", "label (class) (class)", "null"]
+    assert list(rows[0]) == ["name", "label", "probability", *names, "margin", "entropy", "unlike"]
     assert [row["name"] for row in rows] == sorted(path.name for path in (photos / "photos").iterdir())
     files = [photos / "photos" / row["name"] for row in rows]
     images = [np.asarray(Image.open(path))[..., None] for path in files]
     expected = simclr_jax.load(classifier[0]).predict(images)
-    actual = np.array([[row[name] for name in list(row)[3:]] for row in rows], float)
+    actual = np.array([[row[name] for name in names] for row in rows], float)
     np.testing.assert_allclose(actual, expected, atol=2e-5)
+    top = np.sort(actual, axis=1)
+    np.testing.assert_allclose([float(row["margin"]) for row in rows], top[:, 2] - top[:, 1], atol=2e-5)
+    entropies = -(actual * np.log(actual)).sum(axis=1)
+    np.testing.assert_allclose([float(row["entropy"]) for row in rows], entropies, atol=2e-5)
     classes = np.array(["label", "label (class)", "null"])
     assert [row["label"] for row in rows] == classes[actual.argmax(axis=1)].tolist()
     np.testing.assert_allclose([float(row["probability"]) for row in rows], actual.max(axis=1))
     table = parquet.read_table(workdir / "predictions.parquet")
     assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
     np.testing.assert_allclose(table["null"].to_numpy(), actual[:, 2], atol=1e-6)
+    np.testing.assert_allclose(page._read_predictions(workdir).probabilities, actual, atol=1e-6)
     assert not (workdir / "parts").exists()
 
 
@@ -114,6 +125,7 @@ def test_labels_tell_accuracy_by_the_names_of_classes(classifier, photos, tmp_pa
         (row["name"].split("/")[0], row["label"]) for row in rows if not row["name"].startswith("seven")
     ]
     assert summary["labelled"] == len(labelled) < len(rows)
+    assert all(row["truth"] == row["name"].split("/")[0] for row in rows)
     assert summary["top1"] == pytest.approx(np.mean([one == other for one, other in labelled]))
     classes = ["label", "label (class)", "null"]
     expected = [[labelled.count((true, said)) for said in classes] for true in classes]
@@ -128,7 +140,10 @@ def test_examples_without_names_are_called_by_split_and_index(finetuned_run, tmp
     summary = run_task("predict", tmp_path, pretrained=str(finetuned_run), splits="eval")
     rows = rows_in(tmp_path)
     assert [row["name"] for row in rows] == [f"eval/{index}" for index in range(360)]
-    assert list(rows[0])[3:] == list("0123456789")
+    assert list(rows[0])[3:] == [*"0123456789", "margin", "entropy", "unlike", "truth"]
+    assert [row["truth"] for row in rows[:3]] == [
+        str(digit) for digit in digits_source.load("eval").labels[:3]
+    ]
     assert summary["labelled"] == 360
     assert summary["top1"] == pytest.approx(np.trace(summary["confusion"]) / 360)
 
@@ -143,13 +158,66 @@ def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predict
     assert summary["calibration_temperature"] == 0.25
 
     def probabilities(workdir):
-        return np.array([[row[name] for name in list(row)[3:]] for row in rows_in(workdir)], float)
+        return np.array([[row[name] for name in list(row)[3:6]] for row in rows_in(workdir)], float)
 
     odds = probabilities(predicted[0]) ** 4
     expected = odds / odds.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities(tmp_path / "predicted"), expected, rtol=1e-3)
     images = [np.asarray(Image.open(path))[..., None] for path in sorted((photos / "photos").iterdir())[:5]]
     np.testing.assert_allclose(simclr_jax.load(run).predict(images), expected[:5], rtol=1e-3)
+
+
+def test_labels_of_low_probability_stay_empty(classifier, photos, predicted, tmp_path, capsys):
+    everything = rows_in(predicted[0])
+    bound = float(np.median([float(row["probability"]) for row in everything]))
+    settings = dataset_of(photos, at_least=bound)
+    summary = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
+    rows = rows_in(tmp_path)
+    empty = [float(row["probability"]) < bound for row in everything]
+    assert [row["label"] == "" for row in rows] == empty and 0 < sum(empty) < COUNT
+    assert summary["without_label"] == sum(empty)
+    assert f"{sum(empty)} of {COUNT} labels are empty: their probability" in capsys.readouterr().out
+    assert [row | {"label": ""} for row in rows] == [row | {"label": ""} for row in everything]
+
+
+def test_other_images_than_the_labelled_ones_are_unlike_them(classifier, predicted, photos, tmp_path):
+    labelled = {line.split(",")[0] for line in (photos / "labels.csv").read_text().splitlines()[1:]}
+    unlike = {row["name"]: float(row["unlike"]) for row in rows_in(predicted[0])}
+    assert max(unlike[name] for name in labelled) == 0  # Each is its own nearest one.
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for row in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "photos" / f"{row}.png")
+    # The classifier may have moved.
+    moved = shutil.copytree(classifier[0], tmp_path / "moved")
+    run_task("predict", tmp_path / "run", pretrained=str(moved), **dataset_of(tmp_path))
+    noise = [float(row["unlike"]) for row in rows_in(tmp_path / "run")]
+    others = [value for name, value in unlike.items() if name not in labelled]
+    assert np.mean(noise) > np.mean(others) + 0.1
+    (moved / "labelled.npz").unlink()
+    run_task("predict", tmp_path / "without", pretrained=str(moved), **dataset_of(tmp_path))
+    assert list(rows_in(tmp_path / "without")[0])[-2:] == ["margin", "entropy"]
+
+
+def test_quantiles_of_distances_among_labelled_images(tmp_path):
+    angles = np.array([0.0, 0.1, 0.3, 1.3])
+    doubt.save(epath.Path(tmp_path), 5 * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    labelled = doubt.load(epath.Path(tmp_path))
+    np.testing.assert_allclose(labelled.distances, 1 - np.cos([0.1, 0.1, 0.2, 1.0]), atol=1e-6)
+    shares = doubt.unlike(labelled, np.cos([0, 0.05, 0.15, 0.5, 2]))
+    np.testing.assert_array_equal(shares, [0, 0, 0.5, 0.75, 1])
+
+
+def test_probabilities_that_are_all_alike_are_said(classifier, photos, tmp_path, capsys):
+    run = epath.Path(tmp_path / "run")
+    run.mkdir()
+    for name in ("config.json", "checkpoints"):
+        (tmp_path / "run" / name).symlink_to(classifier[0] / name)
+    (run / "summary.json").write_text(json.dumps({"calibration_temperature": 20.0}))
+    run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
+    said = capsys.readouterr().out
+    assert re.search("note: no probability is above 0.3[34], where chance is 0.33: the classifier has", said)
+    assert "note: without the column unlike" in said
 
 
 def test_a_network_without_a_classifier_is_refused(tmp_path, photos):

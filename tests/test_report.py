@@ -225,6 +225,9 @@ def test_advice_is_cheaper_than_the_run(settings, expected):
 
 
 def test_notes_of_a_summary_are_told(tmp_path, capsys):
+    report.print_summary({"l2": 5.623, "validation": 1.0, "steps": 3}, tmp_path)
+    said = capsys.readouterr().out
+    assert "weight of the L2 penalty 5.623, which had a validation score of 1, steps 3" in said
     report.print_summary({"steps": 3, "notes": ["no better than raw pixels"]}, tmp_path)
     assert "note: no better than raw pixels" in capsys.readouterr().out
 

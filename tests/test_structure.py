@@ -82,8 +82,8 @@ ALLOWED = {
     "train.py": "checkpoint.py models/ optim.py parallel.py process/ profiling/ workdir/",
     "pretrained.py": "checkpoint.py config/ models/ official/ process/ torch_weights/",
     "evaluation/": "data/ models/ parallel.py pretrained.py process/ workdir/",
-    "supervised.py": "data/ evaluation/ losses.py parallel.py pretrained.py process/ train.py "
-    "views/ workdir/",
+    "supervised.py": "data/ evaluation/ losses.py parallel.py plots/figures.py pretrained.py process/ "
+    "train.py views/ workdir/",
     "plots/": "config/ data/ evaluation/ pretrained.py process/ workdir/",
     "tasks/": "checkpoint.py data/ evaluation/ losses.py memory.py models/ official/ parallel.py plots/ "
     "pretrained.py process/ supervised.py train.py views/ workdir/",

@@ -107,6 +107,73 @@ def test_labels_that_may_be_used_are_drawn_and_written_down(tmp_path):
     assert whole is source and len(rows) == 1437 and not (tmp_path / "all").exists()
 
 
+def test_balanced_draws_bring_every_class_equally_often_and_resume_to_the_bit():
+    config = tiny_config("linear_eval", batch_size=16, balanced_draws=True)
+    source = few_digits([40, 8, 3] + [0] * 7)
+    batches = supervised.batches(config, source, 0)
+    drawn = [next(batches) for _ in range(15)]  # two epochs of 3 x 40
+    np.testing.assert_array_equal(np.bincount(np.concatenate([b["label"] for b in drawn])), [80, 80, 80])
+    rows = datasets.balanced(source, seed=config.seed).records
+    copies = np.unique(rows.reshape(len(rows), -1), axis=0, return_counts=True)[1]
+    assert len(copies) == 51 and set(copies) == {1, 5, 13, 14}
+    again = next(supervised.batches(config, source, 9))
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, drawn[9][name])
+    assert not np.array_equal(drawn[0]["image"], drawn[9]["image"])
+
+
+def test_class_weights_have_mean_1_over_the_images_and_multiply_their_cross_entropy(tmp_path):
+    source = few_digits([6, 3, 1] + [0] * 7)._replace(num_classes=3, class_names=("a", "b", "c"))
+    config = tiny_config("linear_eval")
+    assert supervised.class_weights(config, source) is None
+    config.class_weights = "balanced"
+    weights = supervised.class_weights(config, source)
+    np.testing.assert_allclose(weights * [6, 3, 1], 10 / 3, rtol=1e-6)
+    config.class_weights = str(tmp_path / "weights.csv")
+    (tmp_path / "weights.csv").write_text("class;weight\nc;4\na;1\nb;0,5\n")
+    weights = supervised.class_weights(config, source)
+    np.testing.assert_allclose(weights, np.array([1, 0.5, 4]) / 1.15, rtol=1e-6)
+    logits = np.random.default_rng(0).standard_normal((10, 3), np.float32)
+    each = [losses.softmax_cross_entropy(logits[i : i + 1], source.labels[i : i + 1]) for i in range(10)]
+    value = losses.softmax_cross_entropy(logits, source.labels, weights)
+    assert value == pytest.approx(float(np.mean(weights[source.labels] * np.array(each))), rel=1e-5)
+    with pytest.raises(
+        UserError, match=r"class_weights=balanced needs all labels at the start; set --config"
+    ):
+        supervised.class_weights(tiny_config("finetune", class_weights="balanced"), source._replace(read=len))
+
+
+@pytest.mark.parametrize("settings", [{"class_weights": "balanced"}, {"balanced_draws": True}])
+def test_small_classes_count_alike(settings, pretrained_run, tmp_path, monkeypatch, capsys):
+    parts = {"train": few_digits([120, 120, 8, 8]), "eval": few_digits([30] * 4, "eval")}
+    monkeypatch.setattr(datasets, "load", lambda config, split, **_: parts[split])
+    options = {"pretrained": str(pretrained_run), "num_steps": 60, "draws": 1, "evaluate.compare": False}
+    options |= {"labels_per_class": None}
+    plain = run_task("finetune", tmp_path / "plain", **options)
+    assert "note: 120 images are 0, 8 are 2: --config.class_weights=balanced" in capsys.readouterr().out
+    even = run_task("finetune", tmp_path / "even", **options, **settings)
+    assert "note: 120" not in capsys.readouterr().out
+    print(plain, even)
+    assert even["balanced_accuracy"] > plain["balanced_accuracy"] + 0.1
+
+
+def test_confusion_is_drawn_and_summarised_by_class(tmp_path, capsys):
+    source = few_digits([1] * 3)._replace(class_names=("a", "b", "c"))
+    logits = Features(np.eye(3)[[0] * 10 + [0, 1, 1, 2]], np.array([0] * 10 + [1, 1, 1, -1]))
+    scores = supervised.scores_of_classes(logits, source, tmp_path)
+    assert scores["per_class"] == {"a": 1.0, "b": pytest.approx(2 / 3)}
+    assert scores["balanced_accuracy"] == pytest.approx(5 / 6)
+    assert scores["confusion"] == [[10, 0, 0], [1, 2, 0], [0, 0, 0]] and (tmp_path / "confusion.png").exists()
+    assert "note: the accuracy of a class" not in capsys.readouterr().out
+    supervised.class_scores(np.array([[9, 1], [8, 2]]), ("a", "b"), tmp_path)
+    assert (
+        "note: the accuracy of a class, 0.55 on average, is about that of chance, 0.50"
+        in capsys.readouterr().out
+    )
+    many = supervised.class_scores(np.eye(supervised.MAX_CONFUSION + 1, dtype=int), (), tmp_path)
+    assert "confusion" not in many and many["per_class"]["100"] == 1
+
+
 def test_dataset_without_labels_is_a_user_error(tmp_path, monkeypatch):
     source = datasets.load(tiny_config("linear_eval").dataset, "eval", seed=0)._replace(num_classes=0)
     monkeypatch.setattr(datasets, "load", lambda *_, **__: source)
@@ -159,9 +226,9 @@ def test_one_label_of_each_class_trains_a_classifier_without_an_accuracy(
         assert "note: all 10 labels are learnt from, not labels_per_class=5" in capsys.readouterr().out
 
 
-def few_digits(per_class):
+def few_digits(per_class, split="train"):
     """The first digits of each class, so many."""
-    source = datasets.load(tiny_config("linear_eval").dataset, "train", seed=0)
+    source = datasets.load(tiny_config("linear_eval").dataset, split, seed=0)
     rows = [np.flatnonzero(source.labels == digit)[:count] for digit, count in enumerate(per_class)]
     return datasets.subset(source, np.concatenate(rows))
 

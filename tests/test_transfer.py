@@ -6,6 +6,7 @@ from conftest import run_task, tiny_config
 from sklearn.linear_model import LogisticRegression
 
 from simclr_jax import supervised
+from simclr_jax.data import datasets
 from simclr_jax.evaluation import features
 from simclr_jax.evaluation.features import Features
 from simclr_jax.tasks import transfer
@@ -49,6 +50,26 @@ def test_mean_per_class_weighs_classes_alike():
     always_first = Features(np.tile([1.0, 0.0], (4, 1)), np.array([0, 0, 0, 1]))
     scores = transfer.score(always_first)
     assert scores["top1"] == 0.75 and scores["mean_per_class"] == 0.5 and scores["top5"] == 1
+
+
+def test_class_weights_raise_the_accuracy_of_small_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "L2_WEIGHTS", np.array([1e4]))
+    monkeypatch.setattr(transfer, "_save", lambda *_: None)
+    monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: pixels)
+    load = supervised.load_labelled
+
+    def load_uneven(*arguments):
+        source, held_out = load(*arguments)
+        few = np.concatenate([np.flatnonzero(source.labels == digit)[4:] for digit in range(5)])
+        return datasets.subset(source, np.setdiff1d(np.arange(source.num_examples), few)), held_out
+
+    monkeypatch.setattr(supervised, "load_labelled", load_uneven)
+    plain = run_task("transfer", tmp_path)
+    even = run_task("transfer", tmp_path, class_weights="balanced")
+    assert even["balanced_accuracy"] > plain["balanced_accuracy"] + 0.1
+    assert even["balanced_accuracy"] == pytest.approx(even["mean_per_class"])
+    assert even["per_class"]["3"] > plain["per_class"]["3"]
+    assert even["top1"] == pytest.approx(np.trace(even["confusion"]) / np.sum(even["confusion"]))
 
 
 def test_a_fifth_of_every_class_validates():

@@ -18,8 +18,8 @@ PLACES = ("pretrained", "embeddings", "dataset.path", "dataset.data_dir", "datas
 
 # Keys of `config.dataset` that a dataset does not read: to set one is an error.
 _SPLIT_KEYS = ("train_split", "eval_split", "probe_split", "validation_split")
-_FOLDER_KEYS = ("path", "classes", "labels", "group", "split_seed", "max_pixels", "value_range", "channels")
-_FOLDER_KEYS += ("tile", "tile_overlap")
+_FOLDER_KEYS = ("path", "classes", "labels", "several_labels", "group", "split_seed", "max_pixels")
+_FOLDER_KEYS += ("value_range", "channels", "tile", "tile_overlap")
 _UNREAD_KEYS = {"digits": (*_FOLDER_KEYS, "num_classes", *_SPLIT_KEYS), "folder": _SPLIT_KEYS}
 _UNREAD_KEYS["arrays"] = _UNREAD_KEYS["digits"][1:]  # their path holds a digest
 _HARMLESS_KEYS = ("data_dir", "in_memory", "shuffle_buffer")  # unread as well, where it does no harm
@@ -69,6 +69,12 @@ def check(config: ConfigDict, *, file: str, given=()) -> list[str]:
     _check_batch(values)
     _check_frozen_groups(values)
     _check_splits(values)
+    several_labels = ("finetune", "linear_eval", "predict", "embed")
+    if values["dataset.several_labels"] and config.task not in several_labels:
+        raise UserError(
+            f"dataset.several_labels=True: {config.task} learns one label an image; leave it out, or use "
+            f"{' or '.join(several_labels[:2])}"
+        )
     return _check_draws(values) + _check_unread(values, flatten(reference), given)
 
 

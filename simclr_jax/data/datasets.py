@@ -5,7 +5,9 @@ from collections.abc import Callable
 from simclr_jax.config import ranges
 from simclr_jax.data.source import (  # noqa: F401
     Source,
+    balanced,
     check_size,
+    class_counts,
     few_labels,
     fingerprint,
     labelled,

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable
 from contextlib import suppress
 
+import numpy as np
 from etils import epath
 
 from simclr_jax.data import tiles
@@ -29,16 +30,20 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 _nfc = functools.partial(unicodedata.normalize, "NFC")
 
 
-def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> dict[str, str]:
+def read(
+    path: str, names: Iterable[str], where: str, *, classes: int = 2, several: bool = False
+) -> dict[str, str]:
     """Reads the labels of images from a CSV file, and notes what is not taken as it is written.
 
     Args:
       path: the file, local or gs://.
       names, where: the names of all images, relative to their folder, and the folder.
       classes: the smallest number of classes; with 0 there may be no label.
+      several: whether an image may have several labels, as `a;b`, or ';' for none of them. Without a column
+        `label`, every column but `name` is a class then, with 1 or 0.
 
     Returns:
-      {name: label}, in the file's order, of the rows with a label.
+      {name: label}, in the file's order, of the rows with a label; several are sorted, as in `split`.
 
     Raises:
       UserError: the file cannot be read, lacks a column, names images that are not there, gives an image
@@ -46,8 +51,10 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
     """
     name_of, tiles_of = _by_spelling(names)
     match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
-    label_of, row_of, wrong, respelt, missing, rows = {}, {}, {}, {}, [], list(_rows(path))
+    label_of, row_of, wrong, respelt, missing = {}, {}, {}, {}, []
+    rows = list(_rows(path, several=several))
     for row, spelling, label in rows:
+        label = ";".join(sorted(split(label))) or ";" if several and label else label
         where_row, fitting = f"{file}, row {row}: {escape(spelling)!r} is {escape(label)!r}", match(spelling)
         if len(fitting) != 1:
             wrong.setdefault(spelling, row)
@@ -86,7 +93,7 @@ def read(path: str, names: Iterable[str], where: str, *, classes: int = 2) -> di
 def read_column(path: str, column: str, names: Iterable[str], where: str) -> dict[str, str]:
     """Reads another column than `label`; returns {name: its text} of the names that fit an image."""
     name_of, tiles_of = _by_spelling(names)
-    match, rows = _matcher(name_of, where), _rows(path, column)
+    match, rows = _matcher(name_of, where), _rows(path, ("name", column))
     texts = {
         name_of[fit]: text for _, spelling, text in rows if len(fits := match(spelling)) == 1 for fit in fits
     }
@@ -118,7 +125,8 @@ def update(path: str, changes: dict[str, str], names: Iterable[str], where: str)
       changes: {name: label} of images, '' for none.
       names, where: the names of all images, relative to their folder, and the folder.
     """
-    head, columns, lines = _table(path) if files.exists(path) else (["name", "label"], (0, 1), [])
+    is_there = files.exists(path)
+    head, columns, _, lines = _table(path) if is_there else (["name", "label"], (0, 1), {}, [])
     name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
     match, missing = _matcher(name_of, where), dict(changes)
     for _, cells in lines:
@@ -132,10 +140,43 @@ def update(path: str, changes: dict[str, str], names: Iterable[str], where: str)
     files.write_csv(path, [head, *(cells for _, cells in lines)])
 
 
-def notes(label_of: dict[str, str]) -> list[str]:
-    """Returns what is odd about the classes of {name: label}."""
+def read_weights(path: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """Reads a CSV file with the columns `class` and `weight`; returns the weight of each class, [classes].
+
+    Raises:
+      UserError: a class is unknown, missing or there twice, or a weight is no positive number.
+    """
+    setting, weight_of = f"class_weights={escape(path)}", {}
+    for row, name, text in _rows(path, ("class", "weight"), "class_weights"):
+        if name.strip() not in class_names or name.strip() in weight_of:
+            fault = "is there twice" if name.strip() in weight_of else "is no class"
+            raise UserError(
+                f"{setting}, row {row}: {escape(name)!r} {fault}: write one row for each of "
+                f"{first_few(map(escape, class_names))}"
+            )
+        if not _NUMBER.fullmatch(text) or not float(text.replace(",", ".")) > 0:
+            raise UserError(f"{setting}, row {row}: the weight is {escape(text)!r}: expected one above 0")
+        weight_of[name.strip()] = float(text.replace(",", "."))
+    if missing := [name for name in class_names if name not in weight_of]:
+        raise UserError(f"{setting} has no row for {first_few(map(escape, missing))}: add its weight")
+    return np.array([weight_of[name] for name in class_names])
+
+
+def split(label: str) -> set[str]:
+    """Returns the classes in `a;b`."""
+    return {part.strip() for part in label.split(";")} - {""}
+
+
+def notes(label_of: dict[str, str], several: bool = False) -> list[str]:
+    """Returns what is odd about the classes of {name: label}; `several` as in `read`."""
     classes = sorted(set(label_of.values()))
+    classes = sorted(set().union(*map(split, classes))) if several else classes
     lines = [f"{pair} are two classes" for pair in similar_classes(classes)]
+    if joined := [name for name in classes if len(split(name)) > 1]:
+        lines.append(
+            f"{first_few(map(escape, joined))} are classes by themselves: "
+            "--config.dataset.several_labels=True takes them as several labels"
+        )
     are_numbers = all(map(_NUMBER.fullmatch, classes))
     # Fewer labels may well be the first ones of many classes.
     if len(label_of) >= 20 and len(classes) > (0.5 if are_numbers else 0.8) * len(label_of):
@@ -223,23 +264,27 @@ def _repairs(text):
                 yield title, original
 
 
-def _rows(path, column="label"):
-    """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any."""
-    _, columns, lines = _table(path, column)
+def _rows(path, titles=("name", "label"), setting="dataset.labels", several=False):
+    """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any.
+
+    `several` joins the columns of classes, where there is no column of labels, as in `a;b`.
+    """
+    _, columns, class_of, lines = _table(path, titles, setting, several)
     for row, cells in lines:
         name, label = (cells[number] for number in columns)
+        label = _join(cells, class_of, f"{setting}={escape(path)}, row {row}") if class_of else label
         if name.strip() or label.strip():
             yield row, name, label.strip()
 
 
-def _table(path, column="label"):
-    """Returns the first row, numbers of its columns `name` and `column`, and (number, cells) of others."""
-    text = _text(path)
+def _table(path, titles=("name", "label"), setting="dataset.labels", several=False):
+    """Returns the first row, numbers of two columns, {number: class}, and (number, cells) of other rows."""
+    text = _text(path, setting, titles)
     hint = re.match(r'"?sep=(.)"?[,;\t]*\r?\n', text, re.IGNORECASE)  # Spreadsheets take and leave it out.
     text = text[hint.end() :] if hint else text
     header = text.lstrip("\n").partition("\n")[0]
     delimiter = hint[1] if hint else max(",;\t|", key=header.count)
-    columns, head, lines, inner, row = None, [], [], None, 0
+    head, columns, class_of, lines, inner, row = [], None, {}, [], None, 0
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         for row, cells in enumerate(reader, 2 if hint else 1):
@@ -250,39 +295,56 @@ def _table(path, column="label"):
             if columns is not None:
                 lines.append((row, cells + [""] * (len(head) - len(cells))))
             elif any(map(str.strip, cells)):
-                titles = [cell.strip().casefold() for cell in cells]
-                if missing := [title for title in ("name", column) if titles.count(title) != 1]:
+                present = [cell.strip().casefold() for cell in cells]
+                if several and present.count("name") == 1 and "label" not in present:
+                    class_of = {
+                        i: cell.strip() for i, cell in enumerate(cells) if present[i] not in ("name", "")
+                    }
+                    titles = ("name", "name")
+                if missing := [title for title in titles if present.count(title) != 1]:
                     raise UserError(
-                        f"dataset.labels={escape(path)}: its first row is {first_few(map(escape, cells))}: "
-                        f"expected one column {' and one '.join(missing)}, as in name,label"
+                        f"{setting}={escape(path)}: its first row is {first_few(map(escape, cells))}: "
+                        f"expected one column {' and one '.join(missing)}, as in {','.join(titles)}"
                     )
-                head, columns = cells, [titles.index(title) for title in ("name", column)]
+                head, columns = cells, [present.index(title) for title in titles]
     except csv.Error as error:
-        where_row = f"dataset.labels={escape(path)}, row {row + 1}"
+        where_row = f"{setting}={escape(path)}, row {row + 1}"
         raise UserError(f"{where_row}: {error}; save it as CSV again") from None
     if columns is None:
+        hint = "; python -m simclr_jax.evaluation.suggest writes such a file" * (titles[0] == "name")
         raise UserError(
-            f"dataset.labels={escape(path)} is empty: expected a row name,label and one for each image; "
-            "python -m simclr_jax.evaluation.suggest writes such a file"
+            f"{setting}={escape(path)} is empty: expected a row {','.join(titles)} and one for each "
+            f"{'image' if hint else 'class'}{hint}"
         )
-    return head, columns, lines
+    return head, columns, class_of, lines
 
 
-def _text(path):
+def _join(cells, class_of, where):
+    """Returns the classes whose columns, {number: class}, have a 1, as in `a;b`; '' where all are empty."""
+    values = {name: cells[i].strip() for i, name in class_of.items()}
+    if wrong := [f"{name} is {value!r}" for name, value in values.items() if value not in ("", "0", "1")]:
+        raise UserError(
+            f"{where}: {escape(wrong[0])}: expected 1 or 0 in the column of a class; or write a column "
+            "label, as a;b"
+        )
+    return ";".join(name for name, value in values.items() if value == "1") or ";" * any(values.values())
+
+
+def _text(path, setting, titles):
     try:
-        contents = epath.Path(path).read_bytes()
+        contents = epath.Path(path).expanduser().read_bytes()
     except OSError as error:
         raise UserError(
-            f"dataset.labels={escape(path)} cannot be read ({reason_of(error)}): set "
-            "--config.dataset.labels to a CSV file with the columns name and label"
+            f"{setting}={escape(path)} cannot be read ({reason_of(error)}): set "
+            f"--config.{setting} to a CSV file with the columns {' and '.join(titles)}"
         ) from None
     try:
         text = contents.decode(_ENCODINGS.get(contents[:2], "utf-8-sig"))
     except UnicodeDecodeError as error:
         row = contents[: error.start].count(b"\n") + 1
-        where_row = f"dataset.labels={escape(path)}, row {row}"
+        where_row = f"{setting}={escape(path)}, row {row}"
         remedy = f"save it as 'CSV UTF-8' if its accents look right in the spreadsheet; if not, {_ANEW}"
         raise UserError(f"{where_row} is no UTF-8: {remedy}") from None
     if "\0" in text:
-        raise UserError(f"dataset.labels={escape(path)} is no text: save it as 'CSV UTF-8'")
+        raise UserError(f"{setting}={escape(path)} is no text: save it as 'CSV UTF-8'")
     return text

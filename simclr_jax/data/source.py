@@ -29,6 +29,8 @@ class Source(NamedTuple):
       names: relative paths of the image files of a folder, also of one that `data.prepare` wrote as a
         dataset; None of other examples.
       class_names: empty where the dataset has none.
+      label_sets: where images have several labels, the classes, and which of them the label i stands for,
+        bool [labels, classes]; None where each has one.
       value_range: the values that become black and white in a folder of images of more than 8 bits, each a
         number or one for each channel.
       groups: str [n], the images of one of which are on one side of every split; None where each is by
@@ -51,6 +53,7 @@ class Source(NamedTuple):
     labels: np.ndarray | None = None
     names: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    label_sets: tuple[tuple[str, ...], np.ndarray] | None = None
     value_range: tuple | None = None
     groups: np.ndarray | None = None
     channels: int = 3
@@ -185,6 +188,36 @@ def labelled(source: Source) -> Source:
     return subset(source, np.flatnonzero(source.labels >= 0))
 
 
+def class_counts(source: Source, setting: str = "") -> np.ndarray:
+    """Returns the number of examples of each class, int [classes].
+
+    Raises:
+      UserError: the source is a stream, or its images have several labels; the message names the `setting`
+        that needs the counts.
+    """
+    if source.label_sets:
+        raise UserError(f"{source.name}: {setting} is not made for several labels an image: leave it out")
+    if not source.random_access:
+        raise UserError(
+            f"{source.name}: {setting} needs all labels at the start; set --config.dataset.in_memory=True"
+        )
+    return np.bincount(source.labels[source.labels >= 0], minlength=source.num_classes)
+
+
+def balanced(source: Source, *, seed: int) -> Source:
+    """Returns labelled examples in which all classes have as many rows as the largest one.
+
+    Examples of a smaller class come equally often, but for a random rest that comes once more.
+    """
+    counts = class_counts(source, "balanced_draws=True")
+    rng = np.random.default_rng([seed, 1])
+    rows = [
+        np.resize(rng.permutation(np.flatnonzero(source.labels == label)), counts.max())
+        for label in np.flatnonzero(counts)
+    ]
+    return subset(source, np.concatenate(rows))
+
+
 def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarray:
     """Draws labelled examples of every class, the same ones for the same seed.
 
@@ -201,6 +234,7 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
         )
     if not source.num_classes:
         raise UserError(f"{source.name} has no labels: choose one that has, or unset labels_per_class")
+    class_counts(source, f"labels_per_class={labels_per_class}")
     order = np.random.default_rng([seed, 0]).permutation(source.num_examples)
     rows = []
     for label in range(source.num_classes):

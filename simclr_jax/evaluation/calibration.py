@@ -15,7 +15,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
     Args:
       logits: [n, classes], of images that the classifier has not learnt from.
-      labels: int [n].
+      labels: int [n]; of several labels an image, bool [n, classes].
 
     Returns:
       The temperature with the least cross entropy; None with fewer than `MIN_LABELS` images.
@@ -25,7 +25,10 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     logits, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def cross_entropy(log_temperature):
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+        scaled = logits / np.exp(log_temperature)
+        if labels.ndim == 2:
+            return (np.logaddexp(0, scaled) - labels * scaled).mean()
+        return -log_softmax(scaled, axis=1)[rows, labels].mean()
 
     bound = np.log(_LARGEST)
     optimum = optimize.minimize_scalar(cross_entropy, bounds=(-bound, bound), method="bounded")

@@ -23,13 +23,13 @@ def labelled_by_csv(load):
     from simclr_jax.data import datasets
 
     labelled, held_out = (datasets.labelled(load(split)) for split in ("all", "eval"))
-    counts = np.bincount(labelled.labels, minlength=labelled.num_classes)
+    counts, tested = map(_class_counts, (labelled, held_out))
     smallest = counts.min()
-    if smallest >= MIN_PER_CLASS and len(set(held_out.labels)) == labelled.num_classes:
+    if smallest >= MIN_PER_CLASS and tested.any() and tested.all():
         return datasets.labelled(load("train")), held_out
-    if folds := len(probes.folds(labelled.labels, labelled.groups)):
+    if folds := len(folds_of(labelled)):
         accuracy = f"is that of a cross-validation ({folds} folds)"
-        if smallest == 1:
+        if smallest == 1 and not labelled.label_sets:
             accuracy += f", without the {(counts == 1).sum()} classes that have one label"
     else:
         accuracy = "cannot be measured: label a second image of each class"
@@ -38,3 +38,15 @@ def labelled_by_csv(load):
         f"them out, so accuracy {accuracy}"
     )
     return labelled, None
+
+
+def folds_of(source):
+    """Returns the `probes.folds` of labelled examples; those of several labels an image are random."""
+    labels = np.zeros_like(source.labels) if source.label_sets else source.labels
+    return probes.folds(labels, source.groups)
+
+
+def _class_counts(source):
+    if source.label_sets:
+        return source.label_sets[1][source.labels].sum(axis=0)
+    return np.bincount(source.labels, minlength=source.num_classes)

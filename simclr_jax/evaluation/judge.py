@@ -18,6 +18,7 @@ from simclr_jax.workdir import report
 SPACES = ("features", "projection")
 # Images whose health is measured; with two views of each, the effective rank is at most twice this number.
 HEALTH_EXAMPLES = 2048
+_FEW_IMAGES = 200  # Training images below which a note advises published weights.
 _BASELINES = {"untrained": "those of an untrained network", "raw_pixels": "raw pixels"}
 
 
@@ -60,6 +61,11 @@ class Judge:
         from simclr_jax.data import datasets
 
         self._config, self._views = config, views
+        if source.num_examples < _FEW_IMAGES and not config.pretrained:
+            report.say(
+                f"note: {source.num_examples} training images are few to learn from: published weights are a "
+                "better start, --config.pretrained=FILE (docs/published.md)"
+            )
         size = min(HEALTH_EXAMPLES, config.evaluate.max_examples)
         self._health_source = datasets.sample(source, size, seed=config.seed)
         self._encode_views = features.make_map(partial(_encode_views, model))

@@ -77,9 +77,10 @@ def _write_duplicates(stored, share, output):
         if groups[row] >= 0
     ]
     files.write_csv(output, [("group", "name", "similarity"), *lines])
+    count = groups.max() + 1
     print(
-        f"{escape(output)}: {len(lines):,} of {len(groups):,} images in {groups.max() + 1:,} "
-        f"groups; their similarity is {threshold:.4f} or more",
+        f"{escape(output)}: {len(lines):,} of {len(groups):,} images in {count:,} group{'s' * (count != 1)}; "
+        f"their similarity is {threshold:.4f} or more",
         flush=True,
     )
 

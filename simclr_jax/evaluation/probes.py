@@ -133,6 +133,14 @@ def cross_validated(
     return np.average(scores, axis=0, weights=[len(tested) for _, tested in parts])
 
 
+def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the average precision of each class, [classes], NaN without images; both are [n, classes]."""
+    from sklearn.metrics import average_precision_score
+
+    columns = zip(targets.T, scores.T)
+    return np.array([average_precision_score(*pair) if pair[0].any() else np.nan for pair in columns])
+
+
 def knn_accuracy(train: Features, held_out: Features, *, k: int = 20, temperature: float = 0.07) -> float:
     """Returns the top-1 accuracy of `knn_votes`."""
     votes = knn_votes(train, held_out, k=k, temperature=temperature)
@@ -188,7 +196,9 @@ def _make_vote(k, classes):
     return parallel.pmap(vote)
 
 
-def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[float]) -> Iterator[np.ndarray]:
+def logistic_regressions(
+    train: Features, classes: int, l2_weights: Iterable[float], class_weights: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Yields the weights of multinomial logistic regression for each L2 weight.
 
     They minimise the sum of cross entropies plus l2 / 2 times the sum of squared weights, biases excluded
@@ -199,6 +209,7 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
       train: features and labels; a class without examples is never predicted.
       classes: number of classes.
       l2_weights: positive floats, best from strong to weak.
+      class_weights: [classes], by which the cross entropy of an example is multiplied; None: by 1.
 
     Yields:
       Weights float64 [w + 1, classes] for `predict`, the last row the biases.
@@ -212,7 +223,8 @@ def logistic_regressions(train: Features, classes: int, l2_weights: Iterable[flo
     penalty = 2 if len(np.unique(train.labels)) == 2 else 1
     for l2 in l2_weights:
         with _fitting():
-            present, fitted = _fit(model.set_params(C=penalty / l2), train)
+            sample_weight = None if class_weights is None else class_weights[train.labels]
+            present, fitted = _fit(model.set_params(C=penalty / l2), train, sample_weight)
         weights = np.zeros((len(fitted), classes))
         weights[-1] = _ABSENT
         weights[:, present] = fitted
@@ -272,12 +284,12 @@ def _logistic_regression(train):
     return classes, np.vstack([basis @ weights[:-1], weights[-1]])
 
 
-def _fit(model, train):
+def _fit(model, train, sample_weight=None):
     """Fits a `LogisticRegression`; returns the classes, [c], and their weights, [w + 1, c]: see `predict`."""
     classes = np.unique(train.labels)
     if len(classes) < 2:
         return classes, np.zeros((train.features.shape[1] + 1, len(classes)))
-    model.fit(*train)
+    model.fit(*train, sample_weight)
     weights = np.vstack([model.coef_.T, model.intercept_])
     return classes, weights if len(classes) > 2 else np.hstack([-weights, weights]) / 2
 

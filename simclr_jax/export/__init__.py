@@ -25,8 +25,9 @@ def load(path, *, use_average: bool = False):
 
 
 def classes_of(meta) -> dict:
-    """Returns `class_names` and `calibration_temperature` of a classifier, as far as its run has them."""
-    classes = {name: meta.get(name) for name in ("class_names", "calibration_temperature")}
+    """Returns class names, `calibration_temperature` and `several_labels` of a classifier, as it has them."""
+    names = ("class_names", "calibration_temperature", "several_labels")
+    classes = {name: meta.get(name) for name in names}
     return {name: value for name, value in classes.items() if value}
 
 

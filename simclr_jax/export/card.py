@@ -12,6 +12,10 @@ from ml_collections import ConfigDict
 from simclr_jax.export import classes_of
 from simclr_jax.models import describe
 
+_SEVERAL = """\
+`logits` are the classifier's, a number for each class, whose sigmoid is how probable it is: an image may have
+several classes, or none."""
+
 _CALIBRATED = """ Divide them by {:.4g} first, the temperature
 that calibrates them: then the probabilities are right as often as they say."""
 
@@ -69,7 +73,7 @@ def model_card(form: str, model, variables, meta, *, outputs, summary, licence) 
     rows = [
         f"| {name} | {value:.4g} |"
         for name, value in flatten_dict(summary or {}, sep=".").items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not name.startswith("per_class.")
     ]
     results = "\n".join(["As this run measured them:", "", "| | |", "| --- | --- |", *rows])
     shapes = [f"| `{name}` | batch, {', '.join(map(str, shape[1:]))} |" for name, shape in outputs.items()]
@@ -120,7 +124,7 @@ def _text(file: str) -> str:
 
 
 def _classes(form, classes):
-    text = "\n\n" + _text("classifier.md").rstrip()
+    text = "\n\n" + (_SEVERAL if "several_labels" in classes else _text("classifier.md").rstrip())
     if "calibration_temperature" in classes:
         text += _CALIBRATED.format(classes["calibration_temperature"])
     if names := classes.get("class_names"):

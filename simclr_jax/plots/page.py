@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from simclr_jax.config.saved import complete
-from simclr_jax.evaluation import parts, similarity
+from simclr_jax.evaluation import doubt, parts, similarity
 from simclr_jax.plots import figures, gallery
 from simclr_jax.process import UserError, escape
 from simclr_jax.workdir import records, report
@@ -154,14 +154,8 @@ def _columns(images, predictions, classes):
             indices = np.array([classes.index(name) for name in predictions.classes])
             best = indices[predictions.probabilities.argmax(axis=1)]
             columns["prediction"] = np.where(rows < 0, -1, best[rows])
-            margins = np.where(rows < 0, 1, _margins(predictions.probabilities)[rows]).round(3).tolist()
+            margins = np.where(rows < 0, 1, doubt.margins(predictions.probabilities)[rows]).round(3).tolist()
     return columns | {"cluster": _clusters(images.stored.features[images.rows])}, margins
-
-
-def _margins(probabilities):
-    """How much more probable the likeliest class is than the second, [n]."""
-    second, best = np.sort(probabilities, axis=1)[:, -2:].T
-    return best - second
 
 
 def _clusters(features):
@@ -213,15 +207,17 @@ def _read_predictions(run) -> Predictions | None:
         return None
     path = max(paths, key=lambda path: path.stat().st_mtime)
     table = parquet.read_table(path)
-    classes = json.loads(table.schema.metadata[b"class_names"])
-    probabilities = np.stack([column.to_numpy() for column in table.columns[3:]], axis=1)
+    metadata = table.schema.metadata
+    classes = json.loads(metadata[b"class_names"])
+    titles = json.loads(metadata.get(b"columns", b"null")) or table.column_names[3:]  # Older files lack them.
+    probabilities = np.stack([table[title].to_numpy() for title in titles], axis=1)
     return Predictions(path.parent, table["name"].to_pylist(), classes, probabilities)
 
 
 def _doubts(predictions, run, path):
     """The images whose second class is nearly as likely, the most doubtful first; `run` has its in `path`."""
     doubts = {}
-    for row in _margins(predictions.probabilities).argsort(kind="stable")[:DOUBTFUL]:
+    for row in doubt.margins(predictions.probabilities).argsort(kind="stable")[:DOUBTFUL]:
         probabilities = predictions.probabilities[row]
         likeliest = probabilities.argsort()[:-3:-1]
         words = (f"{predictions.classes[i]} {probabilities[i]:.2f}" for i in likeliest)
@@ -240,11 +236,11 @@ def _doubts(predictions, run, path):
         names = parts.names(source, split)
         rows = [row for row, name in enumerate(names) if name in doubts]
         for row, image in gallery.images(source, rows):
-            doubt = doubts[names[row]]
-            doubt["url"] = _jpeg(gallery.fit(image, _SMALL))
+            entry = doubts[names[row]]
+            entry["url"] = _jpeg(gallery.fit(image, _SMALL))
             if source.class_names and source.labels is not None and source.labels[row] >= 0:
-                doubt["truth"] = source.class_names[source.labels[row]]
-    return [doubt for doubt in doubts.values() if "url" in doubt]
+                entry["truth"] = source.class_names[source.labels[row]]
+    return [entry for entry in doubts.values() if "url" in entry]
 
 
 def _curves(log, rounds):

@@ -40,6 +40,8 @@ def run(config, workdir) -> dict:
     )
     if not meta["num_classes"]:
         raise UserError(f"{config.pretrained} holds no classifier: give the workdir of a finetune run")
+    if meta.get("several_labels"):
+        raise UserError(f"{config.pretrained} tells several labels an image: distill needs a teacher of one")
     load = partial(datasets.load, config.dataset, seed=config.seed, workdir=workdir)
     source = load("train")
     held_out = labelled_by_csv(load)[1] if config.dataset.labels else load("eval")

@@ -17,9 +17,10 @@ def run(config, workdir) -> dict:
     Where labels by CSV are few, it learns from all of them, after a cross-validation.
 
     Returns:
-      The summary: `top1` and `top5` of the held-out images, `from_scratch_top1`, ..., each the mean over the
-      draws, `draws` with the scores of every draw, `labels_per_class`; or those of
-      `supervised.cross_validate`; `calibration_temperature` of the first draw, `steps`.
+      The summary: `top1`, `top5` and `balanced_accuracy` of the held-out images, `from_scratch_top1`, ...,
+      each the mean over the draws, `draws` with the scores of every draw, `labels_per_class`; or those of
+      `supervised.cross_validate`; `per_class`, `confusion` and `calibration_temperature` of the first draw,
+      `steps`.
     """
     source, held_out = supervised.load_labelled(config, workdir)
     if not held_out and config.labels_per_class:
@@ -34,11 +35,18 @@ def run(config, workdir) -> dict:
     evaluate = held_out and supervised.make_evaluate(config, model, held_out)
     train_draws = partial(_train_draws, config, model, source, held_out, evaluate, workdir)
     draws, steps = train_draws(from_scratch=False)
-    if config.evaluate.compare and "top1" in draws[0]:
+    if config.evaluate.compare and "per_class" in draws[0]:
         for scores, scratch_scores in zip(draws, train_draws(from_scratch=True)[0]):
-            scores |= {f"from_scratch_{name}": score for name, score in scratch_scores.items()}
+            scores |= {
+                f"from_scratch_{name}": score
+                for name, score in scratch_scores.items()
+                if isinstance(score, int | float)
+            }
     calibration = {name: draws[0].pop(name) for name in [*draws[0]] if name == "calibration_temperature"}
-    summary = {name: float(np.mean([scores[name] for scores in draws])) for name in draws[0]} | calibration
+    summary = {
+        name: float(np.mean([scores[name] for scores in draws])) if isinstance(first, int | float) else first
+        for name, first in draws[0].items()
+    } | calibration
     if config.labels_per_class:
         summary |= {"labels_per_class": config.labels_per_class, "draws": draws}
     return summary | {"steps": steps}
@@ -53,7 +61,6 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
             config.optimizer.learning_rate = config.evaluate.scratch_learning_rate
     else:
         init, after_block = pretrained.make_init(config, model), config.fine_tune_after_block
-    loss = supervised.make_loss(model, config, after_block=after_block)
     trained = partial(supervised.is_after_block, after_block=after_block)
     shared, scores, seed = None, [], config.seed
     for draw in range(config.draws if config.labels_per_class else 1):
@@ -62,6 +69,9 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
         subset, _ = supervised.draw_labels(
             source, labels_per_class=config.labels_per_class, seed=config.seed, workdir=folder
         )
+        weights = supervised.class_weights(config, subset)
+        options = {"class_weights": weights, "label_sets": source.label_sets}
+        loss = supervised.make_loss(model, config, after_block=after_block, **options)
         task = supervised.make_task(config, model, subset, init=init, loss=loss, evaluate=evaluate)
         shared = shared or task._replace(trained=trained)  # All draws run the same compiled step.
         task = shared._replace(batches=task.batches, meta=task.meta)

@@ -10,16 +10,20 @@ def run(config, workdir) -> dict:
 
     Returns:
       The summary: `top1` and `top5` of the held-out images after the last step, or of a cross-validation, see
-      `supervised.cross_validate`; `calibration_temperature`, `steps`.
+      `supervised.cross_validate`; `balanced_accuracy`, `per_class`, `confusion`, see
+      `supervised.class_scores`; `calibration_temperature`, `steps`.
     """
     source, held_out = supervised.load_labelled(config, workdir)
     model = make_model(config.model, source.num_classes, whole_projection=False)
+    weights = supervised.class_weights(config, source)
     task = supervised.make_task(
         config,
         model,
         source,
         init=pretrained.make_init(config, model),
-        loss=supervised.make_loss(model, config, after_block=None),
+        loss=supervised.make_loss(
+            model, config, after_block=None, class_weights=weights, label_sets=source.label_sets
+        ),
         evaluate=held_out and supervised.make_evaluate(config, model, held_out),
     )._replace(trained=supervised.is_head)
     report.announce(train.describe(task, config, source, workdir), task.batches)

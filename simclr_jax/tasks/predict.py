@@ -7,31 +7,37 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from simclr_jax import parallel, pretrained
-from simclr_jax.evaluation import features, parts
+from simclr_jax import checkpoint, parallel, pretrained, supervised
+from simclr_jax.evaluation import doubt, features, parts, probes
 from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
 FILE = "predictions.parquet"
+_SAME = 0.05  # How far above chance the largest probability is at most where a note says they are alike.
 _MANY, _MOST = 20, 0.8  # Predictions, and the share of one class among them, from which on a note says so.
 COLUMNS = ("name", "label", "probability")  # They come before a column for every class.
+MORE_COLUMNS = ("margin", "entropy", "unlike", "truth")  # They come behind.
 
 
 def run(config, workdir) -> dict:
     """Writes a row for every image: `name`, `label`, the likeliest class, its `probability`, and all others.
 
     The classifier is that of `config.pretrained`, as it was trained. Probabilities are calibrated where its
-    run has measured a temperature. Images without file names are called `<split>/<index>`; a class with the
+    run has measured a temperature. A label whose probability is below `config.at_least` is left empty.
+    Several labels an image are joined as in `a;b`. Columns behind the classes tell the `margin` to the second
+    class, the `entropy` in nats, how `unlike` the labelled images one is, see `evaluation.doubt`, and the
+    `truth`, where they are known. Images without file names are called `<split>/<index>`; a class with the
     name of another column gets ' (class)' behind it. A folder is not split, as in the task embed.
 
     Returns:
-      The summary: `examples`, `calibration_temperature` or None. Where images have labels of these classes
-      also their number, `labelled`, `top1`, `per_class`, the accuracy of each class, and `confusion`: counts
-      by true class (rows) and predicted class (columns), in the classifier's order, as in confusion.png.
+      The summary: `examples`, `calibration_temperature` or None, `without_label` with `at_least`. Where
+      images have labels of these classes also their number, `labelled`, `top1` and the scores of
+      `supervised.class_scores`, in the classifier's order.
     """
     model, variables, meta = pretrained.load_model(config.pretrained, use_average=config.use_average)
     if model.supervised_head is None:
@@ -51,24 +57,38 @@ def run(config, workdir) -> dict:
         "workdir": str(workdir),
     }
     report.announce(table)
-    numbers = {split: _class_numbers(classes, source) for split, source in plan.sources.items()}
-    extract = _make_extract(config, model, variables, meta)
-    join = partial(_join, plan, workdir, classes, numbers)
+    labelled = doubt.load(checkpoint.split(config.pretrained)[0])
+    if not labelled:
+        report.say(f"note: without the column unlike: {escape(config.pretrained)} keeps no {doubt.FILE}")
+    truths = {split: _true_classes(classes, source) for split, source in plan.sources.items()}
+    extract = _make_extract(config, model, variables, meta, labelled)
+    several = bool(meta.get("several_labels"))
+    join = partial(_join, plan, workdir, classes, truths, labelled, config.at_least, several)
     parts.compute(plan, config, workdir, "probabilities", extract, join)
     summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
         with (workdir / FILE).open("rb") as file:
             metadata = parquet.read_metadata(file)
-            labels = parquet.read_table(file, columns=["label"])["label"].to_pylist()
-        _say_counts(plan.result, labels)
+            table = parquet.read_table(file, columns=["label", "probability"])
+            labels, largest = table["label"].to_pylist(), max(table["probability"].to_pylist(), default=1)
+        _say_counts(plan.result, list(filter(None, labels)))
+        if not several and len(labels) >= _MANY and largest < 1 / len(classes) + _SAME:
+            report.say(
+                f"note: no probability is above {largest:.2f}, where chance is {1 / len(classes):.2f}: the "
+                "classifier has learnt next to nothing; label more images, or train it for longer"
+            )
+        if config.at_least:
+            summary["without_label"] = labels.count("")
+            report.say(
+                f"{labels.count(''):,} of {len(labels):,} labels are empty: their probability"
+                f"{'' if temperature else ', which is not calibrated,'} is below at_least={config.at_least:g}"
+            )
         summary["examples"] = metadata.num_rows  # Files that could not be read are missing.
         confusion = np.array(json.loads(metadata.metadata[b"confusion"]))
-        if confusion.any():
-            from simclr_jax.plots import figures  # Importing matplotlib takes a second.
-
-            summary |= _scores(confusion, classes)
-            with files.writing(workdir / "confusion.png") as file:
-                figures.confusion(confusion, classes).savefig(file, format="png", dpi=150)
+        if count := int(confusion.sum()):
+            summary |= {"labelled": count, "top1": float(confusion.trace() / count)}
+            summary |= supervised.class_scores(confusion, classes, workdir)
+        summary |= json.loads(metadata.metadata.get(b"scores", b"{}"))
     return summary
 
 
@@ -93,42 +113,68 @@ def _class_names(meta, sources):
     return tuple(meta.get("class_names") or next(iter(fitting), map(str, range(count))))
 
 
-def _class_numbers(classes, source):
-    """The classifier's number of each class of a dataset, -1 where it has none, int [classes + 1].
+def _true_classes(classes, source):
+    """The names of a dataset's classes, and their numbers in the classifier, -1 where it has none.
 
-    The last one, -1, is for the label -1, of images without a label.
+    Behind them stand '' and -1, for the label -1, of images without a label.
     """
     class_names = source.class_names or (classes if source.num_classes == len(classes) else ())
     numbers = {name: number for number, name in enumerate(classes)}
-    unknown = [name for name in class_names if name not in numbers]
+    parts_of_names = source.label_sets[0] if source.label_sets else class_names
+    unknown = [name for name in parts_of_names if name not in numbers]
     if unknown:
         report.say(f"note: {source.name} has classes that the classifier does not know: {first_few(unknown)}")
-    unnamed = max(0, source.num_classes - len(class_names))
-    return np.array([numbers.get(name, -1) for name in class_names] + [-1] * (unnamed + 1))
+    names = [*class_names, *[""] * (1 + max(0, source.num_classes - len(class_names)))]
+    return np.array(names, object), np.array([numbers.get(name, -1) for name in names])
 
 
-def _make_extract(config, model, variables, meta):
-    """Builds `extract(source) -> Features` with probabilities of the classes as features."""
-    temperature, variables = meta["calibration_temperature"] or 1.0, parallel.replicate(variables)
-    extract = features.make_extract(model, lambda outputs: jax.nn.softmax(outputs["logits"] / temperature))
+def _make_extract(config, model, variables, meta, labelled):
+    """Builds `extract(source) -> Features` with probabilities of the classes as features.
+
+    Behind them stands the similarity to the nearest of the `labelled` images, if there are any.
+    """
+    variables = parallel.replicate(variables)
+
+    def predictions(outputs):
+        probabilities = pretrained.probabilities(meta, outputs["logits"])
+        if not labelled:
+            return probabilities
+        rows = outputs["projection_hiddens"][model.supervised_layer]
+        rows /= jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        similarities = jnp.matmul(rows, labelled.features.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.concatenate([probabilities, similarities.max(axis=1, keepdims=True)], axis=1)
+
+    extract = features.make_extract(model, predictions)
     batches_of = partial(features.batches_of, config, proportion=meta.get("proportion"))
     return lambda source: extract(variables, batches_of(source))
 
 
-def _join(plan, workdir, classes, numbers):
+def _join(plan, workdir, classes, truths, labelled, at_least, several):
     """Streams the parts, in order, into the two files."""
-    confusion = np.zeros((len(classes), len(classes)), int)
-    for _, truth, probabilities in _read(plan, numbers):
-        labelled = truth >= 0
-        np.add.at(confusion, (truth[labelled], probabilities[labelled].argmax(axis=1)), 1)
-    titles = list(COLUMNS)
+    confusion, any_truth, known_rows = np.zeros((len(classes), len(classes)), int), False, []
+    for _, truth, numbers, probabilities, _ in _read(plan, truths, len(classes)):
+        any_truth, known = any_truth or any(truth), (truth != "") if several else (numbers >= 0)
+        if several:
+            known_rows += zip(truth[known], probabilities[known])
+        else:
+            np.add.at(confusion, (numbers[known], probabilities[known].argmax(axis=1)), 1)
+    titles = [*COLUMNS, *MORE_COLUMNS]
     for name in classes:
         while name in titles:
             name += " (class)"
         titles.append(name)
+    class_titles = titles[len(COLUMNS) + len(MORE_COLUMNS) :]
+    unwritten = [title for title, is_there in (("unlike", labelled), ("truth", any_truth)) if not is_there]
+    titles = [title for title in (*COLUMNS, *class_titles, *MORE_COLUMNS) if title not in unwritten]
+    texts = ("name", "label", "truth")
     schema = pyarrow.schema(
-        [(title, pyarrow.string() if title in COLUMNS[:2] else pyarrow.float32()) for title in titles],
-        {"class_names": json.dumps(classes), "confusion": json.dumps(confusion.tolist())},
+        [(title, pyarrow.string() if title in texts else pyarrow.float32()) for title in titles],
+        {
+            "class_names": json.dumps(classes),
+            "columns": json.dumps(class_titles),
+            "confusion": json.dumps(confusion.tolist()),
+            "scores": json.dumps(_average_precisions(classes, *zip(*known_rows)) if known_rows else {}),
+        },
     )
     with (
         files.writing(plan.result) as csv_file,
@@ -138,32 +184,55 @@ def _join(plan, workdir, classes, numbers):
         text = io.TextIOWrapper(csv_file, "utf-8-sig", newline="", write_through=True)
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(titles)
-        for names, _, probabilities in _read(plan, numbers):
-            labels = [classes[best] for best in probabilities.argmax(axis=1)]
-            columns = [names, labels, probabilities.max(axis=1), *probabilities.T]
-            writer.write_table(pyarrow.table(list(map(pyarrow.array, columns)), schema=schema))
-            for name, label, values in zip(names, labels, probabilities):
-                shares = (f"{value:.6g}" for value in (values.max(), *values))
-                rows.writerow([files.csv_name(name), label, *shares])
+        for names, truth, _, probabilities, similarities in _read(plan, truths, len(classes)):
+            labels, sure = _labels(np.array(classes, object), probabilities, several)
+            columns = dict(zip(class_titles, probabilities.T)) | {
+                "name": names,
+                "label": [label if value >= at_least else "" for label, value in zip(labels, sure)],
+                "probability": sure,
+                "margin": doubt.margins(probabilities, several),
+                "entropy": doubt.entropies(probabilities, several),
+                "truth": truth,
+            }
+            if labelled:
+                columns["unlike"] = doubt.unlike(labelled, similarities)
+            table = pyarrow.table({title: columns[title] for title in titles}, schema=schema)
+            writer.write_table(table)
+            for row in zip(*(column.to_pylist() for column in table.columns)):
+                numbers = (value if isinstance(value, str) else f"{value:.6g}" for value in row[1:])
+                rows.writerow([files.csv_name(row[0]), *numbers])
         text.detach()
 
 
-def _read(plan, numbers):
-    """Yields names, true classes, int [n], -1 where unknown, and probabilities [n, classes] of the parts."""
+def _labels(classes, probabilities, several):
+    """The labels of images, and their probabilities, [n].
+
+    Several labels are those above 0.5, ';' where none is; their probability is that of the least sure class.
+    """
+    if not several:
+        return classes[probabilities.argmax(axis=1)], probabilities.max(axis=1)
+    labels = [";".join(classes[row]) or ";" for row in probabilities > 0.5]
+    return labels, np.maximum(probabilities, 1 - probabilities).min(axis=1)
+
+
+def _average_precisions(classes, truth, probabilities):
+    """The scores of the summary from true labels such as `a;b`, [n], and probabilities [n, classes]."""
+    targets = np.array([[name in label.split(";") for name in classes] for label in truth])
+    precisions = probes.average_precisions(np.array(probabilities), targets)
+    per_class = {name: float(value) for name, value in zip(classes, precisions) if value == value}
+    mean = {"average_precision": float(np.nanmean(precisions))} if per_class else {}
+    return {"labelled": len(truth), **mean, "per_class": per_class}
+
+
+def _read(plan, truths, count):
+    """Yields the rows of the parts.
+
+    Returns:
+      Names; true classes, [n], '' where unknown, and their numbers, int [n], -1 where the classifier has
+      none; probabilities [n, count]; similarities to the nearest labelled image [n], empty where unknown.
+    """
     for (split, _, _), table in zip(plan.spans, parts.read(plan)):
-        yield (
-            parts.names_in(table),
-            numbers[split][table["label"].to_numpy()],
-            parts.to_numpy(table["probabilities"]),
-        )
-
-
-def _scores(confusion, classes):
-    """The scores of the summary from a confusion matrix, int [classes, classes]."""
-    counts, correct = confusion.sum(axis=1), confusion.diagonal()
-    return {
-        "labelled": int(counts.sum()),
-        "top1": float(correct.sum() / counts.sum()),
-        "per_class": {name: float(correct[i] / counts[i]) for i, name in enumerate(classes) if counts[i]},
-        "confusion": confusion.tolist(),
-    }
+        rows, labels = parts.to_numpy(table["probabilities"]), table["label"].to_numpy()
+        class_names, numbers = truths[split]
+        names = parts.names_in(table)
+        yield names, class_names[labels], numbers[labels], rows[:, :count], rows[:, count:].ravel()

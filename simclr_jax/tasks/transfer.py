@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from simclr_jax import checkpoint, parallel, pretrained, supervised
-from simclr_jax.evaluation import features, probes
+from simclr_jax.evaluation import doubt, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.models import make_model
+from simclr_jax.process import group
 from simclr_jax.workdir import report
 
 # Share of an image's shorter side in the view of the protocol: the largest square, where others take 0.875.
@@ -24,9 +25,9 @@ def run(config, workdir) -> dict:
     The network with the classifier is saved as a checkpoint.
 
     Returns:
-      The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score,
-      `calibration_temperature`; after a cross-validation also `folds` and `labels`. With one label of each
-      class there is no accuracy.
+      The summary: `top1`, `top5`, `mean_per_class`, the chosen `l2` and its `validation` score, those of
+      `supervised.class_scores`, `calibration_temperature`; after a cross-validation also `folds` and
+      `labels`. With one label of each class there is no accuracy.
     """
     from simclr_jax.data import datasets
 
@@ -36,7 +37,7 @@ def run(config, workdir) -> dict:
     extract = features.make_pretrained_extract(config, PROPORTION)
     examples = [source and probes.labelled(extract(source)) for source in sources]
     train, held_out, validation = (*examples, None)[:3]
-    fit = partial(_fit, config, sources[0].num_classes)
+    fit = partial(_fit, config, sources[0].num_classes, supervised.class_weights(config, sources[0]))
     groups = datasets.readable_groups(sources[0])
     weights, choice = fit(train, validation, groups)
     if held_out:
@@ -50,23 +51,29 @@ def run(config, workdir) -> dict:
         choice |= {"folds": len(parts)} if parts else {}
         choice |= {"labels": len(train.labels)}
     _save(config, workdir, sources[0], weights)
-    return choice | (score(logits) | supervised.calibrated(logits) if logits else {})
+    rows = np.random.default_rng(config.seed).permutation(len(train.labels))[: doubt.MAX_LABELLED]
+    group.run_on_first(lambda: doubt.save(workdir, train.features[rows]))
+    if not logits:
+        return choice
+    scores = score(logits) | supervised.scores_of_classes(logits, sources[0], workdir)
+    return choice | scores | supervised.calibrated(logits, sources[0])
 
 
-def _fit(config, classes, train, validation=None, groups=None):
+def _fit(config, classes, class_weights, train, validation=None, groups=None):
     """The weights for the L2 weight that is best on `validation`, fitted to both sets, and that choice."""
     train, validation = (train, validation) if validation else hold_out(train, groups, seed=config.seed)
+    regressions = partial(probes.logistic_regressions, classes=classes, class_weights=class_weights)
     if not len(validation.labels):
-        [weights] = probes.logistic_regressions(train, classes, [_FALLBACK_L2])
+        [weights] = regressions(train, l2_weights=[_FALLBACK_L2])
         return weights, {"l2": _FALLBACK_L2}
     strong_to_weak = L2_WEIGHTS[::-1]
     scores = [
         score(_predict(weights, validation))[config.metric]
-        for weights in probes.logistic_regressions(train, classes, strong_to_weak)
+        for weights in regressions(train, l2_weights=strong_to_weak)
     ]
     best = int(np.argmax(scores))
     l2 = float(strong_to_weak[best])
-    [weights] = probes.logistic_regressions(features.concatenate([train, validation]), classes, [l2])
+    [weights] = regressions(features.concatenate([train, validation]), l2_weights=[l2])
     return weights, {"l2": l2, "validation": scores[best]}
 
 

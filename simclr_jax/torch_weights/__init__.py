@@ -91,7 +91,8 @@ def read(path) -> tuple[dict[str, Any], dict[str, Any]]:
     config = {"task": "pretrain", "pretrained": str(path), "model": config, "ema": False, "seed": 0}
     meta = {"config": config | {"image_size": size}, "num_classes": num_classes, "source": source}
     if len(exported.get("class_names", ())) == num_classes:
-        meta |= {key: exported[key] for key in ("class_names", "calibration_temperature") if key in exported}
+        keys = ("class_names", "calibration_temperature", "several_labels")
+        meta |= {key: exported[key] for key in keys if key in exported}
     return from_torch(tensors, variables), meta
 
 

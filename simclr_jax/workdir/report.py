@@ -74,7 +74,7 @@ def print_summary(summary: dict, workdir) -> None:
     for note in summary.get("notes", ()):
         say(f"\n  note: {note}")
     values = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        f"{_WORDS.get(name, name)} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in summary.items()
         if value is not None and not isinstance(value, dict | list)
     ]
@@ -95,6 +95,9 @@ def _print_scores(title, scores):
         cells = [f"{cell:>{max(len(column) + 2, 10)}}" for cell, column in zip(cells, columns)]
         say(f"  {name:<{width}}{''.join(cells)}".replace("_", " "))
 
+
+# The words of a summary's line whose names say too little.
+_WORDS = {"l2": "weight of the L2 penalty", "validation": "which had a validation score of"}
 
 # The console shows some metrics under short names and leaves others out; files hold all under full names.
 _SHORT_NAMES = {

@@ -72,6 +72,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         group=config.group,
         tile=config.tile,
         overlap=config.tile_overlap,
+        several=config.several_labels,
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
@@ -106,12 +107,20 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         labels=labels,
         names=np.asarray(names, str),
         class_names=tuple(listed["classes"]),
+        label_sets=label_sets(listed["classes"]) if is_labelled and config.several_labels else None,
         value_range=value_range,
         groups=np.asarray([listed["groups"][name] for name in names], str) if listed["groups"] else None,
         channels=listed["channels"],
         dtype=listed["dtype"],
         lost=lost,
     )
+
+
+def label_sets(labels: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the classes in labels such as `a;b`, and which of them each has, bool [labels, classes]."""
+    sets = [label_files.split(label) for label in labels]
+    names = sorted(set().union(*sets))
+    return tuple(names), np.array([[name in members for name in names] for members in sets])
 
 
 def catalogue(
@@ -129,6 +138,7 @@ def catalogue(
     parts=("",),
     tile=None,
     overlap=0,
+    several=False,
 ) -> dict:
     """Lists the images of a folder that can be decoded, and prints how it understood the folder.
 
@@ -154,6 +164,7 @@ def catalogue(
       parts: sub-folders and image files that are listed; the whole folder by default.
       tile, overlap: side and overlap of the tiles that images are cut into, in pixels; see `data.tiles`. Each
         is an image of its own; those of nearly one colour are left out.
+      several: whether an image may have several labels, as in `labels.read`.
 
     Returns:
       {'classes': [name], 'train': [[path relative to the folder, label or -1]], 'eval': the same, 'left': the
@@ -172,7 +183,7 @@ def catalogue(
     listed = listing and _read(listing, path)
     files, ignored, left_notes = _walk(path, whole=bool(listed), parts=parts)
     if listed:
-        if labels and exists(labels) and _relabel(listed, labels, path)[0] != listed:
+        if labels and exists(labels) and _relabel(listed, labels, path, several)[0] != listed:
             raise UserError(f"dataset.labels={escape(labels)} has changed: start with a new --workdir")
         return listed | {"lost": _vanished(listed, files, listing, path), "skipped": {}}
 
@@ -212,7 +223,7 @@ def catalogue(
         path, good, seed, classes and not labels, strict=not whole, group_of=group_of
     )
     if labels:
-        listed, class_notes = _relabel(listed, labels, path)
+        listed, class_notes = _relabel(listed, labels, path, several)
 
     left_out = left_notes or (listed["left"] and not whole)
     count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
@@ -518,16 +529,18 @@ def _silent_codecs():
         os.close(stderr)
 
 
-def _relabel(listed, labels, path):
+def _relabel(listed, labels, path, several):
     """Returns the list with the labels of a CSV file in place of its own, and notes on them."""
-    label_of = label_files.read(labels, (name for name, _ in _entries(listed)), path)
-    counts = collections.Counter(label_of.values())
-    classes = sorted(counts)
+    label_of = label_files.read(labels, (name for name, _ in _entries(listed)), path, several=several)
+    classes = sorted(set(label_of.values()))
+    counts = collections.Counter(
+        part for label in label_of.values() for part in (label_files.split(label) if several else [label])
+    )
     notes = [
-        f"labels: {len(label_of)} of {escape(labels)} in {len(classes)} classes, {min(counts.values())} to "
-        f"{max(counts.values())} each: {first_few(map(escape, classes))}; other images have no label"
+        f"labels: {len(label_of)} images of {escape(labels)} in {len(counts)} classes, {_span(counts)} in "
+        f"each: {first_few(map(escape, sorted(counts)))}; other images have no label"
     ]
-    notes += label_files.notes(label_of)
+    notes += label_files.notes(label_of, several)
     numbers = {label: number for number, label in enumerate(classes)}
     entries = {
         split: [[name, numbers.get(label_of.get(name), -1)] for name, _ in listed[split]] for split in _LISTS
@@ -642,10 +655,8 @@ def _note_on_classes(path, files, base, classes, with_classes):
     sizes = _sub_folders(inside)
     where = f"{escape(path)}/{escape(base)}".rstrip("/")
     if classes:
-        smallest, largest = min(sizes.values()), max(sizes.values())
-        count = f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
         return (
-            f"classes: the {len(classes)} sub-folders of {where}, {count} images each: "
+            f"classes: the {len(classes)} sub-folders of {where}, {_span(sizes)} images in each: "
             f"{first_few(map(escape, classes))}; --config.dataset.classes=False takes them as no classes"
         )
     if not with_classes:
@@ -676,6 +687,12 @@ def hold_out(files, seed, group_of) -> set[str]:
     in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in groups)
     chosen = set(sorted(groups, key=rank)[: max(0, min(max(in_lowest, 1), len(groups) - 1))])
     return {name for name in files if group_of.get(name, name) in chosen}
+
+
+def _span(counts):
+    """Returns '5' or '5 to 9' for the smallest and the largest of {key: count}."""
+    smallest, largest = min(counts.values()), max(counts.values())
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
 
 
 def _sub_folders(names):
