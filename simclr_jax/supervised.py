@@ -289,13 +289,18 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     """
     from simclr_jax.data import datasets
 
-    results = []
-    for number, (learnt, tested) in enumerate(folds_of(source)):
+    results, folds = [], list(folds_of(source))
+    for number, (learnt, tested) in enumerate(folds):
         folder = workdir / f"fold{number}"
-        report.say(f"fold {number + 1} of the cross-validation: {folder}")
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
         logits = make_logits(config, model, datasets.subset(source, tested))
-        results.append(logits(train.fit(fold, config, folder)))
+        with report.quiet():
+            results.append(logits(train.fit(fold, config, folder)))
+        name, score = next(iter(scores_of(results[-1], source).items()))
+        report.say(
+            f"fold {number + 1} of {len(folds)}: {name} {score:.3f} of {len(tested)} images, after "
+            f"learning from {len(learnt)}"
+        )
     if not results:
         return {"labels": source.num_examples}
     joined = features.concatenate(results)
