@@ -106,7 +106,8 @@ def test_folds_and_their_weights_keep_groups_together(tmp_path, monkeypatch):
     groups = np.repeat(np.arange(30), 6)
     labels = rng.integers(0, 2, 30)[groups]
     source = supervised.load_labelled(tiny_config("transfer"), tmp_path)[0]
-    source = source._replace(num_examples=180, num_classes=2, labels=labels, groups=groups.astype(str))
+    source = source._replace(num_examples=180, num_classes=2, class_names=("a", "b"), labels=labels)
+    source = source._replace(groups=groups.astype(str))
     examples = Features(rng.normal(size=(30, 40)).astype(np.float32)[groups], labels)
     monkeypatch.setattr(supervised, "load_labelled", lambda *_: (source, None))
     monkeypatch.setattr(features, "make_pretrained_extract", lambda config, proportion: lambda _: examples)
