@@ -127,6 +127,14 @@ def test_what_is_damaged_or_blank_is_left_out_and_listed(tmp_path):
     assert len(load(tmp_path).names) == 24
 
 
+def test_a_split_without_a_good_image_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        Image.new("RGB", (20, 20), "grey").save(tmp_path / "photos" / f"{number}.png")
+    with pytest.raises(UserError, match="train: all images are left out, as .*of one colour"):
+        run(tmp_path, tmp_path / "photos")
+
+
 def test_larger_photographs_are_reduced_and_others_kept(tmp_path):
     waves = 99 * np.sin(np.arange(20)[:, None] / 4 + np.arange(40) / 5) + 128
     pixels = np.repeat(waves[..., None], 3, -1).astype(np.uint8)
@@ -189,6 +197,7 @@ def test_a_csv_file_names_images_labels_and_groups(photos, tmp_path):
     run(tmp_path, table, "--group=day", name="of_csv")
     source, test = load(tmp_path, name="of_csv"), load(tmp_path, "eval", name="of_csv")
     assert sorted([*source.names, *test.names]) == sorted(IMAGES[::2])
+    assert not list(tmp_path.glob("of_csv/1.0.0/*unlabelled*"))
     assert source.class_names == ("old", "young")
     assert [source.class_names[label] == "young" for label in source.labels] == [
         "calf" in n for n in source.names

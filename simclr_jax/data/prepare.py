@@ -255,6 +255,8 @@ def _here(damaged, split, rows, make):
                     damaged[name] = example
                 else:
                     yield os.fsencode(name), example
+    if all(row["name"] in damaged for row in rows):
+        raise UserError(f"{split}: all images are left out, as {first_few(damaged.items(), 1)}")
 
 
 def _by_beam(temporary, split, rows, make):
