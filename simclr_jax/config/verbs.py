@@ -18,6 +18,7 @@ from a folder of images to predictions:
   finetune RUN --labels=labels.csv    a classifier from these labels, in RUN/classifier
   predict RUN/classifier NEW          its predictions for a folder, in RUN/classifier/predicted
   round RUN --labels=labels.csv       from more labels: classifier, predictions of RUN's images, page
+  look RUN --serve                    the page saves labels by itself, and runs round by a button
 
 more of a run:
   linear_eval, knn, transfer, distill, embed RUN      classifiers and features, in RUN/VERB
