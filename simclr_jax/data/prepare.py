@@ -196,7 +196,10 @@ def _plan(listed, path, only_labelled):
                 rows.append({key: row[key] for key in features if key != "image"})
     suffixes = {os.path.splitext(row["name"])[1].lower() for row in itertools.chain(*splits.values())}
     kinds = {decode.IMAGE_TYPES[suffix] for suffix in suffixes}
-    if kinds := ["all"] * is_deep or sorted(kinds.difference(["JPEG", "PNG", "BMP"])):
+    if is_deep:
+        ends = listed["value_range"] or "those of their types"
+        say(f"{escape(path)}: all images become PNG of 16 bits, where black and white are {ends}")
+    elif kinds := sorted(kinds.difference(["JPEG", "PNG", "BMP"])):
         say(f"{escape(path)}: {', '.join(kinds)} files are stored as PNG, without loss")
     decoding = {"dtype": "float32", "value_range": listed["value_range"]} if is_deep else {}
     return splits, tfds.features.FeaturesDict(features), decoding
