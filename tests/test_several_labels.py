@@ -112,6 +112,10 @@ def test_a_sigmoid_head_learns_them(task, photos, pretrained_run, tmp_path):
     sure = np.maximum(probabilities, 1 - probabilities).min(axis=1)
     np.testing.assert_allclose([float(row["probability"]) for row in rows], sure, atol=1e-4)
     assert rows[3]["truth"] == "one;zero" and rows[4]["truth"] == ";" and predicted["labelled"] == 440
+    if task == "finetune":
+        assert (
+            np.mean([row["label"] == row["truth"] for row in rows]) > 0.65
+        )  # a softmax has one label at most: 0.48
     truth = np.array([[name in row["truth"].split(";") for name in names] for row in rows])
     scores = [average_precision_score(truth[:, i], probabilities[:, i]) for i in range(2)]
     assert predicted["average_precision"] == pytest.approx(np.mean(scores), abs=1e-3)
