@@ -89,9 +89,7 @@ def run(config, workdir) -> dict:
             summary |= {"labelled": count, "top1": float(confusion.trace() / count)}
             summary |= supervised.class_scores(confusion, classes, workdir)
             if config.dataset.labels and config.dataset.labels == meta["config"]["dataset"]["labels"]:
-                report.say(
-                    "note: these labels are those that the classifier has learnt from, so its scores here are too high"
-                )
+                report.say("note: the classifier has learnt from these labels: its scores here are too high")
         summary |= json.loads(metadata.metadata.get(b"scores", b"{}"))
     return summary
 
