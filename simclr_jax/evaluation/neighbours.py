@@ -77,7 +77,7 @@ def _write_duplicates(stored, share, output):
         if groups[row] >= 0
     ]
     files.write_csv(output, [("group", "name", "similarity"), *lines])
-    count = groups.max() + 1
+    count = int(groups.max()) + 1
     print(
         f"{escape(output)}: {len(lines):,} of {len(groups):,} images in {count:,} group{'s' * (count != 1)}; "
         f"their similarity is {threshold:.4f} or more",

@@ -42,6 +42,7 @@ class Examples(NamedTuple):
     num_examples: int
     num_classes: int
     class_names: tuple = ()
+    label_sets: None = None
     value_range: None = None
     order: None = None
     channels: int = 3
