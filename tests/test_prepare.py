@@ -348,6 +348,7 @@ def fit(run_config, until, folder):
     return jax.device_get(train.fit(task._replace(num_steps=until), run_config, folder)["params"])
 
 
+@pytest.mark.journey
 def test_a_pretraining_resumes_in_the_middle(prepared, tmp_path):
     run_config = pretraining(prepared)
     straight = fit(run_config, 5, tmp_path / "straight")
@@ -355,6 +356,7 @@ def test_a_pretraining_resumes_in_the_middle(prepared, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, fit(run_config, 5, tmp_path / "resumed"), straight)
 
 
+@pytest.mark.journey
 def test_two_processes_share_the_examples(prepared, tmp_path):
     flags = ["--config=configs/digits.py", "", "--config.num_steps=3"]
     flags += [f"--config.dataset.{key}" for key in ("name=cows", f"data_dir={prepared}", "in_memory=False")]

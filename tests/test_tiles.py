@@ -217,6 +217,7 @@ def test_damaged_slides_are_left_out_by_name(slides, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.journey
 def test_pretrain_embed_and_predict_name_tiles(tmp_path):
     keys = {"dataset.name": "folder", "dataset.path": str(tmp_path / "slides")}
     for number in range(12):
