@@ -15,8 +15,7 @@ fi
 help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt"
 
-# XLA on CPU frees every activation: let glibc keep that memory, in huge pages (measured: 10 to 25 % less time).
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+# XLA on CPU frees every activation: let glibc keep that memory.
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 echo "== python -m $module ${arguments[*]}"
