@@ -108,7 +108,4 @@ def serve(run: Path, labels: str, names: list[str], where: str) -> None:
         server.daemon_threads = True
         host, root = f"127.0.0.1:{server.server_port}", f"/{secrets.token_urlsafe(16)}/"
         say(f"http://{host}{root}: the page, until Ctrl-C; its labels go into {escape(labels)}")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say(f"stopped; the labels are in {escape(labels)}")
+        server.serve_forever()
