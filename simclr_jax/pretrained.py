@@ -170,7 +170,7 @@ def load_model(path, *, use_average: bool = False, **changes) -> tuple[Any, dict
 
 def probabilities(meta: dict[str, Any], logits: jax.Array) -> jax.Array:
     """Returns the calibrated probabilities of a classifier's classes: [n, classes] -> [n, classes]."""
-    logits /= meta["calibration_temperature"] or 1.0
+    logits = logits / (meta["calibration_temperature"] or 1.0)
     return jax.nn.sigmoid(logits) if meta.get("several_labels") else jax.nn.softmax(logits)
 
 

@@ -194,8 +194,8 @@ def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
 def scores_of(logits: Features, source) -> dict[str, float]:
     """Returns the scores of `make_evaluate` for logits and labels of images of `source`."""
     if source.label_sets:
-        precisions = probes.average_precisions(logits.features, targets_of(logits, source))
-        return {"average_precision": float(np.nanmean(precisions))}
+        precisions = class_precisions(logits.features, targets_of(logits, source), source.class_names)
+        return {"average_precision": precisions["average_precision"]}
     return {f"top{k}": top_k(logits, k) for k in (1, 5)}
 
 
@@ -206,14 +206,26 @@ def targets_of(logits: Features, source) -> np.ndarray:
 
 def scores_of_classes(logits: Features, source, workdir) -> dict:
     """Returns the `class_scores` of logits and labels; of several labels an image the average precisions."""
-    class_names = source.class_names
     if source.label_sets:
-        precisions = probes.average_precisions(logits.features, targets_of(logits, source)).tolist()
-        return {"per_class": {name: p for name, p in zip(class_names, precisions) if p == p}}
+        precisions = class_precisions(logits.features, targets_of(logits, source), source.class_names)
+        return {"per_class": precisions["per_class"]}
     logits = probes.labelled(logits)
     confusion = np.zeros([logits.features.shape[1]] * 2, int)
     np.add.at(confusion, (logits.labels, logits.features.argmax(axis=1)), 1)
-    return class_scores(confusion, class_names, workdir)
+    return class_scores(confusion, source.class_names, workdir)
+
+
+def class_precisions(scores: np.ndarray, targets: np.ndarray, class_names) -> dict:
+    """Returns the `average_precision` of each class that has images, `per_class`, and their mean, or NaN.
+
+    Args:
+      scores, targets: [n, classes].
+      class_names: names of the classes.
+    """
+    precisions = zip(class_names, probes.average_precisions(scores, targets).tolist())
+    per_class = {name: precision for name, precision in precisions if not np.isnan(precision)}
+    mean = float(np.mean([*per_class.values()])) if per_class else np.nan
+    return {"average_precision": mean, "per_class": per_class}
 
 
 def draw_labels(source, *, labels_per_class: int | None, seed: int, workdir):
@@ -289,7 +301,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     """
     from simclr_jax.data import datasets
 
-    results, folds = [], list(folds_of(source))
+    results, scores, folds = [], [], folds_of(source)
     for number, (learnt, tested) in enumerate(folds):
         folder = workdir / f"fold{number}"
         fold = task._replace(batches=partial(batches, config, datasets.subset(source, learnt)))
@@ -297,6 +309,7 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
         with report.quiet():
             results.append(logits(train.fit(fold, config, folder)))
         name, score = next(iter(scores_of(results[-1], source).items()))
+        scores.append(score)
         report.say(
             f"fold {number + 1} of {len(folds)}: {name} {score:.3f} of {len(tested)} images, after "
             f"learning from {len(learnt)}"
@@ -305,9 +318,11 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
         return {"labels": source.num_examples}
     joined = features.concatenate(results)
     summary = scores_of(joined, source)
-    first = next(iter(summary))
-    spread = np.nanstd([scores_of(result, source)[first] for result in results])
-    summary |= {f"{first}_spread": float(spread), "folds": len(results), "labels": source.num_examples}
+    summary |= {
+        f"{name}_spread": float(np.nanstd(scores)),
+        "folds": len(folds),
+        "labels": source.num_examples,
+    }
     summary |= scores_of_classes(joined, source, workdir)
     return summary | calibrated(joined, source)
 
@@ -369,7 +384,7 @@ def _note_uneven_classes(config, source):
     """Prints a note where some class has ten times the images of another, and nothing evens that out."""
     from simclr_jax.data import datasets
 
-    counts = datasets.class_counts(source)
+    counts = datasets.class_counts(source, "class_weights")
     names = source.class_names or range(len(counts))
     smallest, largest = np.where(counts, counts, counts.max()).argmin(), counts.argmax()
     uneven = counts[largest] >= _UNEVEN * counts[smallest]

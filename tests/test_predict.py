@@ -148,12 +148,17 @@ def test_examples_without_names_are_called_by_split_and_index(finetuned_run, tmp
     assert summary["top1"] == pytest.approx(np.trace(summary["confusion"]) / 360)
 
 
-def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predicted, tmp_path):
-    run = epath.Path(tmp_path / "run")
+def with_temperature(classifier, run, temperature):
+    """The same classifier in another workdir, whose summary has this temperature."""
     run.mkdir()
     for name in ("config.json", "checkpoints"):
-        (tmp_path / "run" / name).symlink_to(classifier[0] / name)
-    (run / "summary.json").write_text(json.dumps({"calibration_temperature": 0.25}))
+        (run / name).symlink_to(classifier / name)
+    (run / "summary.json").write_text(json.dumps({"calibration_temperature": temperature}))
+    return run
+
+
+def test_a_temperature_of_the_run_divides_the_logits(classifier, photos, predicted, tmp_path):
+    run = with_temperature(classifier[0], tmp_path / "run", 0.25)
     summary = run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
     assert summary["calibration_temperature"] == 0.25
 
@@ -209,11 +214,7 @@ def test_quantiles_of_distances_among_labelled_images(tmp_path):
 
 
 def test_probabilities_that_are_all_alike_are_said(classifier, photos, tmp_path, capsys):
-    run = epath.Path(tmp_path / "run")
-    run.mkdir()
-    for name in ("config.json", "checkpoints"):
-        (tmp_path / "run" / name).symlink_to(classifier[0] / name)
-    (run / "summary.json").write_text(json.dumps({"calibration_temperature": 20.0}))
+    run = with_temperature(classifier[0], tmp_path / "run", 20.0)
     run_task("predict", tmp_path / "predicted", pretrained=str(run), **dataset_of(photos))
     said = capsys.readouterr().out
     assert re.search("note: no probability is above 0.3[34], where chance is 0.33: the classifier has", said)

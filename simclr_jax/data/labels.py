@@ -127,8 +127,7 @@ def update(path: str, changes: dict[str, str], names: Iterable[str], where: str)
     """
     is_there = files.exists(path)
     head, columns, _, lines = _table(path) if is_there else (["name", "label"], (0, 1), {}, [])
-    name_of = {name.encode("utf-8", "backslashreplace").decode(): name for name in names}
-    match, missing = _matcher(name_of, where), dict(changes)
+    match, missing = _matcher(_by_spelling(names)[0], where), dict(changes)
     for _, cells in lines:
         for fitting in match(cells[columns[0]]):
             if fitting in changes:

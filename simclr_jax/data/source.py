@@ -188,7 +188,7 @@ def labelled(source: Source) -> Source:
     return subset(source, np.flatnonzero(source.labels >= 0))
 
 
-def class_counts(source: Source, setting: str = "") -> np.ndarray:
+def class_counts(source: Source, setting: str) -> np.ndarray:
     """Returns the number of examples of each class, int [classes].
 
     Raises:
@@ -227,14 +227,9 @@ def few_labels(source: Source, labels_per_class: int, *, seed: int) -> np.ndarra
     Raises:
       UserError: a class has fewer, there are no labels, or the source is a stream.
     """
-    if not source.random_access:
-        raise UserError(
-            f"{source.name}: labels_per_class={labels_per_class} needs all labels at the start; "
-            "set --config.dataset.in_memory=True"
-        )
+    class_counts(source, f"labels_per_class={labels_per_class}")
     if not source.num_classes:
         raise UserError(f"{source.name} has no labels: choose one that has, or unset labels_per_class")
-    class_counts(source, f"labels_per_class={labels_per_class}")
     order = np.random.default_rng([seed, 0]).permutation(source.num_examples)
     rows = []
     for label in range(source.num_classes):

@@ -13,7 +13,7 @@ import pyarrow
 from pyarrow import parquet
 
 from simclr_jax import checkpoint, parallel, pretrained, supervised
-from simclr_jax.evaluation import doubt, features, parts, probes
+from simclr_jax.evaluation import doubt, features, parts
 from simclr_jax.process import UserError, escape, files, first_few
 from simclr_jax.workdir import report
 
@@ -70,7 +70,7 @@ def run(config, workdir) -> dict:
         with (workdir / FILE).open("rb") as file:
             metadata = parquet.read_metadata(file)
             table = parquet.read_table(file, columns=["label", "probability"])
-            labels, largest = table["label"].to_pylist(), max(table["probability"].to_pylist(), default=1)
+            labels, largest = table["label"].to_pylist(), table["probability"].to_numpy().max(initial=0)
         _say_counts(plan.result, list(filter(None, labels)))
         if not several and len(labels) >= _MANY and largest < 1 / len(classes) + _SAME:
             report.say(
@@ -220,10 +220,8 @@ def _labels(classes, probabilities, several):
 def _average_precisions(classes, truth, probabilities):
     """The scores of the summary from true labels such as `a;b`, [n], and probabilities [n, classes]."""
     targets = np.array([[name in label.split(";") for name in classes] for label in truth])
-    precisions = probes.average_precisions(np.array(probabilities), targets)
-    per_class = {name: float(value) for name, value in zip(classes, precisions) if value == value}
-    mean = {"average_precision": float(np.nanmean(precisions))} if per_class else {}
-    return {"labelled": len(truth), **mean, "per_class": per_class}
+    scores = supervised.class_precisions(np.array(probabilities), targets, classes)
+    return {"labelled": len(truth), **(scores if scores["per_class"] else {"per_class": {}})}
 
 
 def _read(plan, truths, count):
