@@ -40,6 +40,15 @@ def test_linear_accuracy_is_that_of_scaled_logistic_regression(digits):
     assert expected > 0.9
 
 
+def test_probabilities_are_those_of_scaled_logistic_regression(digits):
+    train, held_out = digits
+    few = Features(train.features[:40], train.labels[:40])
+    scaler = StandardScaler().fit(held_out.features)
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(few.features), few.labels)
+    expected = model.predict_proba(scaler.transform(held_out.features))
+    np.testing.assert_allclose(probes.probabilities(few, held_out.features), expected, atol=2e-3)
+
+
 def test_linear_accuracy_does_not_depend_on_the_scale_of_features(digits):
     train, held_out = digits
     scale = np.logspace(-3, 3, train.features.shape[1], dtype=np.float32)

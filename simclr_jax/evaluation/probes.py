@@ -68,6 +68,20 @@ def linear_accuracy(train: Features, held_out: Features) -> float:
     return accuracy
 
 
+def probabilities(train: Features, features: np.ndarray) -> np.ndarray:
+    """Returns the probabilities, [n, classes in `train`], of logistic regression on `train`, L2 weight 1.
+
+    Features are scaled by their deviation in `features`, [n, w], which need not be copied for it.
+    """
+    from scipy.special import softmax
+
+    mean, deviation = scale = _scale(features)
+    with _fitting():
+        _, weights = _logistic_regression(Features(_standardize(train.features, scale), train.labels))
+    scaled = weights[:-1] / deviation[:, None]
+    return softmax(predict(np.vstack([scaled, weights[-1] - mean @ scaled]), features), axis=1)
+
+
 def few_label_accuracies(
     train: Features, held_out: Features, *, labels_per_class: int, draws: int = 20, seed: int = 0
 ) -> list[float]:

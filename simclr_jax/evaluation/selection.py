@@ -1,16 +1,17 @@
 """Methods that choose the images whose labels are worth most.
 
-Each is a function (features, count, labelled, seed) -> rows, int [count], the best first:
+Each is a function (features, count, labels, seed) -> rows, int [count], the best first:
 
   features: float32 [n, d], rows of length 1.
   count: number of images to choose; a larger choice begins with the smaller one.
-  labelled: rows that have a label already.
+  labels: int [n], -1 for the images to choose from; several labels an image are a class by themselves.
   seed: decides samples and random orders.
 """
 
 import numpy as np
 
-from simclr_jax.evaluation.features import unit_rows
+from simclr_jax.evaluation import doubt, probes
+from simclr_jax.evaluation.features import Features, unit_rows
 from simclr_jax.evaluation.stored import DIMENSIONS, StoredFeatures
 
 _SAMPLE = 10_000  # Images that `typical` considers.
@@ -25,26 +26,55 @@ def candidates(stored: StoredFeatures) -> np.ndarray:
     return np.flatnonzero(np.array(stored.split) == "train")
 
 
-def typical(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -> np.ndarray:
+def default(labels: np.ndarray) -> str:
+    """Returns the name of the method for these labels: `doubtful` where they are of two classes or more."""
+    return "doubtful" if len(np.unique(labels[labels >= 0])) > 1 else "typical"
+
+
+def typical(features: np.ndarray, count: int, labels: np.ndarray, seed: int) -> np.ndarray:
     """Chooses always the image that brings most images near to one with a label.
 
     MaxHerding (arXiv 2407.12212): greedily maximises the mean over all images of the largest similarity to
     an image with a label. It chooses from a random sample of `_SAMPLE` images at most; what `count` takes
     beyond them is random.
     """
-    unlabelled = np.setdiff1d(np.arange(len(features)), labelled)
-    order = np.random.default_rng(seed).permutation(unlabelled)
-    sample = np.sort(order[:_SAMPLE])
-    points = _balance(features[np.concatenate([sample, labelled])])
+    order = random(features, len(labels), labels, seed)
+    chosen = _herd(features, count, labels, order[:_SAMPLE], order)
+    return np.concatenate([chosen, order[_SAMPLE:]])[:count]
+
+
+def doubtful(features: np.ndarray, count: int, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Chooses as `typical`, but among the half of the images of which a classifier is less sure.
+
+    The classifier is a logistic regression on the labels. Half of the images have a smaller margin between
+    the two likeliest classes; the nearness of all counts. Others follow by their margins, where `count` is
+    larger. Labels of fewer than two classes tell no doubts: then it is `typical`.
+    """
+    if default(labels) == "typical":
+        return typical(features, count, labels, seed)
+    order, known = random(features, len(labels), labels, seed), labels >= 0
+    train = Features(features[known], labels[known])
+    margins = doubt.margins(probes.probabilities(train, features))
+    by_doubt = order[margins[order].argsort(kind="stable")]
+    half = by_doubt[: (len(order) + 1) // 2]
+    chosen = _herd(features, count, labels, order[:_SAMPLE], half)
+    return np.concatenate([chosen, by_doubt[~np.isin(by_doubt, chosen)]])[:count]
+
+
+def _herd(features, count, labels, sample, allowed):
+    """At most `count` rows in both `sample` and `allowed` that bring most of the sample near to a label."""
+    sample = np.sort(sample)
+    points = _balance(features[np.concatenate([sample, np.flatnonzero(labels >= 0)])])
     points, labelled_points = points[: len(sample)], points[len(sample) :]
     similarity = np.exp((points @ points.T - 1) / _WIDTH)
     nearest = np.zeros(len(sample), np.float32)  # Every image's similarity to the nearest label.
     for point in labelled_points:
         nearest = np.maximum(nearest, np.exp((points @ point - 1) / _WIDTH))
     # The gain of an image only falls as others are chosen: it is computed again where it could be the most.
-    gains = np.full(len(sample), np.inf, np.float32)
+    is_allowed = np.isin(sample, allowed)
+    gains = np.where(is_allowed, np.float32(np.inf), np.float32(-1))
     chosen = []
-    while len(chosen) < min(count, len(sample)):
+    while len(chosen) < min(count, is_allowed.sum()):
         best = int(gains.argmax())
         gain = np.maximum(similarity[best] - nearest, 0).sum()
         if gain < gains[best]:
@@ -52,7 +82,7 @@ def typical(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -
         else:
             chosen.append(best)
             nearest, gains[best] = np.maximum(nearest, similarity[best]), -1
-    return np.concatenate([sample[chosen], order[_SAMPLE:][: count - len(chosen)]])
+    return sample[chosen]
 
 
 def _balance(features):
@@ -69,9 +99,9 @@ def _balance(features):
     return unit_rows(pca.transform(features) / scale)
 
 
-def coverage(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -> np.ndarray:
+def coverage(features: np.ndarray, count: int, labels: np.ndarray, seed: int) -> np.ndarray:
     """Chooses always the image that is farthest from all before; the first is the nearest to the mean."""
-    chosen = []
+    labelled, chosen = np.flatnonzero(labels >= 0), []
     if len(labelled):
         nearest = np.max([features @ features[row] for row in labelled], axis=0)
     else:
@@ -84,10 +114,9 @@ def coverage(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) 
     return np.array(chosen)
 
 
-def random(features: np.ndarray, count: int, labelled: np.ndarray, seed: int) -> np.ndarray:
+def random(features: np.ndarray, count: int, labels: np.ndarray, seed: int) -> np.ndarray:
     """Chooses random images."""
-    rows = np.setdiff1d(np.arange(len(features)), labelled)
-    return np.random.default_rng(seed).permutation(rows)[:count]
+    return np.random.default_rng(seed).permutation(np.flatnonzero(labels < 0))[:count]
 
 
-METHODS = {"typical": typical, "coverage": coverage, "random": random}
+METHODS = {"typical": typical, "doubtful": doubtful, "coverage": coverage, "random": random}

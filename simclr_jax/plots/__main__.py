@@ -60,13 +60,6 @@ def figures_of_images(images: gallery.Gallery):
     yield "map", figures.embedding_map(images.thumbnails, images.places, images.labels, class_names, title)
 
 
-def _newest_labels(run: Path) -> str | None:
-    """The CSV file of labels that the newest run in a folder of `run` was trained with, if it is there."""
-    configs = sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    paths = (records.read_config(path.parent)["dataset"].get("labels") for path in configs)
-    return next((path for path in paths if path and files.exists(path)), None)
-
-
 def _add_labels(features: StoredFeatures, path: str | None) -> tuple[StoredFeatures, dict[str, str]]:
     """Gives images the labels of a CSV file, if any, in the place of others; returns {name: label}, too."""
     if path is None:
@@ -110,7 +103,8 @@ def main(argv: list[str]) -> None:
         return
     features = runs.load_features(run, args.path)
     records.find_images(features.config)
-    labels = args.labels or _newest_labels(run) or (f"{run}/labels.csv" if args.serve else None)
+    labels = args.labels or records.newest_labels(run).get("labels")
+    labels = labels or (f"{run}/labels.csv" if args.serve else None)
     is_new = args.serve and not files.exists(labels)
     features, given = _add_labels(features, None if is_new else labels)
     print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)

@@ -87,10 +87,11 @@ def _evenly(values, count):
 def _suggested(stored):
     """Rows of images to label, from the training images without a label, or from all if each has one."""
     rows = selection.candidates(stored)
-    labelled = np.flatnonzero(stored.labels[rows] >= 0)
-    labelled = labelled if len(labelled) < len(rows) else labelled[:0]
-    count = min(SUGGESTED, len(rows) - len(labelled))
-    return rows[selection.typical(stored.features[rows], count, labelled, 0)]
+    labels = stored.labels[rows]
+    labels = labels if (labels < 0).any() else np.full(len(rows), -1)
+    count = min(SUGGESTED, int((labels < 0).sum()))
+    choose = selection.METHODS[selection.default(labels)]
+    return rows[choose(stored.features[rows], count, labels, 0)]
 
 
 def _read_images(stored, rows, large_rows):

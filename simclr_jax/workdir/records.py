@@ -5,6 +5,7 @@ A workdir belongs to the run of its `config.json`; `summary.json` marks a run th
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -124,6 +125,16 @@ def _resolve(config):
         if dataset.get(key) and files.is_local(dataset[key]):
             dataset[key] = os.path.abspath(os.path.expanduser(dataset[key]))
     return config | {"dataset": dataset} if dataset else config
+
+
+def newest_labels(run: Path) -> dict[str, Any]:
+    """The `dataset` of the config of the newest run in a folder of `run` whose file of labels is still there.
+
+    It is empty where there is none.
+    """
+    configs = sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    datasets = (read_config(path.parent)["dataset"] for path in configs)
+    return next((data for data in datasets if data.get("labels") and files.exists(data["labels"])), {})
 
 
 def read_summary(workdir) -> dict[str, Any] | None:
