@@ -92,7 +92,7 @@ def test_it_is_one_file_without_addresses(run):
     assert len(text) < 4_000_000 and "<b>&amp;" not in markup
 
 
-def write_predictions(workdir, dataset, probabilities, classes):
+def write_predictions(workdir, dataset, probabilities, classes, several=False):
     """Writes what predict does: the config and the probabilities, [n, classes], of the first n images."""
     workdir.mkdir(parents=True)
     config = tiny_config("predict", **{"dataset.name": "folder"})
@@ -102,7 +102,9 @@ def write_predictions(workdir, dataset, probabilities, classes):
     columns = {"name": [name_of(row) for row in range(len(probabilities))]}
     columns["label"] = [classes[row] for row in probabilities.argmax(axis=1)]
     columns |= {"probability": probabilities.max(axis=1)} | dict(zip(classes, probabilities.T))
-    table = pyarrow.table(columns).replace_schema_metadata({"class_names": json.dumps(classes)})
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {"class_names": json.dumps(classes), "several_labels": json.dumps(several)}
+    )
     parquet.write_table(table, workdir / "predictions.parquet")
 
 
@@ -271,4 +273,123 @@ def test_labels_and_corrections_go_on_from_those_of_the_newest_classifier(run, b
     opened.locator("#classes").fill("cat; dog")
     opened.keyboard.press("Enter")
     assert opened.locator("#keys button", has_text="dog").inner_text() == "b: dog"  # digits are taken
+    assert not faults
+
+
+def properties(digits):
+    """The classes of a digit, bool [n, 3]."""
+    return np.stack([digits % 2 == 0, digits > 4, np.isin(digits, [0, 6, 8, 9])], axis=1)
+
+
+@pytest.fixture
+def several(run, tmp_path):
+    """A run whose classifier tells several classes of an image, and has learnt from 20 labels."""
+    copy, digits = shutil.copytree(run, tmp_path / "run"), load_digits().target[:COUNT]
+    classes, truth = ["even", "high", "round"], properties(digits)
+    cells = [";".join(np.array(classes)[row]) or ";" for row in truth]
+    rows = [f'"{name_of(row)}","{cells[row]}"' for row in range(20)]
+    (tmp_path / "given.csv").write_text("\n".join(["name,label", *rows, ""]))
+    own = records.read_config(run)["dataset"]
+    dataset = own | {"labels": str(tmp_path / "given.csv"), "several_labels": True}
+    likely = np.where(truth, 0.9, 0.1) - 0.3 * np.eye(1, 3, 2) * (np.arange(COUNT) > 60)[:, None]
+    likely[40] = [0.8, 0.45, 0.7]
+    likely[41] = [0.2, 0.52, 0.3]
+    write_predictions(copy / "classifier" / "predicted", own, likely.clip(0, 1), classes, several=True)
+    records.save_config(copy / "classifier", tiny_config("finetune").to_dict() | {"dataset": dataset})
+    plots.main([str(copy)])
+    return copy, cells, likely
+
+
+def test_several_labels_an_image_come_from_the_classifier_and_its_file(several):
+    run, cells, likely = several
+    data = data_of(run)
+    assert data["several"] and data["given"] == {name_of(row): cells[row] for row in range(20)}
+    doubts = {entry["name"]: entry for entry in data["doubts"]}
+    assert next(iter(doubts)) == name_of(41) and doubts[name_of(41)]["caption"] == "high 0.52"
+    # Behind those that are predicted, the one that makes it doubtful.
+    assert doubts[name_of(40)]["caption"] == "even 0.80, round 0.70, high 0.45"
+    assert doubts[name_of(40)]["prediction"] == "even;round"
+    predicted = [data["classes"][number] for number in data["columns"]["prediction"]]
+    names = np.array(["even", "high", "round"])
+    assert predicted == [";".join(names[row > 0.5]) or ";" for row in likely]
+    margins = np.abs(2 * likely.clip(0, 1) - 1).min(axis=1)
+    np.testing.assert_allclose(data["margins"], margins, atol=1e-3)
+    text = (run / "plots" / "index.html").read_text()
+    assert "--labels=labels.csv --config.dataset.several_labels=True</code>" in text
+    assert "20 with a label of 3 classes" in text
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+def test_keys_add_and_take_away_one_of_several_labels(several, browser, tmp_path, width):
+    copy, _, _ = several
+    context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+    opened, faults = open_page(context, copy)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.locator("#classes").input_value() == "even, high, round"
+
+    def in_hand():
+        return opened.locator("#large").get_attribute("alt")
+
+    def press(*keys, place="#keys"):
+        for key in keys:
+            if width < 600:
+                opened.locator(f"{place} button", has_text=re.compile(f"^{key}:")).click()
+            else:
+                opened.keyboard.press(key)
+
+    opened.locator("#large").scroll_into_view_if_needed()
+    first = in_hand()
+    press("1", "2", "3", "1")
+    opened.reload()  # which keeps what is in hand
+    opened.locator("#large").scroll_into_view_if_needed()
+    assert in_hand() == first and opened.locator("#keys [aria-pressed=true]").all_inner_texts() == [
+        "2: high",
+        "3: round",
+    ]
+    press("Enter")
+    second = in_hand()
+    press("1", "s")
+    third = in_hand()
+    press("Enter")  # none of the classes
+    fourth = in_hand()
+    assert len({first, second, third, fourth}) == 4
+    press("2", "Enter")
+    press("u", "u")  # once the image is back, once its label is gone
+    assert in_hand() == fourth and not opened.locator("#keys [aria-pressed=true]").count()
+    press("s")
+
+    opened.locator("#by").select_option(
+        label=re.search(r"even \(\d+\)", opened.locator("#by").inner_text())[0]
+    )
+    figures = opened.locator("#doubt-rows figure")
+    names = [figures.nth(place).get_attribute("data-name") for place in range(2)]
+    assert figures.first.inner_text().startswith(f"{names[0]}: even;round, margin 0.1")
+    figures.first.locator("button").click()
+    pressed = opened.locator("#correct [aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["1: even", "3: round"]
+    press("1", "2", "1", place="#correct")
+    assert "wrong" in figures.first.get_attribute("class")
+    press("2", "1", "1", place="#correct")  # as it was predicted, in whatever order
+    assert "wrong" not in figures.first.get_attribute("class")
+    press("3", "Enter", place="#correct")
+    press("Enter", place="#correct")  # on the next one
+    assert "labelled even" in figures.first.inner_text() and "wrong" in figures.first.get_attribute("class")
+    assert "wrong" not in figures.nth(1).get_attribute("class")
+    opened.locator("#classes").fill("even, large, round")
+    opened.keyboard.press("Enter")
+    with opened.expect_download() as download:
+        opened.locator("#download").click()
+    download.value.save_as(tmp_path / "labels.csv")
+    with open(tmp_path / "labels.csv", newline="", encoding="utf-8-sig") as file:
+        labels = {row["name"]: row["label"] for row in csv.DictReader(file) if row["label"]}
+
+    def renamed(label):
+        return ";".join(sorted("large" if part == "high" else part for part in label.split(";")))
+
+    likeliest = opened.evaluate(
+        "(name) => DATA.doubts.find((doubt) => doubt.name === name).prediction", names[1]
+    )
+    made = {first: "large;round", third: ";", names[0]: "even", names[1]: renamed(likeliest)}
+    assert labels == {name: renamed(label) for name, label in data_of(copy)["given"].items()} | made
     assert not faults

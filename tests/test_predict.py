@@ -98,7 +98,7 @@ def test_every_image_has_a_row_in_order(classifier, predicted, photos):
     table = parquet.read_table(workdir / "predictions.parquet")
     assert table.column_names == list(rows[0]) and table["name"].to_pylist() == [row["name"] for row in rows]
     np.testing.assert_allclose(table["null"].to_numpy(), actual[:, 2], atol=1e-6)
-    np.testing.assert_allclose(page._read_predictions(workdir).probabilities, actual, atol=1e-6)
+    np.testing.assert_allclose(page.read_predictions(workdir).probabilities, actual, atol=1e-6)
     assert not (workdir / "parts").exists()
 
 

@@ -150,6 +150,23 @@ def test_labels_by_keys_are_saved_at_once_and_a_button_trains(server, browser, m
     assert not faults
 
 
+def test_several_labels_an_image_are_read_as_such_and_trained(run, tmp_path, monkeypatch):  # noqa: F811
+    labels, lines, commands, ready = tmp_path / "labels.csv", [], [], threading.Event()
+    labels.write_text(f'name,label\n"{name_of(1)}","round; even"\n"{name_of(2)}",;\n')
+    monkeypatch.setattr(serve, "say", lambda line: (lines.append(line), ready.set()))
+    monkeypatch.setattr(serve.subprocess, "Popen", lambda command, **_: (commands.append(command), 1 / 0))
+    monkeypatch.setattr(threading, "excepthook", lambda *_: ready.set())
+    options = (run, str(labels), [name_of(row) for row in range(120)], "photos", True)
+    threading.Thread(target=serve.serve, args=options, daemon=True).start()
+    assert ready.wait(10)
+    ready.clear()
+    address = lines[0].partition(": the page")[0]
+    assert json.loads(ask(address + "labels")[1]) == {name_of(1): "even;round", name_of(2): ";"}
+    ask(address + "training", "{}")
+    assert ready.wait(10)
+    assert commands[0][-2:] == [f"--labels={labels}", "--config.dataset.several_labels=True"]
+
+
 def test_the_page_names_the_file(server):
     address, _, labels = server
     assert f'<html data-labels="{labels}" lang="en">' in ask(address)[1]

@@ -14,6 +14,7 @@ from simclr_jax import losses
 from simclr_jax.config import settings
 from simclr_jax.data import labels
 from simclr_jax.evaluation import calibration, doubt
+from simclr_jax.plots import page
 from simclr_jax.process.errors import UserError
 
 NAMES = ["1.png", "2.png", "3.png"]
@@ -116,6 +117,7 @@ def test_a_sigmoid_head_learns_them(task, photos, pretrained_run, tmp_path):
         assert (
             np.mean([row["label"] == row["truth"] for row in rows]) > 0.65
         )  # a softmax has one label at most: 0.48
+    assert page.read_predictions(tmp_path / "out").labels == [row["label"] for row in rows]
     truth = np.array([[name in row["truth"].split(";") for name in names] for row in rows])
     scores = [average_precision_score(truth[:, i], probabilities[:, i]) for i in range(2)]
     assert predicted["average_precision"] == pytest.approx(np.mean(scores), abs=1e-3)

@@ -1,5 +1,6 @@
 """Doubts about predictions: margin, entropy, and how unlike the labelled images an image is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,21 @@ class Labelled(NamedTuple):
 
     features: np.ndarray
     distances: np.ndarray
+
+
+def likeliest(
+    classes: Sequence[str], probabilities: np.ndarray, several: bool = False
+) -> tuple[list[str], np.ndarray]:
+    """Returns the labels of images, and how probable they are, [n], from probabilities [n, classes].
+
+    With `several` labels an image, they are those above 0.5, as in `a;b`, ';' where none is; their
+    probability is that of the least certain class.
+    """
+    names = np.array(classes, object)
+    if not several:
+        return names[probabilities.argmax(axis=1)].tolist(), probabilities.max(axis=1)
+    labels = [";".join(names[row]) or ";" for row in probabilities > 0.5]
+    return labels, np.maximum(probabilities, 1 - probabilities).min(axis=1)
 
 
 def margins(probabilities: np.ndarray, several: bool = False) -> np.ndarray:

@@ -60,13 +60,15 @@ def figures_of_images(images: gallery.Gallery):
     yield "map", figures.embedding_map(images.thumbnails, images.places, images.labels, class_names, title)
 
 
-def _add_labels(features: StoredFeatures, path: str | None) -> tuple[StoredFeatures, dict[str, str]]:
+def _add_labels(
+    features: StoredFeatures, path: str | None, several: bool
+) -> tuple[StoredFeatures, dict[str, str]]:
     """Gives images the labels of a CSV file, if any, in the place of others; returns {name: label}, too."""
     if path is None:
         return features, {}
     from simclr_jax.data import labels as label_files
 
-    given = label_files.read(path, features.names, features.dataset, classes=0)
+    given = label_files.read(path, features.names, features.dataset, classes=0, several=several)
     print(f"{len(given)} labels of {escape(path)}", flush=True)
     classes = sorted(set(given.values()))
     labels = np.array([classes.index(given[name]) if name in given else -1 for name in features.names])
@@ -81,6 +83,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--serve", action="store_true", help="shows the page on 127.0.0.1, and saves labels into --labels"
     )
+    parser.add_argument("--several_labels", action="store_true", help="an image may have several, as a;b")
     args = parser.parse_args(argv)
     run = args.run
     logged = (run / "metrics.jsonl").exists()
@@ -103,16 +106,20 @@ def main(argv: list[str]) -> None:
         return
     features = runs.load_features(run, args.path)
     records.find_images(features.config)
-    labels = args.labels or records.newest_labels(run).get("labels")
+    predictions, newest = page.read_predictions(run), records.newest_labels(run)
+    datasets = (newest, records.read_config(run)["dataset"])
+    several = args.several_labels or any(dataset.get("several_labels") for dataset in datasets)
+    several = several or (predictions is not None and predictions.several)
+    labels = args.labels or newest.get("labels")
     labels = labels or (f"{run}/labels.csv" if args.serve else None)
     is_new = args.serve and not files.exists(labels)
-    features, given = _add_labels(features, None if is_new else labels)
+    features, given = _add_labels(features, None if is_new else labels, several)
     print(f"{escape(run)}: a map of {min(len(features.names), gallery.MAX_IMAGES):,} images", flush=True)
     images = gallery.make(features)
     save(figures_of_images(images))
-    print(escape(page.write(run, images, drawn.get("views"), given)), flush=True)
+    print(escape(page.write(run, images, predictions, drawn.get("views"), given, several)), flush=True)
     if args.serve:
-        serve.serve(run, labels, features.names, features.dataset)
+        serve.serve(run, labels, features.names, features.dataset, several)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,17 @@ function make(tag, properties, ...children) {
   return element;
 }
 
+const unique = (names) => [...new Set(names.filter(Boolean))];
+// The classes in a label. Where an image may have several, it joins them as in "a;b", and ";" is none of them.
+const partsOf = (label) => (DATA.several ? unique(label.split(";").map((name) => name.trim())) : [label]);
+const joined = (names) => unique(names).sort().join(";") || ";";
+const spoken = (label) => (partsOf(label).length ? label : "none");
+
 function describe(row) {
   const { class: label, prediction } = DATA.columns;
   const parts = [images.names[row]];
-  if (label && label[row] >= 0) parts.push(DATA.classes[label[row]]);
-  if (prediction && prediction[row] >= 0) parts.push("predicted: " + DATA.classes[prediction[row]]);
+  if (label && label[row] >= 0) parts.push(spoken(DATA.classes[label[row]]));
+  if (prediction && prediction[row] >= 0) parts.push("predicted: " + spoken(DATA.classes[prediction[row]]));
   return parts.join(" · ");
 }
 
@@ -51,7 +57,7 @@ function colourBy(choice) {
   const counts = new Map();
   for (const number of numbers) counts.set(number, (counts.get(number) ?? 0) + 1);
   const present = [...counts.keys()].sort((one, other) => (one < 0) - (other < 0) || one - other);
-  const name = (number) => number < 0 ? "none" : choice === "cluster" ? "cluster " + (number + 1) : DATA.classes[number];
+  const name = (number) => number < 0 ? "none" : choice === "cluster" ? "cluster " + (number + 1) : spoken(DATA.classes[number]);
   const entries = present.slice(0, 40).map((number) => {
     const swatch = make("i", {});
     swatch.style.background = colour(number);
@@ -76,7 +82,7 @@ for (const row of DATA.outliers) $("outlier-rows").append(thumb(row, images.name
 
 // Labels are kept in the browser, by run: a reload loses none, nor does a page that was made anew.
 const key = "simclr-labels-" + DATA.id;
-const state = { classes: [], seen: [], labels: {}, skipped: [], history: [] };
+const state = { classes: [], seen: [], labels: {}, skipped: [], history: [], hand: null };
 let keeps = true;
 try {
   Object.assign(state, JSON.parse(localStorage.getItem(key) ?? "{}"));
@@ -84,12 +90,13 @@ try {
   keeps = false; // The browser, or the frame around the page, allows no storage.
 }
 const labelOf = (name) => state.labels[name] ?? DATA.given[name];
-const next = () => DATA.suggested.find(({ name }) => !labelOf(name) && !state.skipped.includes(name));
-const unique = (names) => [...new Set(names.filter(Boolean))];
-const added = DATA.classes.filter((name) => !state.seen.includes(name)); // A renamed class does not come back.
-state.classes = unique([...state.classes, ...added]);
+// The image to label: that in hand, whose classes are not yet confirmed by Enter, or the first without a label.
+const next = () => DATA.suggested.find(({ name }) => name === state.hand)
+  ?? DATA.suggested.find(({ name }) => !labelOf(name) && !state.skipped.includes(name));
+const added = unique(DATA.classes.flatMap(partsOf)).filter((name) => !state.seen.includes(name)); // A renamed class does not come back.
+state.classes = unique([...state.classes.flatMap(partsOf), ...added]);
 state.seen.push(...added);
-const names = () => unique([...state.classes, ...Object.values({ ...DATA.given, ...state.labels })]);
+const names = () => unique([...state.classes, ...Object.values({ ...DATA.given, ...state.labels }).flatMap(partsOf)]);
 const served = document.documentElement.dataset.labels; // The file that takes the labels where the page is served.
 let saved = { ...DATA.given }, problem = "", saving = false;
 
@@ -132,12 +139,27 @@ function classes() {
   return byKey;
 }
 
-function setLabel(name, label) {
+// The label of an image in hand: where it has none, the prediction that its figure shows.
+const current = (name, figure) => labelOf(name) ?? figure?.prediction ?? ";";
+
+// Takes a class as the label; where an image may have several, adds it to those that it has, or takes it away.
+function choose(name, label, figure) {
+  if (!DATA.several) return setLabel(name, label);
+  const before = partsOf(current(name, figure));
+  const after = before.includes(label) ? before.filter((other) => other !== label) : [...before, label];
+  setLabel(name, joined(after), true);
+}
+
+function setLabel(name, label, stays = false) {
   state.history.push([name, labelOf(name) ?? null, state.skipped.includes(name)]);
   state.skipped = state.skipped.filter((other) => other !== name);
-  if (label === null) state.skipped.push(name);
-  else state.labels[name] = label;
-  if (chosen?.dataset.name === name) {
+  if (label !== null) state.labels[name] = label;
+  else {
+    state.skipped.push(name);
+    if (name === state.hand) delete state.labels[name];
+  }
+  state.hand = stays && chosen?.dataset.name !== name ? name : null;
+  if (chosen?.dataset.name === name && !stays) {
     const following = chosen.nextElementSibling;
     if (following) following.querySelector("button").focus();
   }
@@ -150,6 +172,7 @@ function undo() {
   if (label === null) delete state.labels[name], delete DATA.given[name]; // The file has it since.
   else state.labels[name] = label;
   state.skipped = state.skipped.filter((other) => other !== name).concat(skipped ? [name] : []);
+  state.hand = DATA.several && !skipped ? name : null;
   draw();
 }
 
@@ -159,8 +182,10 @@ function setClasses(text) {
   const before = state.classes.filter((name) => !typed.includes(name));
   const after = typed.filter((name) => !state.classes.includes(name));
   if (typed.length === state.classes.length && before.length === 1)
-    for (const name of Object.keys({ ...DATA.given, ...state.labels }))
-      if (labelOf(name) === before[0]) state.labels[name] = after[0];
+    for (const name of Object.keys({ ...DATA.given, ...state.labels })) {
+      const parts = partsOf(labelOf(name));
+      if (parts.includes(before[0])) state.labels[name] = joined(parts.map((part) => (part === before[0] ? after[0] : part)));
+    }
   state.classes = typed;
   draw();
 }
@@ -181,12 +206,15 @@ function csv() {
   return ["\ufeffname,label,split,index", ...rows, ""].join("\n");
 }
 
-function buttons(image) {
-  const made = [...classes()].map(([letter, name]) =>
-    make("button", { textContent: `${letter}: ${name}`, onclick: () => setLabel(image, name), disabled: !image }),
-  );
+function buttons(image, figure) {
+  const label = current(image, figure), disabled = !image;
+  const made = [...classes()].map(([letter, name]) => {
+    const ariaPressed = DATA.several ? String(partsOf(label).includes(name)) : null;
+    return make("button", { textContent: `${letter}: ${name}`, ariaPressed, onclick: () => choose(image, name, figure), disabled });
+  });
   if (!made.length) made.push(make("em", { textContent: "Type the names of the classes first." }));
-  made.push(make("button", { textContent: "s: skip", onclick: () => setLabel(image, null), disabled: !image }));
+  if (DATA.several) made.push(make("button", { textContent: `Enter: ${spoken(label)}`, onclick: () => setLabel(image, label), disabled }));
+  made.push(make("button", { textContent: "s: skip", onclick: () => setLabel(image, null), disabled }));
   made.push(make("button", { textContent: "u: undo", onclick: undo, disabled: !state.history.length }));
   return made;
 }
@@ -198,15 +226,17 @@ function prediction({ name, caption, prediction, truth }, picture) {
   if (DATA.correctable) figure.dataset.name = name;
   figure.draw = () => {
     const label = DATA.correctable ? labelOf(name) : undefined, known = label ?? truth;
-    figure.classList.toggle("wrong", known !== undefined && known !== prediction);
+    figure.classList.toggle("wrong", known !== undefined && joined(partsOf(known)) !== joined(partsOf(prediction)));
     figure.classList.toggle("chosen", figure === chosen);
-    figure.lastChild.textContent = `${name}: ${caption}` + (label ? `; labelled ${label}` : truth ? `; is ${truth}` : "");
+    figure.lastChild.textContent = `${name}: ${caption}` + (label ? `; labelled ${spoken(label)}` : truth ? `; is ${spoken(truth)}` : "");
   };
   figure.prediction = prediction;
   return figure;
 }
 
 const MOST = 300; // Predictions of a class that are shown.
+// The classes among which each label is shown: its own, or ";" for none.
+const shownBy = DATA.classes.map((label) => (partsOf(label).length ? partsOf(label) : [label]));
 function showPredictions(choice) {
   chosen = null;
   const { class: labels, prediction: predicted } = DATA.columns;
@@ -215,10 +245,12 @@ function showPredictions(choice) {
     return prediction(doubt, make("button", { className: "picture", onclick: (event) => event.currentTarget.focus() }, image));
   });
   const [number, truth] = choice.split(",").map(Number);
-  const ofClass = () => [...predicted.keys()].filter((row) => predicted[row] === number && (truth === undefined || labels[row] === truth))
+  const isShown = (row) => predicted[row] >= 0 && shownBy[predicted[row]].includes(DATA.classes[number]);
+  const ofClass = () => [...predicted.keys()].filter((row) => isShown(row) && (truth === undefined || labels[row] === truth))
     .sort((one, other) => DATA.margins[one] - DATA.margins[other]).slice(0, MOST).map((row) => {
       const truth = labels && labels[row] >= 0 ? DATA.classes[labels[row]] : undefined;
-      const about = { name: images.names[row], caption: `ahead by ${DATA.margins[row].toFixed(2)}`, prediction: DATA.classes[number], truth };
+      const label = DATA.classes[predicted[row]], margin = DATA.margins[row].toFixed(2);
+      const about = { name: images.names[row], caption: DATA.several ? `${spoken(label)}, margin ${margin}` : `ahead by ${margin}`, prediction: label, truth };
       const picture = thumb(row, "", Math.max(1, Math.round(64 / sprite.size))).firstChild;
       picture.addEventListener("click", () => picture.focus()); // Some browsers leave the focus.
       return prediction(about, picture);
@@ -250,7 +282,7 @@ function draw() {
   $("keys").replaceChildren(...buttons(image?.name));
   $("names").replaceChildren(...names().map((value) => make("option", { value })));
   $("correct").hidden = !chosen;
-  if (chosen) $("correct").replaceChildren(make("span", { textContent: chosen.dataset.name }), ...buttons(chosen.dataset.name));
+  if (chosen) $("correct").replaceChildren(make("span", { textContent: chosen.dataset.name }), ...buttons(chosen.dataset.name, chosen));
   for (const figure of $("doubt-rows").children) figure.draw();
   if ($("download").href) URL.revokeObjectURL($("download").href);
   $("download").href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
@@ -258,20 +290,21 @@ function draw() {
 
 if (DATA.doubts.length || DATA.margins.length) {
   const counts = new Map();
-  for (const number of DATA.columns.prediction ?? []) counts.set(number, (counts.get(number) ?? 0) + 1);
-  const options = [...counts].filter(([number]) => number >= 0).sort(([one], [other]) => one - other);
+  for (const number of DATA.columns.prediction ?? [])
+    for (const name of number < 0 ? [] : shownBy[number]) counts.set(name, (counts.get(name) ?? 0) + 1);
+  const options = [...counts].map(([name, count]) => [DATA.classes.indexOf(name), count]).sort(([one], [other]) => one - other);
   $("by").replaceChildren(
     make("option", { value: "doubtful", textContent: "the most doubtful" }),
-    ...options.map(([number, count]) => make("option", { value: number, textContent: `${DATA.classes[number]} (${count})` })),
+    ...options.map(([number, count]) => make("option", { value: number, textContent: `${spoken(DATA.classes[number])} (${count})` })),
   );
   $("choice").hidden = !options.length;
   $("by").onchange = (event) => showPredictions(event.target.value);
   showPredictions("doubtful");
 }
 
-// Labels by predictions; a click on a number shows its images.
+// Labels by predictions, where both are one class; a click on a number shows its images.
 const { class: truths, prediction: predictions } = DATA.columns;
-if (truths && predictions) {
+if (truths && predictions && !DATA.several) {
   const cells = new Map(), rows = new Set(), columns = new Set();
   for (const [row, truth] of truths.entries()) {
     if (truth < 0 || predictions[row] < 0) continue;
@@ -321,11 +354,11 @@ $("classes").onkeydown = (event) => {
 $("other").onkeydown = (event) => {
   const name = event.target.value.trim(), image = chosen?.dataset.name ?? next()?.name;
   if (event.key !== "Enter" || !name || !image) return;
-  if (!names().includes(name)) state.classes.push(name);
+  for (const part of partsOf(name)) if (!names().includes(part)) state.classes.push(part);
   $("classes").value = state.classes.join(", ");
   event.target.value = "";
   event.target.blur();
-  setLabel(image, name);
+  for (const part of partsOf(name)) choose(image, part, chosen);
 };
 document.addEventListener("focusin", (event) => {
   const figure = event.target.closest("figure[data-name]");
@@ -339,10 +372,12 @@ document.addEventListener("keydown", (event) => {
   const shown = chosen ?? $("large"), image = chosen?.dataset.name ?? next()?.name;
   if (!image || !inView(shown)) return; // Nobody labels what is out of sight.
   const label = classes().get(event.key.toLowerCase());
-  if (label) setLabel(image, label);
+  const control = event.target.closest("button, a, summary"), picture = chosen && control?.closest("figure") === chosen;
+  if (label) choose(image, label, chosen);
   else if (event.key === "s") setLabel(image, null);
   else if (event.key === "/") $("other").focus();
-  else if (event.key === "Enter" && event.target.closest("figure") === chosen && chosen) setLabel(image, chosen.prediction);
+  else if (event.key === "Enter" && DATA.several && (picture || !control)) setLabel(image, current(image, chosen));
+  else if (event.key === "Enter" && picture) setLabel(image, chosen.prediction);
   else return;
   event.preventDefault();
 });

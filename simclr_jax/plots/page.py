@@ -30,26 +30,49 @@ _CORRECT = (
     "Click an image, or go there by Tab, and press the key of its class, or Enter where the prediction is "
     "right: the label goes into labels.csv, above."
 )
+_CORRECT_SEVERAL = (
+    "Click an image, or go there by Tab. Keys add classes to those that are predicted, or take them away; "
+    "Enter confirms: the label goes into labels.csv, above."
+)
+_DOUBTFUL = ("two classes are nearly as likely", "a class is nearly as likely as not")
+_KEYS = (
+    "press the key of its class for each image",
+    "press the keys of the classes of each image, then Enter, which without a class says none of them",
+)
 _OTHER_IMAGES = "They are no images of this run: to label some, copy them into its folder first."
 
 
 class Predictions(NamedTuple):
-    """The predictions of a run: names and classes of its file, and probabilities [names, classes]."""
+    """The predictions of a run: names and classes of its file, and probabilities [names, classes].
+
+    Labels are as in `doubt.likeliest`, with `several` an image where the classifier tells as many.
+    """
 
     run: Path
     names: list[str]
     classes: list[str]
     probabilities: np.ndarray
+    labels: list[str]
+    several: bool
 
 
-def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] | None = None) -> Path:
+def write(
+    run: Path,
+    images: gallery.Gallery,
+    predictions: Predictions | None = None,
+    views=None,
+    given: dict[str, str] | None = None,
+    several: bool = False,
+) -> Path:
     """Writes `run`/plots/index.html into the folder, which is there.
 
     Args:
       run: the workdir of a run.
       images: its images.
+      predictions: from `read_predictions`.
       views: the matplotlib figure of some views, where the run has made any.
       given: {name: label} of the labels that there are in a CSV file.
+      several: whether an image may have several labels.
 
     Returns:
       The path of the file.
@@ -57,16 +80,16 @@ def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] 
     from bokeh.embed import components
     from bokeh.resources import Resources
 
-    predictions = _read_predictions(run)
     same_images = predictions is not None and _dataset(predictions.run) == _dataset(run)
     data, threshold = _data(run, images, predictions, same_images, given or {})
+    data["several"] = several
     log = report.read(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     scripts, plots = components(_curves(log, _rounds(run)) | {"map": _map(images.places)})
     map_plot = plots.pop("map")
     sprite, data["sprite"] = _sprite(images.thumbnails)
     text = Template((_FOLDER / "page.html").read_text()).substitute(
         title=html.escape(f"{run.absolute().name}: what was learnt"),
-        subtitle=html.escape(_subtitle(images.stored, len(images.rows))),
+        subtitle=html.escape(_subtitle(images.stored, len(images.rows), several)),
         no_curves="" if plots else "hidden",
         curves="".join(f"<div>{plot}</div>" for plot in plots.values()),
         no_views="" if views else "hidden",
@@ -76,8 +99,12 @@ def write(run: Path, images: gallery.Gallery, views=None, given: dict[str, str] 
         suggested=len(data["suggested"]),
         no_doubts="" if data["doubts"] else "hidden",
         predictions=html.escape(escape(predictions.run)) if predictions else "",
-        advice=_CORRECT if same_images else _OTHER_IMAGES,
-        command=html.escape(_train_command(run)),
+        doubtful=_DOUBTFUL[several],
+        advice=(_CORRECT_SEVERAL if several else _CORRECT) if same_images else _OTHER_IMAGES,
+        keys=_KEYS[several],
+        command=html.escape(
+            escape(shlex.join(["python", "-m", *train_command(run.absolute(), several=several)]))
+        ),
         threshold=f"{threshold:.4f}",
         share=f"{similarity.SHARE:g}",
         duplicates=len(data["duplicates"]),
@@ -112,7 +139,8 @@ def _data(run, images, predictions, same_images, given):
         for row in images.suggested.tolist()
         if row in images.large
     ]
-    classes = list(dict.fromkeys([*stored.class_names, *(predictions.classes if predictions else [])]))
+    predicted = [*predictions.classes, *predictions.labels] if predictions else []
+    classes = list(dict.fromkeys([*stored.class_names, *predicted]))
     columns, margins = _columns(images, predictions if same_images else None, classes)
     data = {
         "id": hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16],
@@ -151,10 +179,11 @@ def _columns(images, predictions, classes):
         row_of = {name: row for row, name in enumerate(predictions.names)}
         rows = np.array([row_of.get(name, -1) for name in images.names])
         if rows.max() >= 0:
-            indices = np.array([classes.index(name) for name in predictions.classes])
-            best = indices[predictions.probabilities.argmax(axis=1)]
+            number_of = {name: number for number, name in enumerate(classes)}
+            best = np.array([number_of[label] for label in predictions.labels])
             columns["prediction"] = np.where(rows < 0, -1, best[rows])
-            margins = np.where(rows < 0, 1, doubt.margins(predictions.probabilities)[rows]).round(3).tolist()
+            margins = doubt.margins(predictions.probabilities, predictions.several)[rows]
+            margins = np.where(rows < 0, 1, margins).round(3).tolist()
     return columns | {"cluster": _clusters(images.stored.features[images.rows])}, margins
 
 
@@ -167,15 +196,19 @@ def _clusters(features):
         return KMeans(min(CLUSTERS, len(features)), n_init=5, random_state=0).fit(features).labels_
 
 
-def _train_command(run):
-    """The command that trains a classifier from the labels of the page."""
-    return shlex.join(["python", "-m", "simclr_jax", "round", escape(run.absolute()), "--labels=labels.csv"])
+def train_command(run: Path, labels: str = "labels.csv", several: bool = False) -> list[str]:
+    """Returns the module, and its words, that train a classifier of `run` from the labels of the page."""
+    flags = [f"--labels={labels}", *["--config.dataset.several_labels=True"] * several]
+    return ["simclr_jax", "round", str(run), *flags]
 
 
-def _subtitle(stored, count):
+def _subtitle(stored, count, several):
     shown = f", {count:,} of them here" if count < len(stored.names) else ""
     labels = int((stored.labels >= 0).sum())
-    labels = f"{labels:,} with a label of {len(stored.class_names)} classes" if labels else "without labels"
+    classes = {part for name in stored.class_names for part in (name.split(";") if several else [name])} - {
+        ""
+    }
+    labels = f"{labels:,} with a label of {len(classes)} classes" if labels else "without labels"
     total = f"{len(stored.names):,} images of {escape(stored.dataset)}"
     return f"{total}{shown}, {labels}; features of {escape(stored.run)}."
 
@@ -200,8 +233,8 @@ def _data_url(kind, save, **options):
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _read_predictions(run) -> Predictions | None:
-    """The newest predictions in `run`, in one of its folders, or in a folder of a classifier there."""
+def read_predictions(run: Path) -> Predictions | None:
+    """Reads the newest predictions in `run`, in one of its folders, or in a folder of a classifier there."""
     paths = [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}predictions.parquet")]
     if not paths:
         return None
@@ -211,17 +244,23 @@ def _read_predictions(run) -> Predictions | None:
     classes = json.loads(metadata[b"class_names"])
     titles = json.loads(metadata.get(b"columns", b"null")) or table.column_names[3:]  # Older files lack them.
     probabilities = np.stack([table[title].to_numpy() for title in titles], axis=1)
-    return Predictions(path.parent, table["name"].to_pylist(), classes, probabilities)
+    several = json.loads(metadata.get(b"several_labels", b"false"))
+    labels, _ = doubt.likeliest(classes, probabilities, several)
+    return Predictions(path.parent, table["name"].to_pylist(), classes, probabilities, labels, several)
 
 
 def _doubts(predictions, run, path):
-    """The images whose second class is nearly as likely, the most doubtful first; `run` has its in `path`."""
+    """The images of the smallest margins, the most doubtful first; those of `run` are in `path`."""
     doubts = {}
-    for row in doubt.margins(predictions.probabilities).argsort(kind="stable")[:DOUBTFUL]:
+    margins = doubt.margins(predictions.probabilities, predictions.several)
+    for row in margins.argsort(kind="stable")[:DOUBTFUL]:
         probabilities = predictions.probabilities[row]
-        likeliest = probabilities.argsort()[:-3:-1]
+        likeliest = probabilities.argsort()[::-1]
+        # Several labels are those above 0.5; the image is here for the class that is nearest to it.
+        shown = np.maximum((probabilities > 0.5).sum(), np.abs(probabilities[likeliest] - 0.5).argmin() + 1)
+        likeliest = likeliest[: shown if predictions.several else 2]
         words = (f"{predictions.classes[i]} {probabilities[i]:.2f}" for i in likeliest)
-        name, prediction = predictions.names[row], predictions.classes[likeliest[0]]
+        name, prediction = predictions.names[row], predictions.labels[row]
         doubts[name] = {"name": name, "caption": ", ".join(words), "prediction": prediction}
     config = ConfigDict(complete(records.read_config(predictions.run)))
     if config.dataset.path == records.read_config(run)["dataset"]["path"]:

@@ -14,18 +14,20 @@ import threading
 from http import HTTPStatus
 from pathlib import Path
 
+from simclr_jax.plots import page
 from simclr_jax.process import RunError, UserError, escape, files, say
 
 _MAX_BYTES = 10_000_000  # of a request
 
 
-def serve(run: Path, labels: str, names: list[str], where: str) -> None:
+def serve(run: Path, labels: str, names: list[str], where: str, several: bool = False) -> None:
     """Serves `run`/plots/index.html until Ctrl-C.
 
     Args:
       run: the workdir of a run.
       labels: the CSV file of labels, which is made where needed.
       names, where: the names of all images, and their folder.
+      several: whether an image may have several labels.
     """
     from simclr_jax.data import labels as label_files
 
@@ -37,7 +39,9 @@ def serve(run: Path, labels: str, names: list[str], where: str) -> None:
 
     def read_labels(_):
         with writing:
-            return label_files.read(labels, names, where, classes=0) if files.exists(labels) else {}
+            if not files.exists(labels):
+                return {}
+            return label_files.read(labels, names, where, classes=0, several=several)
 
     def write_labels(changes):
         if not all(isinstance(text, str) for pair in changes.items() for text in pair):
@@ -54,7 +58,7 @@ def serve(run: Path, labels: str, names: list[str], where: str) -> None:
         return training
 
     def run_round():
-        command = [sys.executable, "-m", "simclr_jax", "round", str(run), f"--labels={labels}"]
+        command = [sys.executable, "-m", *page.train_command(run, labels, several)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as process:

@@ -174,6 +174,7 @@ def _join(plan, workdir, classes, truths, labelled, at_least, several):
         {
             "class_names": json.dumps(classes),
             "columns": json.dumps(class_titles),
+            "several_labels": json.dumps(several),
             "confusion": json.dumps(confusion.tolist()),
             "scores": json.dumps(_average_precisions(classes, *zip(*known_rows)) if known_rows else {}),
         },
@@ -187,7 +188,7 @@ def _join(plan, workdir, classes, truths, labelled, at_least, several):
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(titles)
         for names, truth, _, probabilities, similarities in _read(plan, truths, len(classes)):
-            labels, sure = _labels(np.array(classes, object), probabilities, several)
+            labels, sure = doubt.likeliest(classes, probabilities, several)
             columns = dict(zip(class_titles, probabilities.T)) | {
                 "name": names,
                 "label": [label if value >= at_least else "" for label, value in zip(labels, sure)],
@@ -204,17 +205,6 @@ def _join(plan, workdir, classes, truths, labelled, at_least, several):
                 numbers = (value if isinstance(value, str) else f"{value:.6g}" for value in row[1:])
                 rows.writerow([files.csv_name(row[0]), *numbers])
         text.detach()
-
-
-def _labels(classes, probabilities, several):
-    """The labels of images, and their probabilities, [n].
-
-    Several labels are those above 0.5, ';' where none is; their probability is that of the least sure class.
-    """
-    if not several:
-        return classes[probabilities.argmax(axis=1)], probabilities.max(axis=1)
-    labels = [";".join(classes[row]) or ";" for row in probabilities > 0.5]
-    return labels, np.maximum(probabilities, 1 - probabilities).min(axis=1)
 
 
 def _average_precisions(classes, truth, probabilities):
