@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 
@@ -137,6 +138,13 @@ def test_predictions_for_other_images_of_these_names_stay_off_the_map(run, tmp_p
     assert set(data["columns"]) == {"cluster"} and not data["margins"] and not data["correctable"]
     assert len(data["doubts"]) == page.DOUBTFUL
     assert "copy them into its folder first" in (copy / "plots" / "index.html").read_text()
+
+    own = records.read_config(run)["dataset"]
+    write_predictions(copy / "round-1" / "predicted", own, np.eye(2)[np.arange(COUNT) % 2], ["yes", "no"])
+    os.utime(copy / "round-1" / "predicted" / "predictions.parquet", (0, 0))  # Older, but of the run's own.
+    plots.main([str(copy)])
+    data = data_of(copy)
+    assert len(data["margins"]) == COUNT and data["correctable"]
 
 
 @needs_chromium
@@ -338,15 +346,15 @@ def test_keys_add_and_take_away_one_of_several_labels(several, browser, tmp_path
             else:
                 opened.keyboard.press(key)
 
+    def pressed(place):
+        return opened.locator(f"{place} [aria-pressed=true]").all_inner_texts()
+
     opened.locator("#large").scroll_into_view_if_needed()
     first = in_hand()
     press("1", "2", "3", "1")
     opened.reload()  # which keeps what is in hand
     opened.locator("#large").scroll_into_view_if_needed()
-    assert in_hand() == first and opened.locator("#keys [aria-pressed=true]").all_inner_texts() == [
-        "2: high",
-        "3: round",
-    ]
+    assert in_hand() == first and pressed("#keys") == ["2: high", "3: round"]
     press("Enter")
     second = in_hand()
     press("1", "s")
@@ -355,25 +363,29 @@ def test_keys_add_and_take_away_one_of_several_labels(several, browser, tmp_path
     fourth = in_hand()
     assert len({first, second, third, fourth}) == 4
     press("2", "Enter")
-    press("u", "u")  # once the image is back, once its label is gone
-    assert in_hand() == fourth and not opened.locator("#keys [aria-pressed=true]").count()
+    press("u")
+    assert in_hand() == fourth and pressed("#keys") == ["2: high"]
+    press("u")
+    assert in_hand() == fourth and not pressed("#keys")
     press("s")
 
     opened.locator("#by").select_option(
         label=re.search(r"even \(\d+\)", opened.locator("#by").inner_text())[0]
     )
     figures = opened.locator("#doubt-rows figure")
-    names = [figures.nth(place).get_attribute("data-name") for place in range(2)]
+    names = [figures.nth(place).get_attribute("data-name") for place in range(3)]
     assert figures.first.inner_text().startswith(f"{names[0]}: even;round, margin 0.1")
     figures.first.locator("button").click()
-    pressed = opened.locator("#correct [aria-pressed=true]")
-    assert pressed.all_inner_texts() == ["1: even", "3: round"]
+    assert pressed("#correct") == ["1: even", "3: round"]
     press("1", "2", "1", place="#correct")
     assert "wrong" in figures.first.get_attribute("class")
     press("2", "1", "1", place="#correct")  # as it was predicted, in whatever order
     assert "wrong" not in figures.first.get_attribute("class")
     press("3", "Enter", place="#correct")
     press("Enter", place="#correct")  # on the next one
+    for key in [text[0] for text in pressed("#correct")]:  # and all are taken away from the one behind
+        press(key, place="#correct")
+    press("Enter", place="#correct")
     assert "labelled even" in figures.first.inner_text() and "wrong" in figures.first.get_attribute("class")
     assert "wrong" not in figures.nth(1).get_attribute("class")
     opened.locator("#classes").fill("even, large, round")
@@ -390,6 +402,6 @@ def test_keys_add_and_take_away_one_of_several_labels(several, browser, tmp_path
     likeliest = opened.evaluate(
         "(name) => DATA.doubts.find((doubt) => doubt.name === name).prediction", names[1]
     )
-    made = {first: "large;round", third: ";", names[0]: "even", names[1]: renamed(likeliest)}
+    made = {first: "large;round", third: ";", names[0]: "even", names[1]: renamed(likeliest), names[2]: ";"}
     assert labels == {name: renamed(label) for name, label in data_of(copy)["given"].items()} | made
     assert not faults

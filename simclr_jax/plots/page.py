@@ -234,11 +234,14 @@ def _data_url(kind, save, **options):
 
 
 def read_predictions(run: Path) -> Predictions | None:
-    """Reads the newest predictions in `run`, in one of its folders, or in a folder of a classifier there."""
+    """Reads the newest predictions in `run`, in one of its folders, or in a folder of a classifier there.
+
+    Those for its own images come before those for others.
+    """
     paths = [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}predictions.parquet")]
     if not paths:
         return None
-    path = max(paths, key=lambda path: path.stat().st_mtime)
+    path = max(paths, key=lambda path: (_dataset(path.parent) == _dataset(run), path.stat().st_mtime))
     table = parquet.read_table(path)
     metadata = table.schema.metadata
     classes = json.loads(metadata[b"class_names"])
