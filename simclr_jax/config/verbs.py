@@ -22,7 +22,7 @@ from a folder of images to predictions:
 
 more of a run:
   linear_eval, knn, transfer, distill, embed RUN      classifiers and features, in RUN/VERB
-  suggest RUN [--labelled=labels.csv]                 a CSV file of the images to label, by the labels so far
+  suggest RUN [--labelled=labels.csv]                 a CSV file of the images to label next
   nearest RUN                                         the images most similar to others
   export RUN                                          its network in other formats
   status RUN                                          how far it is

@@ -205,9 +205,7 @@ def train_command(run: Path, labels: str = "labels.csv", several: bool = False) 
 def _subtitle(stored, count, several):
     shown = f", {count:,} of them here" if count < len(stored.names) else ""
     labels = int((stored.labels >= 0).sum())
-    classes = {part for name in stored.class_names for part in (name.split(";") if several else [name])} - {
-        ""
-    }
+    classes = set(";".join(stored.class_names).split(";")) - {""} if several else stored.class_names
     labels = f"{labels:,} with a label of {len(classes)} classes" if labels else "without labels"
     total = f"{len(stored.names):,} images of {escape(stored.dataset)}"
     return f"{total}{shown}, {labels}; features of {escape(stored.run)}."
