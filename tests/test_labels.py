@@ -94,6 +94,17 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
             labels.read(str(path), NAMES, "PHOTOS")
 
 
+def test_predictions_are_labels_where_there_is_no_truth(tmp_path, capsys):
+    head = "name,label,probability,cat,dog,margin,entropy"
+    text = f"{head},truth\na/1.png,cat,0.9,0.9,0.1,0.8,0.3,dog\na/2.png,cat,0.9,0.9,0.1,0.8,0.3,\n"
+    text += "gr\u00fcn.png,,0.6,0.6,0.4,0.2,0.7,\n"
+    assert read(tmp_path, text) == {"a/1.png": "dog", "a/2.png": "cat"}
+    assert "labels.csv holds predictions, which count as labels where there is no" in capsys.readouterr().out
+    assert read(tmp_path, f"{head}\na/1.png,cat,0.9,0.9,0.1,0.8,0.3\n", classes=1) == {"a/1.png": "cat"}
+    assert read(tmp_path, "name,label,truth\na/1.png,cat,dog\n", classes=1) == {"a/1.png": "cat"}
+    assert "predictions" not in capsys.readouterr().out
+
+
 def test_one_class_may_be_enough(tmp_path):
     assert read(tmp_path, "name,label\na/1.png,cat\n", classes=1) == {"a/1.png": "cat"}
 

@@ -1,6 +1,7 @@
 """Images to label first: typical ones of every cluster, in an order of which every beginning is good."""
 
 import csv
+import os
 
 import numpy as np
 import pyarrow
@@ -177,6 +178,10 @@ def test_labels_of_two_classes_bring_their_doubts_and_a_classifier_tells_of_its_
     labels.write_text(f"name,label\n{share.argmin()}.png,b\n{share.argmax()}.png,a\n7.png,a;b\n")
     classifier = {"dataset.labels": str(labels), "dataset.name": "folder"}
     records.save_config(run / "classifier", tiny_config("transfer", **classifier).to_dict())
+    (tmp_path / "predictions.csv").write_text("name,label\n1.png,a\n2.png,b\n")  # Nobody has given these.
+    student = classifier | {"dataset.labels": str(tmp_path / "predictions.csv")}
+    records.save_config(run / "student", tiny_config("transfer", **student).to_dict())
+    os.utime(run / "classifier" / "config.json", (1, 1))
     suggest.main([str(run), "--count=2", f"--output={tmp_path}/without.csv"])
     out = capsys.readouterr().out
     assert "choosing 2 of 80 images: typical" in out

@@ -1,7 +1,8 @@
 """Labels by CSV, `--config.dataset.labels=FILE.csv`: a row an image, with the columns `name` and `label`.
 
 Files of `simclr_jax.evaluation.suggest` and of spreadsheets may have more columns, rows without a label, a
-byte order mark, a line `sep=;`, semicolons, tabs or bars in place of commas, and lines quoted as a whole.
+byte order mark, a line `sep=;`, semicolons, tabs or bars in place of commas, and lines quoted as a whole. In
+predictions.csv, which `predict` writes, the `truth` of an image goes before its predicted label.
 """
 
 import collections
@@ -268,9 +269,17 @@ def _rows(path, titles=("name", "label"), setting="dataset.labels", several=Fals
 
     `several` joins the columns of classes, where there is no column of labels, as in `a;b`.
     """
-    _, columns, class_of, lines = _table(path, titles, setting, several)
+    head, columns, class_of, lines = _table(path, titles, setting, several)
+    present = [cell.strip().casefold() for cell in head]
+    truth = columns[1]
+    if titles[1] == "label" and {"probability", "margin"} <= {*present}:
+        truth = present.index("truth") if "truth" in present else truth
+        say_once(
+            f"note: labels: {escape(path)} holds predictions, which count as labels where there is no truth: "
+            "scores on them tell agreement with their classifier, not accuracy"
+        )
     for row, cells in lines:
-        name, label = (cells[number] for number in columns)
+        name, label = cells[columns[0]], cells[truth] or cells[columns[1]]
         label = _join(cells, class_of, f"{setting}={escape(path)}, row {row}") if class_of else label
         if name.strip() or label.strip():
             yield row, name, label.strip()

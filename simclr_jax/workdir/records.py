@@ -130,11 +130,14 @@ def _resolve(config):
 def newest_labels(run: Path) -> dict[str, Any]:
     """The `dataset` of the config of the newest run in a folder of `run` whose file of labels is still there.
 
-    It is empty where there is none.
+    It is empty where there is none. Predictions that a run has learnt from are no such file.
     """
     configs = sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    datasets = (read_config(path.parent)["dataset"] for path in configs)
-    return next((data for data in datasets if data.get("labels") and files.exists(data["labels"])), {})
+    for dataset in (read_config(path.parent)["dataset"] for path in configs):
+        path = dataset.get("labels") or ""
+        if path and os.path.basename(path) != "predictions.csv" and files.exists(path):
+            return dataset
+    return {}
 
 
 def read_summary(workdir) -> dict[str, Any] | None:
