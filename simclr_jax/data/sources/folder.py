@@ -29,6 +29,14 @@ _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
 # Folders that storage and archives keep beside photographs, in lower case.
 _NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "__macosx")
+_KEYS = (
+    "classes",
+    "max_pixels",
+    "value_range",
+    "channels",
+    "group",
+    "tile",
+)  # Of `dataset`, for `catalogue`.
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
 _GLANCE = 8  # Images that a trial of a run decodes.
@@ -64,16 +72,11 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         path,
         seed=seed if config.split_seed is None else config.split_seed,
         workdir=workdir,
-        classes=config.classes,
         labels=config.labels and os.path.expanduser(config.labels),
         whole=split == "all",
-        max_pixels=config.max_pixels,
-        value_range=bounds,
-        channels=config.channels,
-        group=config.group,
-        tile=config.tile,
         overlap=config.tile_overlap,
         several=config.several_labels,
+        **{key: config[key] for key in _KEYS},
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
     names, labels = [name for name, _ in entries], np.array([label for _, label in entries], np.int32)
