@@ -100,14 +100,12 @@ def decode_bytes(
     """
     bounds = value_range and tuple(tuple(np.ravel(bound).tolist()) for bound in value_range)
     decode_any = _make_decode_any(bounds, max_pixels, channels, dtype)
-    if (channels, dtype) != (3, "uint8"):
+    if (channels, dtype, max_pixels) != (3, "uint8", MAX_PIXELS):
         return tf.ensure_shape(decode_any(contents), [None, None, channels])
     # Nearly all files are JPEG without tags. They take one branch only, since a branch costs more than the
     # search for tags; TensorFlow itself refuses those of more than MAX_PIXELS.
     begin = tf.strings.substr(contents, 0, SEARCHED)
     is_simple = _is_jpeg(contents) & ~_holds(begin, [_EXIF, _XMP_TAG])
-    if max_pixels != MAX_PIXELS:
-        is_simple = tf.constant(False)
     image = tf.cond(is_simple, lambda: decode_plain(contents), lambda: decode_any(contents))
     return tf.ensure_shape(image, [None, None, 3])
 
@@ -464,7 +462,8 @@ def _read_with_pillow(image, contents):
     orientation, alpha = _orientation(image), None
     is_animated = getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF")
     if _is_16_bits(contents):
-        pixels = _pixels_16(contents)
+        # Pillow would cut it to 8 bits.
+        pixels = tf.io.decode_png(contents, channels=4, dtype=tf.uint16).numpy()
         alpha = pixels[..., 3:] / np.float32(65535)
         alpha = alpha if (alpha < 1).any() else None
         pixels = pixels[..., : 1 if contents[25] in (0, 4) else 3]
@@ -523,8 +522,3 @@ def _orientation(image):
 
 def _is_16_bits(contents):
     return contents[:4] == b"\x89PNG" and contents[24] == 16
-
-
-def _pixels_16(contents):
-    """Decodes a PNG file of 16 bits to uint16 [h, w, 4]; Pillow would cut it to 8 bits."""
-    return tf.io.decode_png(contents, channels=4, dtype=tf.uint16).numpy()

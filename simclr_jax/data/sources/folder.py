@@ -216,18 +216,13 @@ def catalogue(
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
-    known = {
-        "channels": channels
-        or _tell_channels(where, [name for name in inspected if name not in skipped], facts),
-        "value_range": None,
-        "dtype": "uint8",
-    }
+    told = channels or _tell_channels(where, [name for name in inspected if name not in skipped], facts)
+    bounds = None
     if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
         sampled = {part: dtype for name, dtype in deep.items() for part in deviations.get(name, [name])}
-        bounds = value_range or _tell_range(path, sampled, known["channels"], max_pixels, tile)
-        known |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+        bounds = value_range or _tell_range(path, sampled, told, max_pixels, tile)
     if tile:
-        good, note = _cut(where, good, deviations, deep, known["value_range"])
+        good, note = _cut(where, good, deviations, deep, bounds)
         left_notes = [*left_notes, note]
     group_of = _groups(where, path, good, group, labels)
     listed, split_notes, class_notes = _assign(
@@ -248,7 +243,8 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    listed |= {"groups": group_of, **known}
+    listed |= {"groups": group_of, "channels": told, "value_range": bounds and list(bounds)}
+    listed["dtype"] = "float16" if deep else "uint8"
     kinds = collections.Counter(
         str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
     )
