@@ -305,6 +305,7 @@ def embed(config: ConfigDict) -> ConfigDict:
     config.dataset.in_memory = False
     config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
     config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most
+    config.beam = placeholder(str)  # flags of Apache Beam, whose workers make parts, as --runner=DirectRunner
     return config
 
 
@@ -315,6 +316,7 @@ def predict(config: ConfigDict) -> ConfigDict:
     config.dataset.in_memory = False
     config.splits = placeholder(str)  # splits, as train+eval; None: these two, or all images of a folder
     config.examples_per_part = 10_000  # images in memory, and lost by a crash, at most
+    config.beam = placeholder(str)  # flags of Apache Beam, whose workers make parts, as --runner=DirectRunner
     return config
 
 

@@ -137,9 +137,7 @@ def _resize(images, size, proportion, dtype) -> list[np.ndarray]:
         ) from None
     with eager_execution():
         return [
-            next(pipeline.eval_views([image], size, proportion, dtype))
-            if image.shape[:2] != (size, size)
-            else image
+            image if image.shape[:2] == (size, size) else pipeline.eval_view(image, size, proportion, dtype)
             for image in images
         ]
 

@@ -40,9 +40,8 @@ def to_array(
     Raises:
       UserError: it is another kind of image, or cannot be decoded.
     """
-    options = {"value_range": value_range, "channels": channels} | (
-        {"max_pixels": max_pixels} if max_pixels else {}
-    )
+    options = {"value_range": value_range, "channels": channels}
+    options |= {"max_pixels": max_pixels} if max_pixels else {}
     options["dtype"] = "uint8" if dtype == "uint8" else "float32"
     if isinstance(image, str | os.PathLike):
         if files.is_local(image) and not os.path.isfile(image):

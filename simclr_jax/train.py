@@ -181,10 +181,13 @@ def make_task(config, source, *, init, loss, batches, meta, evaluate=None) -> Ta
     The other arguments are attributes of `Task`.
     """
     schedule, num_steps = make_schedule(config, source.num_examples)
+    optimizer = config.optimizer
     return Task(
         init=init,
         loss=loss,
-        optimizer=make_optimizer(config, schedule),
+        optimizer=optim.make_optimizer(
+            optimizer.name, schedule, weight_decay=optimizer.weight_decay, momentum=optimizer.momentum
+        ),
         schedule=schedule,
         batches=batches,
         num_steps=num_steps,
@@ -222,16 +225,6 @@ def make_schedule(config, num_examples: int) -> tuple[optax.Schedule, int]:
         num_steps=num_steps,
         **sizes,
     ), num_steps
-
-
-def make_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Makes the optimiser of a config."""
-    return optim.make_optimizer(
-        config.optimizer.name,
-        schedule,
-        weight_decay=config.optimizer.weight_decay,
-        momentum=config.optimizer.momentum,
-    )
 
 
 def steps_in(epochs: float, config, num_examples: int) -> int:

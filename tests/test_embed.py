@@ -13,7 +13,7 @@ from simclr_jax import runs
 from simclr_jax.config import shipped
 from simclr_jax.data import datasets
 from simclr_jax.evaluation import features, parts
-from simclr_jax.process.errors import UserError
+from simclr_jax.process.errors import RunError, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +73,47 @@ def test_stopped_run_goes_on_behind_its_last_part(pretrained_run, in_one_part, t
 
 
 PARTS = [("train", 0), ("train", 500), ("train", 1000), ("eval", 0)]
+
+
+def test_workers_of_beam_make_the_parts_that_are_missing(pretrained_run, in_one_part, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    written = stop_at_part(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        embedded(pretrained_run, tmp_path, examples_per_part=500)
+    (tmp_path / "parts" / written.pop(0)).unlink()
+    flags = "--runner=DirectRunner --direct_running_mode=in_memory"
+    _, arrays = embedded(pretrained_run, tmp_path, examples_per_part=500, beam=flags)
+    made = [f"{split}-{start:09d}.parquet" for split, start in PARTS if (split, start) != ("train", 500)]
+    assert sorted(written[1:]) == sorted(made) and not (tmp_path / "parts").exists()
+    for name in ("split", "index", "label"):
+        np.testing.assert_array_equal(arrays[name], in_one_part[2][name])
+    np.testing.assert_allclose(arrays["features"], in_one_part[2]["features"], atol=1e-5)
+
+
+def test_the_error_of_a_worker_of_beam_is_one_line(pretrained_run, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+
+    def fail(path, *rest):
+        raise ValueError(f"no {path.name}")
+
+    monkeypatch.setattr(parts, "_write", fail)
+    flags = "--runner=DirectRunner --direct_running_mode=in_memory"
+    with pytest.raises(RunError, match=r"^a worker of Apache Beam failed: .*no \w+-000000000.parquet$"):
+        embedded(pretrained_run, tmp_path, beam=flags)
+
+
+REFUSED = {
+    "--runner=Slurm": "--runner=Slurm: expected DirectRunner, Data",
+    "--direct_num_workers=2": "--runner=None: expected DirectRunner, Data",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_other_runners_of_beam_are_refused_before_any_work(flags, pretrained_run, tmp_path):
+    pytest.importorskip("apache_beam")
+    with pytest.raises(UserError, match=REFUSED[flags]):
+        embedded(pretrained_run, tmp_path, beam=flags)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_has_file_names_and_its_own_labels(pretrained_run, tmp_path):

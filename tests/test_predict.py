@@ -114,6 +114,19 @@ def test_parts_and_stops_change_nothing(classifier, predicted, photos, tmp_path,
     assert again == summary
 
 
+def test_two_workers_of_beam_write_the_same_rows(classifier, predicted, photos, tmp_path):
+    pytest.importorskip("apache_beam")
+    settings = dataset_of(photos, examples_per_part=32, beam="--runner=DirectRunner --direct_num_workers=2")
+    summary = run_task("predict", tmp_path, pretrained=str(classifier[0]), **settings)
+    assert summary == predicted[1]
+    rows, expected = rows_in(tmp_path), rows_in(predicted[0])
+    assert [(row["name"], row["label"]) for row in rows] == [(row["name"], row["label"]) for row in expected]
+    numbers = [
+        [[float(row["probability"]), float(row["unlike"])] for row in table] for table in (rows, expected)
+    ]
+    np.testing.assert_allclose(*numbers, atol=1e-5)
+
+
 def test_labels_tell_accuracy_by_the_names_of_classes(classifier, photos, tmp_path):
     for digit, name in enumerate(["null", "label", "seven"]):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -24,7 +24,7 @@ from test_processes import ROOT, environment, join
 from simclr_jax import train
 from simclr_jax.data import datasets, decode, pipeline, prepare
 from simclr_jax.models import make_model
-from simclr_jax.process import UserError
+from simclr_jax.process import UserError, workers
 from simclr_jax.tasks import pretrain
 
 pytestmark = pytest.mark.slow
@@ -285,9 +285,9 @@ def test_wrong_arguments_are_refused_before_any_work(case, photos, prepared, tmp
 
 def test_a_missing_package_is_named(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    beam = importlib.reload(prepare)
+    importlib.reload(workers)
     with pytest.raises(UserError, match="apache_beam is not installed: pip install apache-beam"):
-        beam.main([str(photos), "--name=cows", f"--data_dir={tmp_path}", "--runner=DirectRunner"])
+        prepare.main([str(photos), "--name=cows", f"--data_dir={tmp_path}", "--runner=DirectRunner"])
 
 
 def test_beam_writes_the_same_bytes(photos, prepared, tmp_path):

@@ -218,8 +218,8 @@ def _distort(crop, unit, draws, recipe, dtype):
         sigma, kernel_size = low + (high - low) * draw["sigma"], 2 * blur_radius(crop.shape[0]) + 1
         x = tf.cond(draw["blur"] < recipe.blur_probability, lambda: _blur(x, kernel_size, sigma), lambda: x)
         x = _clip(x)
-    if recipe.solarize:
-        x = tf.cond(draw["solarize"] < recipe.solarize, lambda: _solarize(x), lambda: x)
+    if recipe.solarize:  # It inverts the values from 0.5 on (arXiv 2006.07733, appendix B).
+        x = tf.cond(draw["solarize"] < recipe.solarize, lambda: tf.where(x < 0.5, x, 1 - x), lambda: x)
     if recipe.noise:
         x = _noise(x, draw["noise"], recipe)
     x = _to_image(x)
@@ -302,11 +302,6 @@ def _value_and_chroma(planes):
 def _grayscale(planes):
     luma = tf.tensordot(tf.constant(LUMA), planes, 1)
     return tf.broadcast_to(luma, planes.shape)
-
-
-def _solarize(planes):
-    """Inverts the values from 0.5 on (arXiv 2006.07733, appendix B)."""
-    return tf.where(planes < 0.5, planes, 1 - planes)
 
 
 def _blur(planes, kernel_size, sigma):

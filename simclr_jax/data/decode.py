@@ -26,29 +26,12 @@ from simclr_jax.data import tiles
 from simclr_jax.data.readers import READERS, Raw, open_tiff, read_open_tiff
 from simclr_jax.views.recipe import LUMA
 
-# Image types: the suffix of a file, and the name of what reads such files: one of `readers.READERS`, or a
-# plugin of Pillow. Another type is one more entry, as IMAGE_TYPES[".ico"] = "ICO".
-IMAGE_TYPES = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".jp2": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".avif": "AVIF",
-    ".pbm": "PPM",
-    ".pgm": "PPM",
-    ".ppm": "PPM",
-    ".pnm": "PPM",
-    ".npy": "NPY",
-    ".dcm": "DICOM",
-}
+# Types by the name of what reads such files, one of `readers.READERS` or a plugin of Pillow.
+_SUFFIXES = {"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
+_SUFFIXES |= {"TIFF": ".tif .tiff", "JPEG2000": ".jp2 .j2k", "AVIF": ".avif", "PPM": ".pbm .pgm .ppm .pnm"}
+_SUFFIXES |= {"NPY": ".npy", "DICOM": ".dcm"}
+# The name by the suffix of a file. Another type is one more entry, as IMAGE_TYPES[".ico"] = "ICO".
+IMAGE_TYPES = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 # Traits that change how an image is displayed, in the words of the notes on a folder.
 TRAITS = ("rotated by their tag", "transparent, on white", "animations, first frame")
 MAX_PIXELS = 178_956_970  # The limit of Pillow and TensorFlow: 2**29 bytes of pixels.
@@ -117,14 +100,12 @@ def decode_bytes(
     """
     bounds = value_range and tuple(tuple(np.ravel(bound).tolist()) for bound in value_range)
     decode_any = _make_decode_any(bounds, max_pixels, channels, dtype)
-    if (channels, dtype) != (3, "uint8"):
+    if (channels, dtype, max_pixels) != (3, "uint8", MAX_PIXELS):
         return tf.ensure_shape(decode_any(contents), [None, None, channels])
     # Nearly all files are JPEG without tags. They take one branch only, since a branch costs more than the
     # search for tags; TensorFlow itself refuses those of more than MAX_PIXELS.
     begin = tf.strings.substr(contents, 0, SEARCHED)
     is_simple = _is_jpeg(contents) & ~_holds(begin, [_EXIF, _XMP_TAG])
-    if max_pixels != MAX_PIXELS:
-        is_simple = tf.constant(False)
     image = tf.cond(is_simple, lambda: decode_plain(contents), lambda: decode_any(contents))
     return tf.ensure_shape(image, [None, None, 3])
 
@@ -252,6 +233,10 @@ PLAIN = Facts("JPEG", 3, "uint8", (False, False, False))
 def inspect(contents: bytes, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> Facts:
     """Returns the facts of a file, which is decoded; see `read`."""
     kind, raw = read(contents, max_pixels, channels)
+    return _facts(kind, raw, channels)
+
+
+def _facts(kind, raw, channels):
     with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error where they are too few.
     traits = raw.orientation in range(2, 9), raw.is_transparent, raw.is_animated
     return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits)
@@ -393,15 +378,14 @@ def survey(path: str, tile: int, overlap: int, max_pixels: int, channels: int | 
         for y in tiles.starts(height, tile, overlap):
             region = tiles.stored_region((0, y, width, tile), size, orientation)
             raw = crop([at * here // there for at, here, there in zip(region, 2 * small, 2 * size)])
-            with_channels(raw.pixels, channels or raw.pixels.shape[-1])  # It raises an error if they are few.
+            facts = _facts(kind, raw._replace(orientation=orientation), channels)
             row = turn(raw.pixels, orientation)[..., :channels]
             step = max(1, reduction * row.shape[1] // width)
             for x in tiles.starts(width, tile, overlap):
                 first, last = (at * row.shape[1] // width for at in (x, x + tile))
                 pixels = row[::step, first : max(last, first + 1) : step]
                 deviations[x, y] = pixels.std(axis=(0, 1), dtype=np.float32)
-    traits = orientation in range(2, 9), raw.is_transparent, raw.is_animated
-    return Facts(kind, raw.pixels.shape[-1], raw.pixels.dtype.name, traits), deviations
+    return facts, deviations
 
 
 @contextmanager
@@ -416,9 +400,8 @@ def _opened(path, max_pixels, channels, reduction=1):
             with open_tiff(stream if "://" in path else path) as file:
                 page = file.pages.first
                 colours = (0, 1, 2, 3, 5, 6 if page.compression == 7 else 0)
-                if (
-                    page.photometric in colours and not 1 < page.bitspersample < 8
-                ):  # Pillow decodes others, all of the image.
+                # Pillow decodes others, all of the image.
+                if page.photometric in colours and not 1 < page.bitspersample < 8:
                     levels = [level.keyframe for level in file.series[0].levels] if reduction > 1 else [page]
                     level = sum(part.imagewidth * reduction >= page.imagewidth for part in levels) - 1
                     sizes = [(part.imagewidth, part.imagelength) for part in (page, levels[level])]
@@ -479,7 +462,8 @@ def _read_with_pillow(image, contents):
     orientation, alpha = _orientation(image), None
     is_animated = getattr(image, "is_animated", False) and image.format not in ("MPO", "TIFF")
     if _is_16_bits(contents):
-        pixels = _pixels_16(contents)
+        # Pillow would cut it to 8 bits.
+        pixels = tf.io.decode_png(contents, channels=4, dtype=tf.uint16).numpy()
         alpha = pixels[..., 3:] / np.float32(65535)
         alpha = alpha if (alpha < 1).any() else None
         pixels = pixels[..., : 1 if contents[25] in (0, 4) else 3]
@@ -538,8 +522,3 @@ def _orientation(image):
 
 def _is_16_bits(contents):
     return contents[:4] == b"\x89PNG" and contents[24] == 16
-
-
-def _pixels_16(contents):
-    """Decodes a PNG file of 16 bits to uint16 [h, w, 4]; Pillow would cut it to 8 bits."""
-    return tf.io.decode_png(contents, channels=4, dtype=tf.uint16).numpy()

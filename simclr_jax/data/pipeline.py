@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -181,22 +181,16 @@ def load_images(source: Source, shape: tuple[int, int, int]) -> np.ndarray:
     return images
 
 
-def eval_views(
-    images: Iterable[np.ndarray], image_size: int, proportion: float | None = None, dtype: str = "uint8"
-) -> Iterator[np.ndarray]:
-    """Yields the views that `eval_batches` makes, of images in memory.
+def eval_view(image: np.ndarray, image_size: int, proportion: float | None, dtype: str) -> np.ndarray:
+    """Returns the view that `eval_batches` makes, [s, s, c], of an image in memory.
 
     Args:
-      images: uint8 or floats in [0, 1], each [h, w, c].
+      image: uint8 or floats in [0, 1], [h, w, c].
       image_size: s.
       proportion: as in `augment.eval_view`.
       dtype: as in `train_batches`.
-
-    Returns:
-      Iterator of images [s, s, c].
     """
-    for image in images:
-        yield _cast(augment.eval_view(image, image_size, proportion=proportion), dtype).numpy()
+    return _cast(augment.eval_view(image, image_size, proportion=proportion), dtype).numpy()
 
 
 def _rows_of_process(batch_size, process_count):

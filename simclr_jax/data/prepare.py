@@ -32,14 +32,9 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from simclr_jax.data import CORES, datasets, decode
 from simclr_jax.data.sources import folder
-from simclr_jax.process import UserError, errors, escape, files, first_few, reason_of, say
+from simclr_jax.process import UserError, errors, escape, files, first_few, reason_of, say, workers
 
-
-def _refuse(error):
-    raise UserError(f"{error.name} is not installed: pip install {error.name.replace('_', '-')}") from None
-
-
-with epy.lazy_imports(error_callback=_refuse):
+with epy.lazy_imports(error_callback=workers.refuse_missing):
     import apache_beam as beam
     import datasets as huggingface
 
@@ -49,9 +44,6 @@ ExampleSerializer.serialize_example = lambda serializer, example: serializer.get
 ).SerializeToString(deterministic=True)
 
 _VERSION = "1.0.0"
-_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
-_DIRECT = ("--direct_num_workers=0", "--direct_running_mode=multi_processing")  # all cores of this machine
-_DIRECT += ("--default_sdk_harness_log_level=ERROR",)
 _JPEG = b"\xff\xd8\xff"
 _KEPT = (_JPEG, b"\x89PNG", b"BM")  # How files begin that are copied as they are.
 _ONE_COLOUR = 2 / 255  # The largest difference of values in an image that shows nothing.
@@ -68,7 +60,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max_side", type=int, help="reduces larger images, once, to this many pixels")
     parser.add_argument("--quality", type=int, default=90, help="of JPEG files that --max_side reduces (90)")
     parser.add_argument("--num_shards", type=int, help="files of a split; by default of 64 to 128 MB each")
-    parser.add_argument("--runner", choices=_RUNNERS, help="of Apache Beam; else this process works alone")
+    parser.add_argument(
+        "--runner", choices=workers.RUNNERS, help="of Apache Beam; else this process works alone"
+    )
     args, beam_flags = parser.parse_known_args(argv)
     args.data_dir, start = os.path.expanduser(args.data_dir), time.monotonic()
     home, config = epath.Path(args.data_dir) / args.name, _check(args, beam_flags)
@@ -106,8 +100,7 @@ def _check(args, beam_flags):
         raise UserError(f"{first_few(map(escape, beam_flags))}: unknown; options of Beam need --runner")
     config = tfds.download.DownloadConfig(num_shards=args.num_shards, beam_runner=args.runner)
     if args.runner:
-        beam_flags = [*_DIRECT * (args.runner == "DirectRunner"), *beam_flags]
-        config.beam_options = beam.options.pipeline_options.PipelineOptions(beam_flags)
+        config.beam_options = workers.make_options([f"--runner={args.runner}", *beam_flags])
     return config
 
 

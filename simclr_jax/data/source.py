@@ -97,7 +97,7 @@ class LostFiles:
 
     def mask(self, names: np.ndarray) -> np.ndarray:
         """Returns whether each of the names is lost, bool [n]."""
-        return np.isin(names, list(self._reasons))
+        return np.fromiter((name in self._reasons for name in names), bool, len(names))
 
 
 def are_too_many(lost: int, total: int) -> bool:

@@ -1,8 +1,12 @@
 """Rows for every image of a dataset, in parts: memory does not grow with it, and a stopped run goes on.
 
-Each part is a Parquet file in `WORKDIR/parts` until the task has joined them into its result.
+Each part is a Parquet file in `WORKDIR/parts` until the task has joined them into its result. The processes
+of the run make it, or with `config.beam` a worker of Apache Beam.
 """
 
+import functools
+import shlex
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -11,13 +15,15 @@ import jax
 import numpy as np
 import pyarrow
 from etils import epath
+from ml_collections import ConfigDict
 from pyarrow import parquet
 
 from simclr_jax import parallel, pretrained
-from simclr_jax.process import UserError, escape, files, group, trial
+from simclr_jax.process import UserError, escape, files, group, trial, workers
 from simclr_jax.workdir import records, report
 
 ORIGIN = "origin.json"
+_working = threading.Lock()  # A worker of Beam may have several threads, but holds one part at a time.
 
 
 class Plan(NamedTuple):
@@ -27,14 +33,14 @@ class Plan(NamedTuple):
       sources: {split: examples}.
       spans: (split, first row, row behind the last) of every part.
       paths: the files of the parts.
-      done: number of parts that are finished.
+      done: whether each part is finished, bool [parts].
       result: the file that the parts are joined into; once it exists, they are removed.
     """
 
     sources: dict[str, Any]
     spans: list[tuple[str, int, int]]
     paths: list[epath.Path]
-    done: int
+    done: np.ndarray
     result: epath.Path
 
     @property
@@ -60,6 +66,10 @@ def make_plan(config, workdir, result: str) -> Plan:
     """Opens the splits of a run whose rows go to the file `result` in `workdir`."""
     from simclr_jax.data import datasets
 
+    if config.beam:
+        workers.make_options(shlex.split(config.beam))
+        if jax.process_count() > 1 or config.dataset.name == "arrays":
+            raise UserError("beam: its workers read files for one process: leave --config.beam out")
     sources = {split: load(config, workdir, split) for split in splits(config)}
     for split, source in sources.items():
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
@@ -72,8 +82,8 @@ def make_plan(config, workdir, result: str) -> Plan:
     result = workdir / result
     if jax.process_index() == 0 and not result.exists() and not trial.active:
         _remove_outdated(workdir, config)
-    done = len(spans) if result.exists() else sum(path.exists() for path in paths)
-    done = int(parallel.gather(np.array([done]))[0])  # All processes follow what process 0 sees.
+    done = np.array([[result.exists() or path.exists() for path in paths]], bool)
+    done = parallel.gather(done)[0]  # All processes follow what process 0 sees.
     return Plan(sources, spans, paths, done, result)
 
 
@@ -128,11 +138,11 @@ def describe(plan: Plan) -> dict[str, str]:
     return {
         "dataset": ", ".join(source.name for source in plan.sources.values()),
         "images": f"{plan.images:,}"
-        + (f", {plan.done} of {len(plan.spans)} parts of them done before" if plan.done else ""),
+        + (f", {plan.done.sum()} of {len(plan.spans)} parts of them done before" if plan.done.any() else ""),
     }
 
 
-def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: Callable) -> None:
+def compute(plan: Plan, config, workdir, column: str, make_extract: Callable, join: Callable) -> None:
     """Writes the missing parts, and joins all of them into the result.
 
     A part has the columns `split`, `index` there, `name` of the file, `label` (-1: none), and `column`.
@@ -141,11 +151,12 @@ def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: C
       plan: from `make_plan`.
       config, workdir: config and folder of the run.
       column: name of the features in the parts.
-      extract: source -> `Features` of the examples that can be read.
+      make_extract: config -> (source -> `Features` of the examples that can be read); with `config.beam` a
+        function of a module, which workers import.
       join: () -> None, writes `plan.result` from the parts, on process 0.
     """
-    from simclr_jax.data import datasets
-
+    extract = None if config.beam else make_extract(config)
+    trial.end()
     is_unfinished = jax.process_index() == 0 and not plan.result.exists()
     if is_unfinished:
         records.save_config(workdir, config.to_dict())
@@ -153,17 +164,43 @@ def compute(plan: Plan, config, workdir, column: str, extract: Callable, join: C
             files.write_json(workdir / ORIGIN, origin(config), indent=2)
         with files.storage(workdir):
             (workdir / "parts").mkdir(exist_ok=True)
-    for path, (split, start, stop) in list(zip(plan.paths, plan.spans))[plan.done :]:
-        source = datasets.span(plan.sources[split], start, stop)
-        rows = extract(source)
-        # Any process may have lost some.
-        lost = parallel.gather(datasets.lost_rows(source)[None]).any(axis=0)
-        if jax.process_index() == 0:
-            _write(path, split, start, source.names, rows, column, np.flatnonzero(~lost))
-        report.say(f"{split}: {stop:,} of {plan.sources[split].num_examples:,} images")
+    missing = [part for part, done in zip(zip(plan.paths, plan.spans), plan.done) if not done]
+    if config.beam and missing:
+        report.say(f"{len(missing)} parts are made by Apache Beam: {config.beam}")
+        elements = [(str(path), span) for path, span in missing]
+        work = functools.partial(_make_in_worker, str(workdir), make_extract, column)
+        workers.run(work, elements, shlex.split(config.beam))
+    else:
+        for path, span in missing:
+            _make(path, span, column, plan.sources, extract)
     if is_unfinished:
         join()
         (workdir / "parts").rmtree()
+
+
+def _make(path, span, column, sources, extract):
+    from simclr_jax.data import datasets
+
+    split, start, stop = span
+    source = datasets.span(sources[split], start, stop)
+    rows = extract(source)
+    # Any process may have lost some.
+    lost = parallel.gather(datasets.lost_rows(source)[None]).any(axis=0)
+    if jax.process_index() == 0:
+        _write(path, split, start, source.names, rows, column, np.flatnonzero(~lost))
+    report.say(f"{split}: {stop:,} of {sources[split].num_examples:,} images")
+
+
+def _make_in_worker(workdir, make_extract, column, part):
+    with _working:
+        _make(epath.Path(part[0]), part[1], column, *_open(epath.Path(workdir), make_extract))
+
+
+@functools.lru_cache(maxsize=1)
+def _open(workdir, make_extract):
+    """Opens the splits and the network of a run, once in a worker."""
+    config = ConfigDict(records.read_config(workdir))
+    return {split: load(config, workdir, split) for split in splits(config)}, make_extract(config)
 
 
 def read(plan: Plan) -> Iterator[pyarrow.Table]:

@@ -79,7 +79,9 @@ def write_text(path, text: str) -> None:
 
 def write_json(path, value: Any, **options) -> None:
     """Writes a JSON file in one piece."""
-    write_text(path, json.dumps(value, **options) + "\n")
+    with writing(path) as file:  # It is written piece by piece, since it may list a million images.
+        for piece in itertools.chain(json.JSONEncoder(**options).iterencode(value), "\n"):
+            file.write(piece.encode())
 
 
 def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:

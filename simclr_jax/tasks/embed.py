@@ -26,8 +26,8 @@ def run(config, workdir) -> dict:
     plan = parts.make_plan(config, workdir, "embeddings.npz")
     table = {"task": "embed", "pretrained": config.pretrained, **parts.describe(plan)}
     report.print_table(table | {"workdir": str(workdir)})
-    extract = features.make_pretrained_extract(config)
-    parts.compute(plan, config, workdir, "features", extract, partial(_join, plan, workdir))
+    join = partial(_join, plan, workdir)
+    parts.compute(plan, config, workdir, "features", features.make_pretrained_extract, join)
     if jax.process_index() > 0:
         return {"examples": plan.images}
     with (workdir / stored.FILE).open("rb") as file:

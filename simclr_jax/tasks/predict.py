@@ -39,7 +39,7 @@ def run(config, workdir) -> dict:
       images have labels of these classes also their number, `labelled`, `top1` and the scores of
       `supervised.class_scores`, in the classifier's order.
     """
-    model, variables, meta = pretrained.load_model(config.pretrained, use_average=config.use_average)
+    model, _, meta, labelled = network = _load(config)
     if model.supervised_head is None:
         raise UserError(
             f"{escape(config.pretrained)} holds no classifier: give the workdir of a linear_eval, finetune, "
@@ -57,14 +57,13 @@ def run(config, workdir) -> dict:
         "workdir": str(workdir),
     }
     report.announce(table)
-    labelled = doubt.load(checkpoint.split(config.pretrained)[0])
     if not labelled:
         report.say(f"note: without the column unlike: {escape(config.pretrained)} keeps no {doubt.FILE}")
     truths = {split: _true_classes(classes, source) for split, source in plan.sources.items()}
-    extract = _make_extract(config, model, variables, meta, labelled)
+    make_extract = _make_extract if config.beam else partial(_make_extract, network=network)
     several = bool(meta.get("several_labels"))
     join = partial(_join, plan, workdir, classes, truths, labelled, config.at_least, several)
-    parts.compute(plan, config, workdir, "probabilities", extract, join)
+    parts.compute(plan, config, workdir, "probabilities", make_extract, join)
     summary = {"examples": plan.images, "calibration_temperature": temperature}
     if jax.process_index() == 0:
         with (workdir / FILE).open("rb") as file:
@@ -130,11 +129,18 @@ def _true_classes(classes, source):
     return np.array(names, object), np.array([numbers.get(name, -1) for name in names])
 
 
-def _make_extract(config, model, variables, meta, labelled):
+def _load(config):
+    """Returns the model, its variables and meta, and the labelled images that it has learnt from."""
+    loaded = pretrained.load_model(config.pretrained, use_average=config.use_average)
+    return *loaded, doubt.load(checkpoint.split(config.pretrained)[0])
+
+
+def _make_extract(config, network=None):
     """Builds `extract(source) -> Features` with probabilities of the classes as features.
 
     Behind them stands the similarity to the nearest of the `labelled` images, if there are any.
     """
+    model, variables, meta, labelled = network or _load(config)
     variables = parallel.replicate(variables)
 
     def predictions(outputs):

@@ -61,8 +61,7 @@ def crops(config, image, seed) -> dict:
     from simclr_jax.data import augment
 
     recipe, dtype = make_recipe(config.augment), config.augment.crop_dtype
-    pairs = augment.two_crops(image, seed, config.image_size, recipe, dtype=dtype)
-    (view1, draws1), (view2, draws2) = pairs
+    (view1, draws1), (view2, draws2) = augment.two_crops(image, seed, config.image_size, recipe, dtype=dtype)
     return {"view1": view1, "view2": view2, "draws1": draws1, "draws2": draws2}
 
 

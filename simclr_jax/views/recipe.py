@@ -9,27 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Names of a view's random numbers besides those of its crop, each from U(0, 1), in the order of the array.
-DRAWS = (
-    "flip",
-    "jitter",
-    "grayscale",
-    "blur",
-    "sigma",
-    "order",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "solarize",
-    "vertical_flip",
-    "rotate",
-    "drop",
-    "noise",
-)
 # The operations of the colour jitter, and all 24 orders of them.
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = np.array(list(itertools.permutations(range(len(OPERATIONS)))), np.int32)
+# Names of a view's random numbers besides those of its crop, each from U(0, 1), in the order of the array.
+DRAWS = ("flip", "jitter", "grayscale", "blur", "sigma", "order", *OPERATIONS)
+DRAWS += ("solarize", "vertical_flip", "rotate", "drop", "noise")
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 
 

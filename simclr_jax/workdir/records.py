@@ -22,7 +22,7 @@ _MACHINE_KEYS = ("microbatches", "remat", "augment.on_device", "augment.crop_dty
 _FREE_KEYS = ("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "dataset.data_dir")
 _FREE_KEYS += ("model.channels", "augment.dtype")  # told from the images
 _FREE_KEYS += ("dataset.on_device",)  # the train loop refuses views of another kind
-_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled", *_MACHINE_KEYS)
+_FREE_KEYS += ("profile_steps", "tracker", "evaluate.pictures", "keep_compiled", "beam", *_MACHINE_KEYS)
 # Values of keys that older runs have not saved, where a config file has other ones now.
 _OLD_VALUES = {"memory.size": 0}
 

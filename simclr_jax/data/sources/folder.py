@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
+import heapq
 import itertools
 import os
 import stat
@@ -28,6 +29,14 @@ _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
 # Folders that storage and archives keep beside photographs, in lower case.
 _NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "__macosx")
+_KEYS = (
+    "classes",
+    "max_pixels",
+    "value_range",
+    "channels",
+    "group",
+    "tile",
+)  # Of `dataset`, for `catalogue`.
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
 _GLANCE = 8  # Images that a trial of a run decodes.
@@ -63,20 +72,15 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         path,
         seed=seed if config.split_seed is None else config.split_seed,
         workdir=workdir,
-        classes=config.classes,
         labels=config.labels and os.path.expanduser(config.labels),
         whole=split == "all",
-        max_pixels=config.max_pixels,
-        value_range=bounds,
-        channels=config.channels,
-        group=config.group,
-        tile=config.tile,
         overlap=config.tile_overlap,
         several=config.several_labels,
+        **{key: config[key] for key in _KEYS},
     )
     entries = listed[split] if split != "all" else sorted(_entries(listed))
-    names, labels = zip(*entries) if entries else ((), ())  # A single image is held out of no training.
-    labels = np.asarray(labels, np.int32)
+    names, labels = [name for name, _ in entries], np.array([label for _, label in entries], np.int32)
+    del entries, listed["train"], listed["eval"], listed["left"]  # Those of a million images take 90 MB.
     num_classes = len(listed["classes"])
     if config.num_classes is not None and config.num_classes < num_classes:
         raise UserError(
@@ -105,7 +109,7 @@ def load(config, split: str, *, seed: int, workdir=None) -> Source:
         ),
         records=np.asarray([os.fsencode(os.path.join(path, name)) for name in names], object),
         labels=labels,
-        names=np.asarray(names, str),
+        names=np.array(names, object),
         class_names=tuple(listed["classes"]),
         label_sets=label_sets(listed["classes"]) if is_labelled and config.several_labels else None,
         value_range=value_range,
@@ -181,12 +185,17 @@ def catalogue(
     path = os.fspath(path).rstrip("/") or "/"
     listing = epath.Path(workdir) / "images.json" if workdir else None
     listed = listing and _read(listing, path)
-    files, ignored, left_notes = _walk(path, whole=bool(listed), parts=parts)
     if listed:
         if labels and exists(labels) and _relabel(listed, labels, path, several)[0] != listed:
             raise UserError(f"dataset.labels={escape(labels)} has changed: start with a new --workdir")
-        return listed | {"lost": _vanished(listed, files, listing, path), "skipped": {}}
+        return listed | {"lost": _vanished(listed, listing, path), "skipped": {}}
 
+    ignored, left_out = collections.Counter(), collections.defaultdict(collections.Counter)
+    files = sorted({name for name, _ in _walk(path, ignored, left_out, parts=parts)})
+    left_notes = []
+    for reason, counts in left_out.items():
+        images = f"{_images(counts.total())} in " if counts.total() else ""
+        left_notes.append(f"left out, {reason}: {images}{first_few(counts)}")
     where = f"dataset.path='{escape(path)}'"
     if not files:
         remedy = "convert other image types to PNG, which keeps all bits"
@@ -197,26 +206,23 @@ def catalogue(
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
     # Tiles are told only where every image is read.
-    inspected = dict(itertools.islice(files.items(), _GLANCE if trial.active and not tile else None))
+    inspected = files[: _GLANCE if trial.active and not tile else None]
     facts, corrupt, too_large, deviations = _inspect(path, inspected, max_pixels, channels, tile, overlap)
-    good = [name for name in files if name not in corrupt and name not in too_large]
+    skipped = corrupt | too_large
+    good = [name for name in files if name not in skipped]
     refusal = f"{len(too_large)} of more than dataset.max_pixels={max_pixels:,}: {_reasons(too_large)}"
     remedy = "raise --config.dataset.max_pixels to take them"
     if not good:
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
-    known = {
-        "channels": channels or _tell_channels(where, [name for name in good if name in inspected], facts),
-        "value_range": None,
-        "dtype": "uint8",
-    }
+    told = channels or _tell_channels(where, [name for name in inspected if name not in skipped], facts)
+    bounds = None
     if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
         sampled = {part: dtype for name, dtype in deep.items() for part in deviations.get(name, [name])}
-        bounds = value_range or _tell_range(path, sampled, known["channels"], max_pixels, tile)
-        known |= {"value_range": bounds and list(bounds), "dtype": "float16"}
+        bounds = value_range or _tell_range(path, sampled, told, max_pixels, tile)
     if tile:
-        good, note = _cut(where, good, deviations, deep, known["value_range"])
+        good, note = _cut(where, good, deviations, deep, bounds)
         left_notes = [*left_notes, note]
     group_of = _groups(where, path, good, group, labels)
     listed, split_notes, class_notes = _assign(
@@ -225,11 +231,11 @@ def catalogue(
     if labels:
         listed, class_notes = _relabel(listed, labels, path, several)
 
-    left_out = left_notes or (listed["left"] and not whole)
+    are_left = left_notes or (listed["left"] and not whole)
     count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
     summary = [
         f"{_images(len(good)) if whole else count}, {len(listed['classes']) or 'no'} classes",
-        f"ignored {_counts(ignored)}" + (" else" if not ignored and left_out else ""),
+        f"ignored {_counts(ignored)}" + (" else" if not ignored and are_left else ""),
         f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_reasons(corrupt)}",
     ]
     notes = left_notes + (class_notes if whole else split_notes + class_notes)
@@ -237,7 +243,8 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    listed |= {"groups": group_of, **known}
+    listed |= {"groups": group_of, "channels": told, "value_range": bounds and list(bounds)}
+    listed["dtype"] = "float16" if deep else "uint8"
     kinds = collections.Counter(
         str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
     )
@@ -254,7 +261,7 @@ def catalogue(
         with storage(listing):
             listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, listed)  # Every process writes the same list.
-    return listed | {"lost": [], "skipped": corrupt | too_large}
+    return listed | {"lost": [], "skipped": skipped}
 
 
 def files_in(path) -> dict[str, int | str]:
@@ -263,9 +270,9 @@ def files_in(path) -> dict[str, int | str]:
     Raises:
       UserError: there is no such folder, or it cannot be read.
     """
-    files, _, _ = _walk(os.path.expanduser(path).rstrip("/") or "/")
+    files = sorted(_walk(os.path.expanduser(path).rstrip("/") or "/"))
     digest = hashlib.sha256()
-    for name, size in files.items():
+    for name, size in files:
         digest.update(os.fsencode(name) + f"\0{size}\0".encode())
     return {"files": len(files), "digest": digest.hexdigest()[:12]}
 
@@ -312,9 +319,11 @@ def _check_listed(listed):
             raise ValueError(f"there is an entry {[name, label]!r}")
 
 
-def _vanished(listed, files, listing, path):
+def _vanished(listed, listing, path):
     names = [name for split in ("train", "eval") for name, _ in listed[split]]
-    vanished = sorted({name for name in names if name not in files and tiles.file_of(name) not in files})
+    missing = set(map(tiles.file_of, names))
+    missing.difference_update(name for name, _ in _walk(path, whole=True))
+    vanished = sorted({name for name in names if tiles.file_of(name) in missing})
     if are_too_many(len(vanished), len(names)):
         raise UserError(
             f"{first_few(map(escape, vanished))}: listed in {escape(listing)} but no longer in "
@@ -323,20 +332,26 @@ def _vanished(listed, files, listing, path):
     return vanished
 
 
-def _walk(path, whole=False, parts=("",)):
-    """Returns {relative path: size} of the image files, sorted, and counts of other files by their type.
+def _walk(path, ignored=None, left_out=None, whole=False, parts=("",)):
+    """Yields relative path and size of the image files of a folder, and counts the others.
 
-    Also notes on images that are left out; `whole` takes them where earlier versions did.
+    Args:
+      path: the folder.
+      ignored: gets counts of other files, {type: files}.
+      left_out: gets counts of images that are left out, {reason: {folder: images}}.
+      whole: takes those that earlier versions took.
+      parts: as in `catalogue`.
     """
+    ignored = collections.Counter() if ignored is None else ignored
+    left_out = collections.defaultdict(collections.Counter) if left_out is None else left_out
     remote = "://" in path
     walk, is_folder = (tf.io.gfile.walk, tf.io.gfile.isdir) if remote else (os.walk, os.path.isdir)
     if not is_folder(path):
         raise UserError(f"dataset.path='{escape(path)}' is no folder; set --config.dataset.path=PHOTOS")
-    files, ignored, reasons = {}, collections.Counter(), {}
-    left = collections.defaultdict(collections.Counter)  # {reason: {folder: images}}
+    reasons = {}
 
     def leave_out(folder, reason, count):
-        left[reason][f"{escape(folder[len(path) :].lstrip('/')) or '.'}/"] += count
+        left_out[reason][f"{escape(folder[len(path) :].lstrip('/')) or '.'}/"] += count
 
     def fail(error):
         place = getattr(error, "filename", None) or path
@@ -353,7 +368,8 @@ def _walk(path, whole=False, parts=("",)):
 
     for top, folders, names in itertools.chain.from_iterable(map(walk_part, parts)):
         links = [] if remote else [name for name in folders if os.path.islink(os.path.join(top, name))]
-        ignored["symbolic links"] += len(links)
+        if links:
+            ignored["symbolic links"] += len(links)
         # Changed in place, so that `walk` does not descend into links.
         folders[:] = [name for name in folders if name not in links]
         # The reason that leaves a folder out leaves its sub-folders out, too.
@@ -370,14 +386,9 @@ def _walk(path, whole=False, parts=("",)):
             if kind in decoder.IMAGE_TYPES and reason:
                 leave_out(top, reason, 1)
             elif kind in decoder.IMAGE_TYPES:
-                files[file[len(path) :].lstrip("/")] = size
+                yield file[len(path) :].lstrip("/"), size
             elif not reason:
                 ignored[kind or "files without a type"] += 1
-    notes = []
-    for reason, counts in left.items():
-        images = f"{_images(counts.total())} in " if counts.total() else ""
-        notes.append(f"left out, {reason}: {images}{first_few(counts)}")
-    return dict(sorted(files.items())), +ignored, notes
 
 
 def _reason(folder, names, whole):
@@ -410,17 +421,17 @@ def _inspect(path, files, max_pixels, channels, tile, overlap):
 
     def inspect(name):
         try:
+            file = os.path.join(path, name)
             if tile:
-                file = os.path.join(path, name)
                 facts[name], at = decoder.survey(file, tile, overlap, max_pixels, channels)
                 deviations[name] = {tiles.name_of(name, *place): value for place, value in at.items()}
                 return
-            if files[name] > max_bytes * max(1, (channels or 0) // 4):
-                raise decoder.TooLarge(f"{files[name]:,} bytes")
-            file = os.path.join(path, name)
+            size = 0 if "://" in file else os.path.getsize(file)
+            if size > max_bytes * max(1, (channels or 0) // 4):
+                raise decoder.TooLarge(f"{size:,} bytes")
             with (tf.io.gfile.GFile if "://" in path else open)(file, "rb") as stream:
                 begin = stream.read(decoder.SEARCHED)
-                stream.seek(max(0, len(begin) - 64, files[name] - 64))
+                stream.seek(max(0, len(begin) - 64, size - 64))
                 fact = decoder.inspect_ends(begin, stream.read(), max_pixels)
             if not fact:
                 contents = tf.io.read_file(os.fsencode(file))
@@ -437,14 +448,13 @@ def _inspect(path, files, max_pixels, channels, tile, overlap):
         except (tf.errors.OpError, ValueError, OSError) as error:
             corrupt[name] = reason_of(error, 100)
 
-    names = list(files)
-    chunks = [names[start : start + 256] for start in range(0, len(names), 256)]
+    chunks = [files[start : start + 256] for start in range(0, len(files), 256)]
     # Twice as many threads as cores, since some wait for the disk.
     with _silent_codecs(), concurrent.futures.ThreadPoolExecutor(2 * CORES) as pool:
         due = time.monotonic() + _QUIET
         for done, _ in enumerate(pool.map(lambda chunk: [inspect(name) for name in chunk], chunks)):
             if time.monotonic() > due:
-                say(f"{escape(path)}: looked at {256 * done:,} of {_images(len(names))}")
+                say(f"{escape(path)}: looked at {256 * done:,} of {_images(len(files))}")
                 due += _QUIET
     if missing:
         name, reason = min(missing.items())
@@ -685,7 +695,7 @@ def hold_out(files, seed, group_of) -> set[str]:
         return hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
 
     in_lowest = sum(int.from_bytes(rank(name)[:8], "big") < _HELD_OUT * 2**64 for name in groups)
-    chosen = set(sorted(groups, key=rank)[: max(0, min(max(in_lowest, 1), len(groups) - 1))])
+    chosen = set(heapq.nsmallest(max(0, min(max(in_lowest, 1), len(groups) - 1)), groups, key=rank))
     return {name for name in files if group_of.get(name, name) in chosen}
 
 

@@ -24,8 +24,7 @@ FIRST = 64  # Labels of a stream that are read before it is used, to tell whethe
 
 def load(config, split: str, **_) -> Source:
     """Opens a split; 'train' has the first `config.num_examples` examples only; see `datasets.load`."""
-    specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
-    spec = config.validation_split if split == "validation" else specs[split]
+    spec = config[f"{split}_split"]
     name = f"{config.name} ({spec})"
     builder = _make_builder(config)
     _check_images(config, name, builder)
@@ -37,7 +36,8 @@ def load(config, split: str, **_) -> Source:
         interleave_cycle_length=1, num_parallel_calls_for_decode=1, try_autocache=False, skip_prefetch=True
     )
 
-    fetch_example = _make_fetch(builder, spec, num_classes) if is_array_record else None
+    texts = [key for key in _TEXTS if key in builder.info.features]
+    fetch_example = _make_fetch(builder, spec, num_classes, texts) if is_array_record else None
 
     def read_examples(ranges):
         if fetch_example:
@@ -56,8 +56,6 @@ def load(config, split: str, **_) -> Source:
 
     def read(ranges):
         return read_examples(ranges).map(unpack)
-
-    texts = [key for key in _TEXTS if key in builder.info.features]
 
     def unpack_all(example):
         return unpack(example), tuple(example[key] for key in texts)
@@ -158,10 +156,9 @@ def _classes(config, spec, name, features):
     return num_classes, tuple(getattr(label, "names", None) or ())
 
 
-def _make_fetch(builder, spec, num_classes):
+def _make_fetch(builder, spec, num_classes, texts):
     """Builds index -> example, from ArrayRecord files, which no tf.data.Dataset opens."""
     examples = builder.as_data_source(spec, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    texts = [key for key in _TEXTS if key in builder.info.features]
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in ("image", *texts)}
     if num_classes:
         features["label"] = tf.io.FixedLenFeature([], tf.int64)
