@@ -445,6 +445,16 @@ def test_an_encoder_scales_images_inside_of_a_graph(finished, tmp_path):
     assert python(code, tmp_path).splitlines() == ["(2, 32)"] * 2
 
 
+@pytest.mark.parametrize("settings", [{}, {"TF_USE_LEGACY_KERAS": "0"}])
+def test_images_need_no_keras_and_programs_find_theirs(settings, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    code = "import os, sys, simclr_jax.data.datasets\n"
+    code += "print('keras' in sys.modules, os.environ.get('TF_USE_LEGACY_KERAS'))\n"
+    code += "import tensorflow as tf; print(tf.keras.__name__)"
+    expected = "True 0" if settings else "False None"
+    assert python(code, tmp_path, **settings) == f"{expected}\nkeras._tf_keras.keras\n"
+
+
 def test_tensorflow_that_holds_a_gpu_is_no_error(tmp_path):
     code = "import tensorflow as tf\ndef fail(*_): raise RuntimeError('initialized')\n"
     code += "tf.config.set_visible_devices = fail\nimport simclr_jax.data"

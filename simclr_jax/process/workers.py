@@ -45,5 +45,5 @@ def run(function: Callable, elements: list, flags: list[str]) -> None:
         with beam.Pipeline(options=make_options(flags)) as pipeline:
             _ = pipeline | beam.Create(elements) | beam.Reshuffle() | beam.Map(function)
     except Exception as error:  # Its text ends with the error of the worker, behind tracebacks.
-        reason = str(error).strip().splitlines()[-1].partition(" [while running")[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].partition(" [while running")[0]
         raise RunError(f"a worker of Apache Beam failed: {escape(reason)}") from error
