@@ -93,6 +93,20 @@ def test_it_is_one_file_without_addresses(run):
     assert len(text) < 4_000_000 and "<b>&amp;" not in markup
 
 
+@needs_chromium
+def test_thumbnails_of_some_thousand_photographs_are_shown(run, browser, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1800, 1800, 3), np.uint8)
+    sprite = page._jpeg(Image.fromarray(pixels))
+    assert len(sprite) > 2**21  # More than a variable of CSS holds.
+    text = (run / "plots" / "index.html").read_text()
+    (tmp_path / "plots").mkdir()
+    small = max(re.findall(r"data:image/jpeg;base64,[\w+/=]+", text), key=len)
+    (tmp_path / "plots" / "index.html").write_text(text.replace(small, sprite))
+    opened, faults = open_page(browser.new_context(), tmp_path)
+    style = "getComputedStyle(document.querySelector('#panel .thumb')).backgroundImage.length"
+    assert opened.evaluate(style) > len(sprite) and not faults
+
+
 def write_predictions(workdir, dataset, probabilities, classes, several=False):
     """Writes what predict does: the config and the probabilities, [n, classes], of the first n images."""
     workdir.mkdir(parents=True)
