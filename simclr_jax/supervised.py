@@ -12,7 +12,6 @@ from simclr_jax import losses, parallel, pretrained, train
 from simclr_jax.evaluation import calibration, doubt, features, probes
 from simclr_jax.evaluation.features import Features
 from simclr_jax.evaluation.held_out import folds_of, labelled_by_csv
-from simclr_jax.models import apply_in_training
 from simclr_jax.process import UserError, escape, files, group
 from simclr_jax.views.recipe import make_recipe
 from simclr_jax.workdir import report
@@ -55,9 +54,8 @@ def make_loss(model, config, *, after_block: int | None, class_weights=None, lab
         if after_block is None:
             outputs = model.apply(variables, batch["image"])
         else:
-            outputs, batch_stats = apply_in_training(
-                model, variables, batch["image"], after_block=after_block
-            )
+            options = {"after_block": after_block}
+            outputs, batch_stats = train.apply_in_training(model, variables, batch["image"], **options)
         logits, label = outputs["logits"], batch["label"]
         if label_sets:
             targets = jnp.asarray(label_sets[1])[label]

@@ -151,6 +151,20 @@ def _merge(updated, frozen):
     return unflatten_dict(flatten_dict(updated, sep="/") | frozen, sep="/")
 
 
+def apply_in_training(model, variables: dict[str, Tree], images: jax.Array, **options):
+    """Applies a model in training mode.
+
+    Args:
+      model, variables: from `make_model`, and {'params', 'batch_stats'}.
+      images, options: arguments of the model.
+
+    Returns:
+      Its outputs, and the new `batch_stats`; without batch norm they are those of `variables`.
+    """
+    outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+    return outputs, updates.get("batch_stats", variables["batch_stats"])
+
+
 def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
     """Applies `function(batch_stats, batch) -> (batch_stats, outputs)` to `count` parts of a batch in turn.
 

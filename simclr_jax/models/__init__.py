@@ -121,20 +121,6 @@ def make_init(model: SimCLR, image_size: int) -> Callable[[jax.Array], dict[str,
     return jax.jit(init)
 
 
-def apply_in_training(model: SimCLR, variables: dict[str, Any], images: jax.Array, **options):
-    """Applies a model in training mode.
-
-    Args:
-      model, variables: from `make_model`, and {'params', 'batch_stats'}.
-      images, options: arguments of the model.
-
-    Returns:
-      Its outputs, and the new `batch_stats`; without batch norm they are those of `variables`.
-    """
-    outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"], **options)
-    return outputs, updates.get("batch_stats", variables["batch_stats"])
-
-
 def check_config(config) -> None:
     """Raises a UserError unless a complete `config.model` describes a model that can be built."""
     ranges.check_registered("model.encoder", config.encoder, ENCODERS, "models.ENCODERS")

@@ -268,8 +268,12 @@ def _stem_layers(stem: str, filters: int, sk_ratio: float) -> list[tuple[int, in
 
 def make(config, *, dtype, remat: bool = False) -> ResNet:
     """Builds the residual network that `config.model` describes."""
-    attributes = {name: config[name] for name in ResNet.__annotations__ if name in config}
-    return RESNETS[config.depth](**attributes | {"dtype": dtype, "remat": remat})
+    return RESNETS[config.depth](**{key: config[key] for key in _KEYS}, dtype=dtype, remat=remat)
+
+
+# Keys of `config.model` that are attributes of `ResNet`.
+_KEYS = ("width", "sk_ratio", "se_ratio", "stem", "max_pool")
+_KEYS += ("project_first", "bottleneck_width", "sync_batch_norm")
 
 
 # Networks by depth; 8 is the smallest CIFAR network of He et al. 2015, section 4.2 (6n + 2 layers, n = 1).

@@ -12,7 +12,7 @@ from simclr_jax import losses, parallel, pretrained, supervised, train
 from simclr_jax.evaluation import parts, stored
 from simclr_jax.evaluation.features import batches_of, make_extract, unit_rows
 from simclr_jax.evaluation.held_out import labelled_by_csv
-from simclr_jax.models import apply_in_training, make_init, make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process import UserError, escape, first_few, group
 from simclr_jax.workdir import report
 
@@ -112,7 +112,7 @@ def _learn_embeddings(config, workdir):
 
     def loss(params, batch_stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        outputs, batch_stats = apply_in_training(model, variables, batch["image"])
+        outputs, batch_stats = train.apply_in_training(model, variables, batch["image"])
         similarity = optax.cosine_similarity(outputs["projection"], batch["vector"], epsilon=1e-6).mean()
         results = {"loss": 1 - similarity, "similarity": similarity}
         return 1 - similarity, (batch_stats, results)
@@ -173,7 +173,7 @@ def make_loss(model, config):
 
     def loss(params, batch_stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        outputs, batch_stats = apply_in_training(model, variables, batch["image"])
+        outputs, batch_stats = train.apply_in_training(model, variables, batch["image"])
         logits, teacher_logits = outputs["logits"], batch["teacher_logits"]
         value = losses.distillation(logits, teacher_logits, temperature=config.temperature)
         results = {"agreement": (logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean()}

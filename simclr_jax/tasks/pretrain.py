@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from simclr_jax import checkpoint, losses, memory, pretrained, supervised, train
 from simclr_jax.evaluation.judge import Judge
-from simclr_jax.models import apply_in_training, make_init, make_model
+from simclr_jax.models import make_init, make_model
 from simclr_jax.parallel import bound_axis
 from simclr_jax.plots import board
 from simclr_jax.process import UserError, group
@@ -171,12 +171,12 @@ def make_loss(model, config):
             if "draws1" in batch:
                 images = distort(images, jnp.concatenate([batch["draws1"], batch["draws2"]]), recipe)
             variables = {"params": params, "batch_stats": batch_stats}
-            outputs, batch_stats = apply_in_training(model, variables, images, detach_logits=True)
+            outputs, batch_stats = train.apply_in_training(model, variables, images, detach_logits=True)
             pairs = {
                 name: jnp.split(outputs[name], 2) for name in ("projection", "logits") if name in outputs
             }
             if config.memory.size:
-                keys, _ = apply_in_training(model, extra[0]["average"], images)
+                keys, _ = train.apply_in_training(model, extra[0]["average"], images)
                 pairs["keys"] = jnp.split(keys["projection"], 2)
             return batch_stats, pairs
 
