@@ -182,10 +182,7 @@ def _read_tree(path, target, **options):
 
 
 def _read_meta(saved) -> dict[str, Any]:
-    meta = files.read_json(saved / "meta" / "metadata")
-    records.check_schema(files.user_path(saved), meta)
-    meta.pop("schema_version", None)
-    return meta
+    return records.without_schema(files.user_path(saved), files.read_json(saved / "meta" / "metadata"))
 
 
 def _damage(saved) -> str | None:
@@ -310,15 +307,12 @@ def _load(path, step, read):
 
 def _read_model(saved, average):
     structure = _saved_structure(saved)
-    if not average:
-        structure = {name: structure[name] for name in ("params", "batch_stats")}
-        return _read_tree(saved / "state", structure, partial_restore=True), _read_meta(saved)
-    extra = structure.get("extra")
-    if not (isinstance(extra, dict) and "average" in extra):
+    extra, wanted = structure.get("extra"), {name: structure[name] for name in ("params", "batch_stats")}
+    if average and not (isinstance(extra, dict) and "average" in extra):
         raise UserError(
             f"{escape(files.user_path(saved))} holds no moving average of the weights: leave "
             "use_average out, or pretrain with --config.memory.size"
         )
-    structure = {"extra": {"average": extra["average"]}}
-    tree = _read_tree(saved / "state", structure, partial_restore=True)
-    return tree["extra"]["average"], _read_meta(saved)
+    wanted = {"extra": {"average": extra["average"]}} if average else wanted
+    tree = _read_tree(saved / "state", wanted, partial_restore=True)
+    return tree["extra"]["average"] if average else tree, _read_meta(saved)

@@ -38,16 +38,12 @@ def _next_commands(config, workdir, summary):
     """Lists the commands that may follow a task."""
     run = shlex.quote(escape(workdir))
     look = [f"python -m simclr_jax look {run}"] if files.is_local(workdir) else []
+    finetune = f"python -m simclr_jax finetune {run} --labels=labels.csv"
     if "similarity" in summary:  # A student of embeddings has no classifier.
-        return [*look, f"python -m simclr_jax finetune {run} --labels=labels.csv"]
-    if config.task == "pretrain" and "trained" in summary:
-        return [*look, f"tensorboard --logdir {run}", f"python -m simclr_jax linear_eval {run}"]
+        return [*look, finetune]
     if config.task == "pretrain":  # look suggests images to label
-        return [
-            *look,
-            f"tensorboard --logdir {run}",
-            f"python -m simclr_jax finetune {run} --labels=labels.csv",
-        ]
+        classify = f"python -m simclr_jax linear_eval {run}" if "trained" in summary else finetune
+        return [*look, f"tensorboard --logdir {run}", classify]
     if config.task in ("linear_eval", "finetune", "distill", "transfer"):
         return [f"python -m simclr_jax predict {run} PHOTOS"]
     return [f"python -m simclr_jax suggest {run}"] if config.task == "embed" else []

@@ -213,6 +213,8 @@ def fingerprint(path, *, use_average: bool) -> dict[str, Any]:
 def make_meta(config, model, source) -> dict:
     """Returns the metadata that checkpoints keep beside the train state; see `check_channels`."""
     check_channels(config, source)
+    start = config.pretrained
+    is_read = start and not official.find(start)  # official files take seconds to read, and have no source
     return {
         "config": config.to_dict(),
         "num_classes": model.supervised_head.features if model.supervised_head else 0,
@@ -221,7 +223,7 @@ def make_meta(config, model, source) -> dict:
         "value_range": source.value_range,
         "dtype": source.dtype,
         "order": source.order,
-        "source": source_of(config),
+        "source": _read_meta(start).get("source") if is_read else None,  # see `torch_weights.read`
     }
 
 
@@ -232,13 +234,6 @@ def check_channels(config, source) -> None:
             f"{source.name} has {source.channels} channels, the network {config.model.channels}: choose "
             f"others, or set --config.dataset.channels={config.model.channels}, which takes the first ones"
         )
-
-
-def source_of(config) -> dict[str, Any] | None:
-    """Returns the `source` of `torch_weights.read` for weights that `config.pretrained` is or came from."""
-    if not config.pretrained or official.find(config.pretrained):  # official files take seconds to read
-        return None
-    return _read_meta(config.pretrained).get("source")
 
 
 def _read_meta(path):

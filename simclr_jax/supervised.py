@@ -21,24 +21,17 @@ MAX_CONFUSION = 100  # Largest number of classes whose confusion matrix a summar
 _UNEVEN = 10  # How many times larger than the smallest a class is, from which on a note says so.
 
 
-def make_task(config, model, source, *, init, loss, evaluate=None) -> train.Task:
+def make_task(config, model, source, **attributes) -> train.Task:
     """Builds the training of `model` on the single images of `source` for the train loop.
 
     Args:
       config: the config of a task that trains.
       model: from `make_model`.
       source: from `datasets.load`.
-      init, loss, evaluate: as in `train.Task`.
+      attributes: further ones of `train.Task`.
     """
-    return train.make_task(
-        config,
-        source,
-        init=init,
-        loss=loss,
-        batches=partial(batches, config, source),
-        meta=pretrained.make_meta(config, model, source),
-        evaluate=evaluate,
-    )
+    meta = pretrained.make_meta(config, model, source)
+    return train.make_task(config, source, batches=partial(batches, config, source), meta=meta, **attributes)
 
 
 def make_loss(model, config, *, after_block: int | None, class_weights=None, label_sets=None):
@@ -61,10 +54,8 @@ def make_loss(model, config, *, after_block: int | None, class_weights=None, lab
         if after_block is None:
             outputs = model.apply(variables, batch["image"])
         else:
-            outputs, updates = model.apply(
-                variables, batch["image"], train=True, after_block=after_block, mutable=["batch_stats"]
-            )
-            batch_stats = updates.get("batch_stats", batch_stats)
+            options = {"after_block": after_block}
+            outputs, batch_stats = train.apply_in_training(model, variables, batch["image"], **options)
         logits, label = outputs["logits"], batch["label"]
         if label_sets:
             targets = jnp.asarray(label_sets[1])[label]
@@ -120,25 +111,9 @@ def batches(config, source, start_step):
 
 
 def make_evaluate(config, model, source):
-    """Builds `evaluate(variables) -> scores`, in which every example of `source` counts once.
-
-    The scores are `top1` and `top5`, or of several labels an image the `average_precision`.
-    """
-    if source.label_sets:
-        logits = make_logits(config, model, source)
-        return lambda variables: scores_of(logits(variables), source)
-
-    def hits(variables, batch):
-        logits = model.apply(variables, batch["image"])["logits"]
-        return {f"top{k}": losses.top_k_correct(logits, batch["label"], k=k) for k in (1, 5)}
-
-    mapped = features.make_map(hits)
-
-    def evaluate(variables) -> dict[str, float]:
-        rows = mapped(variables, features.batches_of(config, source))
-        return {name: float(rows[name].mean()) for name in ("top1", "top5")}
-
-    return evaluate
+    """Builds `evaluate(variables)`: the `scores_of` all examples of `source`, each of which counts once."""
+    logits = make_logits(config, model, source)
+    return lambda variables: scores_of(logits(variables), source)
 
 
 def class_weights(config, source) -> np.ndarray | None:
@@ -192,7 +167,7 @@ def class_scores(confusion: np.ndarray, class_names, workdir) -> dict:
 
 
 def scores_of(logits: Features, source) -> dict[str, float]:
-    """Returns the scores of `make_evaluate` for logits and labels of images of `source`."""
+    """Returns `top1` and `top5`, or of several labels an image the `average_precision`, for its logits."""
     if source.label_sets:
         precisions = class_precisions(logits.features, targets_of(logits, source), source.class_names)
         return {"average_precision": precisions["average_precision"]}
@@ -264,7 +239,7 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
       calibrate: whether held-out images also calibrate the classifier, as a cross-validation always does.
 
     Returns:
-      `top1`, `top5`, see `make_evaluate`, or those of `cross_validate`; those of `class_scores`;
+      Those of `scores_of`, or those of `cross_validate`; those of `class_scores`;
       `calibration_temperature`.
     """
     scores = {} if held_out else cross_validate(task, config, model, source, workdir)
@@ -273,7 +248,7 @@ def train_and_score(task: train.Task, config, model, source, held_out, workdir, 
     if not held_out:
         return scores
     logits = make_logits(config, model, held_out)(state)
-    scores = task.evaluate(state) | scores_of_classes(logits, held_out, workdir)
+    scores = scores_of(logits, held_out) | scores_of_classes(logits, held_out, workdir)
     return scores | calibrated(logits, held_out) if calibrate else scores
 
 
@@ -317,19 +292,14 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
     if not results:
         return {"labels": source.num_examples}
     joined = features.concatenate(results)
-    summary = scores_of(joined, source)
-    summary |= {
-        f"{name}_spread": float(np.nanstd(scores)),
-        "folds": len(folds),
-        "labels": source.num_examples,
-    }
-    summary |= scores_of_classes(joined, source, workdir)
-    return summary | calibrated(joined, source)
+    summary = scores_of(joined, source) | {f"{name}_spread": float(np.nanstd(scores))}
+    summary |= {"folds": len(folds), "labels": source.num_examples}
+    return summary | scores_of_classes(joined, source, workdir) | calibrated(joined, source)
 
 
 def top_k(logits: Features, k: int) -> float:
     """Returns the share of examples whose label is among the k classes of the highest logits."""
-    return float(np.mean(losses.top_k_correct(logits.features, logits.labels, k=k)))
+    return float(np.asarray(losses.top_k_correct(logits.features, logits.labels, k=k)).mean())
 
 
 def calibrated(logits: Features, source) -> dict[str, float]:

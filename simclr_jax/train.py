@@ -151,6 +151,20 @@ def _merge(updated, frozen):
     return unflatten_dict(flatten_dict(updated, sep="/") | frozen, sep="/")
 
 
+def apply_in_training(model, variables: dict[str, Tree], images: jax.Array, **options):
+    """Applies a model in training mode.
+
+    Args:
+      model, variables: from `make_model`, and {'params', 'batch_stats'}.
+      images, options: arguments of the model.
+
+    Returns:
+      Its outputs, and the new `batch_stats`; without batch norm they are those of `variables`.
+    """
+    outputs, updates = model.apply(variables, images, train=True, mutable=["batch_stats"], **options)
+    return outputs, updates.get("batch_stats", variables["batch_stats"])
+
+
 def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], count: int):
     """Applies `function(batch_stats, batch) -> (batch_stats, outputs)` to `count` parts of a batch in turn.
 
@@ -175,25 +189,18 @@ def in_microbatches(function, batch_stats: Tree, batch: dict[str, jax.Array], co
     return batch_stats, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), outputs)
 
 
-def make_task(config, source, *, init, loss, batches, meta, evaluate=None) -> Task:
-    """Describes a training by `config.optimizer` on the examples of `source`.
-
-    The other arguments are attributes of `Task`.
-    """
+def make_task(config, source, **attributes) -> Task:
+    """Describes a training by `config.optimizer` on the examples of `source`, with further `attributes`."""
     schedule, num_steps = make_schedule(config, source.num_examples)
     optimizer = config.optimizer
     return Task(
-        init=init,
-        loss=loss,
         optimizer=optim.make_optimizer(
             optimizer.name, schedule, weight_decay=optimizer.weight_decay, momentum=optimizer.momentum
         ),
         schedule=schedule,
-        batches=batches,
         num_steps=num_steps,
-        meta=meta,
-        evaluate=evaluate,
         evaluate_every_steps=steps_in(config.evaluate.every_epochs, config, source.num_examples),
+        **attributes,
     )
 
 
@@ -306,12 +313,11 @@ def fit(task: Task, config, workdir) -> dict[str, Any]:
                 with profile.step(step):
                     with meter.waiting_for_data():
                         batch = task.on_devices(next(batches))
-                    if step == start + 1:
-                        meter.seconds_at_peak = flops.seconds_at_peak(task.loss, task.trained, state, batch)
                     state, results = train_step(state, batch)
                 if step == start + 1:
                     jax.block_until_ready(results)
                     report.say_aloud(f"first step after {time.monotonic() - begun:.1f} s of compiling")
+                    meter.seconds_at_peak = flops.seconds_at_peak(task.loss, task.trained, state, batch)
                 stopping.expect_save()
                 profile.end_after(step, results)
                 meter.add(step, results)

@@ -125,15 +125,15 @@ def step_rate(config, steps: int = 10) -> dict[str, float]:
       UserError: the step does not fit, or the batch does not divide over the devices.
     """
     take_step, plan = _own_step(config)
-    seconds = torch_step.median_seconds(take_step, steps)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": devices}
+    report = torch_step.measure(config, take_step, steps, devices)
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         report["memory"] = stats["peak_bytes_in_use"]
     peaks = cost.roofline(plan)
     if peaks:
-        report |= {"flops": peaks["compute"] / seconds, "bandwidth": peaks["memory"] / seconds}
+        report["flops"] = peaks["compute"] / report["seconds"]
+        report["bandwidth"] = peaks["memory"] / report["seconds"]
         report["expected"] = forecast(plan, config)["step"]
     return report
 

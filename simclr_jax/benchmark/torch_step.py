@@ -17,14 +17,15 @@ from simclr_jax.models import resnet
 from simclr_jax.process import UserError
 
 
-def median_seconds(step, steps: int) -> float:
-    """Returns the median duration of `steps` calls of `step`, after two calls that are not timed."""
+def measure(config, step, steps: int, devices: str) -> dict[str, Any]:
+    """Returns the median 'seconds' of `steps` calls of `step`, after two that are not timed, and 'views'."""
     times = []
     for _ in range(steps + 2):
         begun = time.perf_counter()
         step()
         times.append(time.perf_counter() - begun)
-    return float(np.median(times[2:]))
+    seconds = float(np.median(times[2:]))
+    return {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": devices}
 
 
 def check_torch(config) -> None:
@@ -62,9 +63,8 @@ def torch_step_rate(config, num_classes: int, steps: int = 10) -> dict[str, floa
     take_step, device = make_step(config, num_classes)
     import torch
 
-    seconds = median_seconds(take_step, steps)
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    report = {"seconds": seconds, "views": 2 * config.batch_size / seconds, "devices": f"1 x {device_name}"}
+    report = measure(config, take_step, steps, f"1 x {device_name}")
     if device.type == "cuda":
         report["memory"] = torch.cuda.max_memory_allocated()
     return report

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import entr
 
 from simclr_jax.evaluation.features import unit_rows
 from simclr_jax.process import files
@@ -54,7 +55,7 @@ def entropies(probabilities: np.ndarray, several: bool = False) -> np.ndarray:
     """Returns the entropies in nats, with `several` labels the sum over classes: [n, classes] -> [n]."""
     if several:
         return entropies(np.stack([probabilities, 1 - probabilities], axis=1)).sum(axis=1)
-    return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
+    return entr(probabilities).sum(axis=1)
 
 
 def save(workdir, rows: np.ndarray) -> None:

@@ -5,6 +5,7 @@ These figures need only the representations of two views of the same images.
 """
 
 import numpy as np
+from scipy.special import entr
 
 # A dimension is collapsed when its deviation is below this share of 1 / sqrt(w), that of an isotropic one.
 _COLLAPSED = 0.01
@@ -66,9 +67,7 @@ def effective_rank(rows: np.ndarray) -> float:
         return 1.0
     rows = rows if rows.shape[0] >= rows.shape[1] else rows.T
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(rows.T @ rows), 0))
-    shares = values / values.sum()
-    shares = shares[shares > 0]
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return float(np.exp(entr(values / values.sum()).sum()))
 
 
 def collapsed_share(rows: np.ndarray) -> float:

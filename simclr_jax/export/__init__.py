@@ -27,8 +27,7 @@ def load(path, *, use_average: bool = False):
 def classes_of(meta) -> dict:
     """Returns class names, `calibration_temperature` and `several_labels` of a classifier, as it has them."""
     names = ("class_names", "calibration_temperature", "several_labels")
-    classes = {name: meta.get(name) for name in names}
-    return {name: value for name, value in classes.items() if value}
+    return {name: meta[name] for name in names if meta.get(name)}
 
 
 def outputs(model, variables, images) -> dict[str, jax.Array]:

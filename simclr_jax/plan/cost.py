@@ -145,30 +145,25 @@ def compile_step(config, devices, teacher=None):
     step = train.make_train_step(*parts)
     state = jax.eval_shape(lambda: train.init_state(task, config.seed))
 
-    traced = jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)
-    flops, traffic, collectives = count(traced.jaxpr)
-    held = {}
+    programs = [jax.make_jaxpr(step, axis_env=[(parallel.AXIS, len(devices))])(state, batch)]
     if teacher:
         forward = make_model(teacher, examples.num_classes, whole_projection=False)
         variables = jax.eval_shape(make_init(forward, config.image_size), jax.random.key(0))
-        taught_flops, taught_traffic, _ = count(
-            jax.make_jaxpr(forward.apply)(variables, batch["image"]).jaxpr
-        )
-        flops, traffic = flops + taught_flops, traffic + taught_traffic
+        programs.append(jax.make_jaxpr(forward.apply)(variables, batch["image"]))
     if images:
         rows = jax.ShapeDtypeStruct(batch["label"].shape, "int32")
         make = partial(on_device.two_views, shape=batch["view1"].shape[1:3], **resident.view_settings(config))
-        views_flops, views_traffic, _ = count(jax.make_jaxpr(make)(images, rows, rows).jaxpr)
-        flops, traffic, held = flops + views_flops, traffic + views_traffic, {"images": images.size}
+        programs.append(jax.make_jaxpr(make)(images, rows, rows))
+    flops, traffic, collectives = zip(*(count(program.jaxpr) for program in programs))
     plan = {
         "devices": len(devices),
         "hosts": len({device.process_index for device in devices}),
         "kind": devices[0].device_kind,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state["params"])),
         "num_steps": task.num_steps * repeats,
-        "flops": flops,
-        "bytes": traffic,
-        "collectives": collectives,
+        "flops": sum(flops),
+        "bytes": sum(traffic),
+        "collectives": collectives[0],
     }
     sharded = {k: jax.ShapeDtypeStruct((len(devices), *v.shape), v.dtype) for k, v in batch.items()}
     try:
@@ -184,8 +179,8 @@ def compile_step(config, devices, teacher=None):
         "arguments": used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes,
         "temporaries": used.temp_size_in_bytes,
         "code": used.generated_code_size_in_bytes,
-        **held,
     }
+    memory |= {"images": images.size} if images else {}
     return task, plan | {"memory": memory}, compiled
 
 
@@ -213,10 +208,10 @@ def _labelled_step(config, examples, rows):
         loss, repeats = distill.make_loss(model, config), 1 + config.evaluate.compare
         shapes["teacher_logits"] = (rows, examples.num_classes)
     init = make_init(model, config.image_size)
-    task = supervised.make_task(config, model, examples, init=init, loss=loss)
+    task = supervised.make_task(config, model, examples, init=init, loss=loss, trained=trained)
     types = {"image": "uint8", "label": "int32", "teacher_logits": "float32"}
     batch = {name: jax.ShapeDtypeStruct(shape, types[name]) for name, shape in shapes.items()}
-    return task._replace(trained=trained), batch, repeats
+    return task, batch, repeats
 
 
 def _images_on(device, config, examples):

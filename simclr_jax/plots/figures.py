@@ -45,10 +45,16 @@ def points(log: list[dict[str, float]], metric: str) -> list[tuple[float, float]
     return [(line["step"], line[metric]) for line in log if metric in line]
 
 
-def _draw_curves(axes, log, curves):
-    for metric, (label, color, marker) in curves.items():
-        if curve := points(log, metric):
-            axes.plot(*zip(*curve), color=color, label=label, marker=marker, markersize=4)
+def _draw_curves(log, titles, figsize):
+    """A figure with the curves under each of `titles` against the step, and its axes."""
+    figure, axes = _subplots(1, len(titles), figsize=figsize)
+    for cell, (title, curves) in zip(axes, titles.items()):
+        for metric, (label, color, marker) in curves.items():
+            if curve := points(log, metric):
+                cell.plot(*zip(*curve), color=color, label=label, marker=marker, markersize=4)
+        cell.set_xlabel("step")
+        cell.set_title(title, fontsize=9)
+    return figure, axes
 
 
 def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> Figure:
@@ -58,11 +64,9 @@ def learning_curves(log: list[dict[str, float]], loss_name: str = "NT-Xent") -> 
       log: the lines of `metrics.jsonl`.
       loss_name: label of the loss.
     """
-    figure, (left, right) = _subplots(1, 2, figsize=(9, 3.2))
-    _draw_curves(left, log, CURVES["Loss"])
-    left.set(xlabel="step", ylabel=loss_name, title="Loss")
-    _draw_curves(right, log, CURVES["Accuracy"])
-    right.set(xlabel="step", ylabel="accuracy", title="Accuracy", ylim=(0, 1.02))
+    figure, (left, right) = _draw_curves(log, CURVES, (9, 3.2))
+    left.set(ylabel=loss_name)
+    right.set(ylabel="accuracy", ylim=(0, 1.02))
     right.legend(frameon=False, fontsize=8)
     return figure
 
@@ -73,11 +77,7 @@ def health(log: list[dict[str, float]]) -> Figure:
     Args:
       log: the lines of `metrics.jsonl` with these figures.
     """
-    figure, axes = _subplots(1, len(HEALTH), figsize=(11, 3))
-    for cell, (title, curves) in zip(axes, HEALTH.items()):
-        _draw_curves(cell, log, curves)
-        cell.set_xlabel("step")
-        cell.set_title(title, fontsize=9)
+    figure, axes = _draw_curves(log, HEALTH, (11, 3))
     axes[-1].set_ylim(-0.02, 1.02)
     axes[0].legend(frameon=False, fontsize=8)
     return figure

@@ -288,30 +288,25 @@ def _curves(log, rounds):
     from bokeh.models import HoverTool
     from bokeh.plotting import figure
 
-    plots = {}
+    axes, plots = {}, {}
     for title, curves in (figures.CURVES | figures.HEALTH).items():
-        title = title.partition("\n")[0].capitalize()
+        lines = ((*style, figures.points(log, metric)) for metric, style in curves.items())
+        axes[title.partition("\n")[0].capitalize()] = "step", [line for line in lines if line[-1]]
+    if len({labels for labels, _ in rounds}) > 1:
+        axes[_ROUNDS] = "labels", [("accuracy", figures.CLASSES[0], None, rounds)]
+    for title, (name, lines) in axes.items():
         plot = figure(title=title, height=230, sizing_mode="stretch_width", tools="pan,wheel_zoom,reset")
-        plot.add_tools(HoverTool(tooltips=[("step", "@x"), ("", "@y{0.0000}")]))
-        for metric, (label, colour, _) in curves.items():
-            if points := figures.points(log, metric):
-                steps, values = zip(*points)
-                plot.line(steps, values, color=colour, legend_label=label, line_width=2)
-                if len(points) < 50:
-                    plot.scatter(steps, values, color=colour, size=5)
-        if plot.renderers:
-            plot.xaxis.axis_label = "step"
+        plot.add_tools(HoverTool(tooltips=[(name, "@x"), ("", "@y{0.0000}")]))
+        for label, colour, _, points in lines:
+            places, values = zip(*points)
+            plot.line(places, values, color=colour, legend_label=label, line_width=2)
+            if len(points) < 50:
+                plot.scatter(places, values, color=colour, size=5)
+        if lines:
+            plot.xaxis.axis_label = name
             plot.legend.label_text_font_size = "8pt"
             plot.legend.background_fill_alpha = 0.6
             plots[title] = plot
-    if len({labels for labels, _ in rounds}) > 1:
-        plot = figure(title=_ROUNDS, height=230, sizing_mode="stretch_width", tools="reset")
-        plot.add_tools(HoverTool(tooltips=[("labels", "@x"), ("accuracy", "@y{0.000}")]))
-        labels, accuracies = zip(*rounds)
-        plot.line(labels, accuracies, color=figures.CLASSES[0], line_width=2)
-        plot.scatter(labels, accuracies, color=figures.CLASSES[0], size=6)
-        plot.xaxis.axis_label = "labels"
-        plots[_ROUNDS] = plot
     return plots
 
 

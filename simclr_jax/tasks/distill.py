@@ -62,7 +62,8 @@ def run(config, workdir) -> dict:
     task = task._replace(on_devices=make_teach(teacher, teacher_variables))
     state = train.fit(task, config, workdir)
 
-    summary = {"parameters": _size(state["params"]), "teacher_parameters": _size(teacher_variables["params"])}
+    summary = {"parameters": optax.tree.size(state["params"])}
+    summary["teacher_parameters"] = optax.tree.size(teacher_variables["params"])
     if evaluate:
         summary |= evaluate(state) | {"teacher_top1": make_evaluate(model=teacher)(teacher_variables)["top1"]}
         if source.num_classes and config.evaluate.compare:
@@ -111,10 +112,10 @@ def _learn_embeddings(config, workdir):
 
     def loss(params, batch_stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        outputs, updates = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        outputs, batch_stats = train.apply_in_training(model, variables, batch["image"])
         similarity = optax.cosine_similarity(outputs["projection"], batch["vector"], epsilon=1e-6).mean()
         results = {"loss": 1 - similarity, "similarity": similarity}
-        return 1 - similarity, (updates.get("batch_stats", batch_stats), results)
+        return 1 - similarity, (batch_stats, results)
 
     def batches(start_step):
         for batch in supervised.batches(with_head, source, start_step):
@@ -160,10 +161,6 @@ def _keep_the_teachers_labels(teacher_config, source, workdir):
     return source, datasets.labelled(labelled)
 
 
-def _size(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def make_loss(model, config):
     """Builds the distillation of `teacher_logits`, float32 [b, classes], on `image`, uint8 [b, h, w, 3].
 
@@ -175,12 +172,8 @@ def make_loss(model, config):
     """
 
     def loss(params, batch_stats, batch):
-        outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": batch_stats}
+        outputs, batch_stats = train.apply_in_training(model, variables, batch["image"])
         logits, teacher_logits = outputs["logits"], batch["teacher_logits"]
         value = losses.distillation(logits, teacher_logits, temperature=config.temperature)
         results = {"agreement": (logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean()}
@@ -188,7 +181,6 @@ def make_loss(model, config):
             results["label_loss"] = masked_cross_entropy(logits, batch["label"])
             value = (1 - config.label_weight) * value + config.label_weight * results["label_loss"]
         results["loss"] = value
-        batch_stats = updates.get("batch_stats", batch_stats)
         return value + supervised.head_decay(config.optimizer, params), (batch_stats, results)
 
     return loss

@@ -72,8 +72,9 @@ def _train_draws(config, model, source, held_out, evaluate, workdir, *, from_scr
         weights = supervised.class_weights(config, subset)
         options = {"class_weights": weights, "label_sets": source.label_sets}
         loss = supervised.make_loss(model, config, after_block=after_block, **options)
-        task = supervised.make_task(config, model, subset, init=init, loss=loss, evaluate=evaluate)
-        shared = shared or task._replace(trained=trained)  # All draws run the same compiled step.
+        attributes = {"init": init, "loss": loss, "evaluate": evaluate, "trained": trained}
+        task = supervised.make_task(config, model, subset, **attributes)
+        shared = shared or task  # All draws run the same compiled step.
         task = shared._replace(batches=task.batches, meta=task.meta)
         first = folder == workdir
         if first:

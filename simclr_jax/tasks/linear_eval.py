@@ -16,16 +16,16 @@ def run(config, workdir) -> dict:
     source, held_out = supervised.load_labelled(config, workdir)
     model = make_model(config.model, source.num_classes, whole_projection=False)
     weights = supervised.class_weights(config, source)
+    options = {"class_weights": weights, "label_sets": source.label_sets}
     task = supervised.make_task(
         config,
         model,
         source,
         init=pretrained.make_init(config, model),
-        loss=supervised.make_loss(
-            model, config, after_block=None, class_weights=weights, label_sets=source.label_sets
-        ),
+        loss=supervised.make_loss(model, config, after_block=None, **options),
         evaluate=held_out and supervised.make_evaluate(config, model, held_out),
-    )._replace(trained=supervised.is_head)
+        trained=supervised.is_head,
+    )
     report.announce(train.describe(task, config, source, workdir), task.batches)
     scores = supervised.train_and_score(task, config, model, source, held_out, workdir, calibrate=True)
     return scores | {"steps": task.num_steps}

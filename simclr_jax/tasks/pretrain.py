@@ -81,32 +81,22 @@ def make_task(config, model, source, view: batches.View | None = None, images=No
     if config.memory.size:
         _check_memory(config, source.num_examples)
     loss = losses.LOSSES[config.loss]
-    fresh_init = make_init(model, config.image_size)
-    init = pretrained.make_init(config, model) if config.pretrained else fresh_init
-    meta = pretrained.make_meta(config, model, source)
-    task = train.make_task(
-        config,
-        source,
-        init=init,
-        loss=make_loss(model, config),
-        batches=partial(batches.train_batches, config, source, view),
-        meta=meta
-        | {"view": view and getattr(view, "__qualname__", repr(view)), "on_device": images is not None},
-    )
-    if images is not None:
-        task = task._replace(
-            batches=partial(resident.batches, config, source), on_devices=resident.make_views(config, images)
-        )
+    init = pretrained.make_init(config, model) if config.pretrained else make_init(model, config.image_size)
+    meta = pretrained.make_meta(config, model, source) | {"on_device": images is not None}
+    meta["view"] = view and getattr(view, "__qualname__", repr(view))
+    attributes = {"init": init, "loss": make_loss(model, config), "meta": meta}
+    if images is None:
+        attributes["batches"] = partial(batches.train_batches, config, source, view)
+    else:
+        attributes["batches"] = partial(resident.batches, config, source)
+        attributes["on_devices"] = resident.make_views(config, images)
+    dim = config.model.projection_dim
     if config.memory.size:
-        return task._replace(
-            extra=partial(memory.init, size=config.memory.size, dim=config.model.projection_dim),
-            after_update=partial(memory.update, decay=config.memory.decay),
-        )
-    if isinstance(loss, losses.StatefulLoss):
-        task = task._replace(
-            extra=lambda _: loss.init(config.model.projection_dim), after_update=_next_loss_state
-        )
-    return task
+        attributes["extra"] = partial(memory.init, size=config.memory.size, dim=dim)
+        attributes["after_update"] = partial(memory.update, decay=config.memory.decay)
+    elif isinstance(loss, losses.StatefulLoss):
+        attributes |= {"extra": lambda _: loss.init(dim), "after_update": _next_loss_state}
+    return train.make_task(config, source, **attributes)
 
 
 def _evaluate(judge, config, state):
@@ -180,20 +170,15 @@ def make_loss(model, config):
             images = jnp.concatenate([batch["view1"], batch["view2"]])
             if "draws1" in batch:
                 images = distort(images, jnp.concatenate([batch["draws1"], batch["draws2"]]), recipe)
-            outputs, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                detach_logits=True,
-                mutable=["batch_stats"],
-            )
+            variables = {"params": params, "batch_stats": batch_stats}
+            outputs, batch_stats = train.apply_in_training(model, variables, images, detach_logits=True)
             pairs = {
                 name: jnp.split(outputs[name], 2) for name in ("projection", "logits") if name in outputs
             }
             if config.memory.size:
-                keys, _ = model.apply(extra[0]["average"], images, train=True, mutable=["batch_stats"])
+                keys, _ = train.apply_in_training(model, extra[0]["average"], images)
                 pairs["keys"] = jnp.split(keys["projection"], 2)
-            return updates.get("batch_stats", batch_stats), pairs
+            return batch_stats, pairs
 
         batch_stats, pairs = train.in_microbatches(encode, batch_stats, batch, config.microbatches)
         options = {"temperature": config.temperature, "axis_name": bound_axis()}

@@ -77,10 +77,7 @@ def _jitter(planes, draw, recipe):
     turn = _per_image(changes[_HUE])
     factors = [1 + change for change in changes[:_HUE]]  # [b], or [b, c] where channels have their own
     brightness, contrast = (
-        [
-            _per_image(factors[place] if factors[place].ndim == 1 else factors[place][:, i])
-            for i in range(len(planes))
-        ]
+        [_per_image(factor) for factor in jnp.broadcast_to(factors[place].T, (len(planes), len(order)))]
         for place in (_BRIGHTNESS, _CONTRAST)
     )
     saturation = _per_image(factors[_SATURATION])

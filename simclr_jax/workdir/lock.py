@@ -61,7 +61,9 @@ def locked(workdir) -> Iterator[None]:
     claim = {"id": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), **_this_process()}
     with files.storage(path):
         while not _take(path, claim):
-            _wait_until_free(workdir, path)
+            check_free(workdir)
+            with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
+                path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
     stop = threading.Event()
     _failures[:], _local_locks[:] = [], [path] if files.is_local(path) else []
     beating = threading.Thread(target=_beat, args=(path, claim, stop), daemon=True)
@@ -122,29 +124,8 @@ def _take(path, claim) -> bool:
 def check_free(workdir) -> None:
     """Raises a UserError if a run that lives has the folder."""
     path = epath.Path(workdir) / "lock.json"
-    if files.exists(path):
-        _check_dead(workdir, path)
-
-
-def holder(workdir) -> tuple[dict[str, Any], bool]:
-    """Returns the owner of a folder's lock, {} without one, and whether one look shows that it lives."""
-    path = epath.Path(workdir) / "lock.json"
     if not files.exists(path):
-        return {}, False
-    owner = files.read_if_whole(path)
-    alive = _is_alive(owner)
-    return owner, time.time() - path.stat().mtime < 2 * SILENCE if alive is None else alive
-
-
-def _wait_until_free(workdir, path):
-    """Removes the lock of a dead run; raises a UserError if its run lives."""
-    _check_dead(workdir, path)
-    with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
-        path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
-
-
-def _check_dead(workdir, path):
-    """Raises a UserError if the run that a lock names lives."""
+        return
     owner = files.read_if_whole(path)
     alive = _is_alive(owner)
     if alive is None:
@@ -162,6 +143,16 @@ def _check_dead(workdir, path):
             f"{escape(owner.get('host', '?'))} since {escape(owner.get('since', '?'))}: wait for it or stop "
             "it, or choose another --workdir"
         )
+
+
+def holder(workdir) -> tuple[dict[str, Any], bool]:
+    """Returns the owner of a folder's lock, {} without one, and whether one look shows that it lives."""
+    path = epath.Path(workdir) / "lock.json"
+    if not files.exists(path):
+        return {}, False
+    owner = files.read_if_whole(path)
+    alive = _is_alive(owner)
+    return owner, time.time() - path.stat().mtime < 2 * SILENCE if alive is None else alive
 
 
 def _is_alive(owner) -> bool | None:

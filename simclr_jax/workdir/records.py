@@ -77,9 +77,7 @@ def read_config(workdir) -> dict[str, Any]:
             f"{escape(path)} is damaged ({reason_of(error)}): the checkpoints beside it hold the config too; "
             "move config.json away, and start with the settings of that run"
         ) from None
-    check_schema(path, config)
-    config.pop("schema_version", None)
-    return config
+    return without_schema(path, config)
 
 
 def find_images(config, path=None, *, needed: bool = True) -> None:
@@ -93,14 +91,15 @@ def find_images(config, path=None, *, needed: bool = True) -> None:
         raise UserError(f"{escape(place)} is no folder now: set --path=PHOTOS to where its images are")
 
 
-def check_schema(path, saved: dict[str, Any]) -> None:
-    """Raises a UserError where a later version of this program has written `saved`."""
-    version = saved.get("schema_version", 0)
+def without_schema(path, saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `path` holds, without its version; raises a UserError where that is a later one."""
+    version = saved.pop("schema_version", 0)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise UserError(
             f"{escape(path)} is of schema version {escape(version)}, and this program knows up to "
             f"{SCHEMA_VERSION}: update it"
         )
+    return saved
 
 
 def save_config(workdir, config: dict[str, Any]) -> None:

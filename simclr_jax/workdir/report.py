@@ -175,7 +175,6 @@ class Meter:
                 self._tensorboard = tf.summary.create_file_writer(str(files.portable_path(workdir)))
             self._workdir = str(workdir)
             _writers[self._workdir] = self._tensorboard
-        self._log_every, self._batch_size = config.log_every_steps, config.batch_size
         self._num_steps, self._start_step = num_steps, start_step
         self._config, self._reports = config, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # the newest step, and its metrics
@@ -221,7 +220,7 @@ class Meter:
             self._learning_rate = metrics["learning_rate"]
             self._steps += 1
             self._forecast(step)
-            if evaluation or step % self._log_every == 0 or step == self._num_steps:
+            if evaluation or step % self._config.log_every_steps == 0 or step == self._num_steps:
                 self._report(step, evaluation or {})
 
     def _forecast(self, step):
@@ -239,7 +238,7 @@ class Meter:
         seconds = time.monotonic() - self._since
         metrics = {"loss": 0.0} | {name: value / self._steps for name, value in self._sums.items()}
         metrics["learning_rate"] = self._learning_rate
-        metrics["images_per_second"] = self._steps * self._batch_size / seconds
+        metrics["images_per_second"] = self._steps * self._config.batch_size / seconds
         metrics["data_wait"] = self._idle / seconds
         if self._reports == 1 and metrics["data_wait"] > _STARVED and jax.default_backend() != "cpu":
             self._reports = 2  # It is said once.

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from flax.traverse_util import flatten_dict
 
@@ -85,9 +85,8 @@ def following(name: str, workdir, config: dict) -> Iterator[None]:
     Raises:
       UserError: the tracker cannot be opened, and has not followed this run before.
     """
-    path, run_ids = workdir / "tracker.json", {}
-    with suppress(OSError, ValueError):
-        run_ids = files.read_json(path)
+    path = workdir / "tracker.json"
+    run_ids = files.read_if_whole(path)
     opened, calls = queue.SimpleQueue(), queue.SimpleQueue()
 
     def follow():
