@@ -210,7 +210,7 @@ def test_shipped_configs_pass_all_checks(parse, path):
 
 
 def test_every_number_has_a_range_and_every_word_its_choices():
-    free = {"task", "pretrained", "embeddings", "splits"}
+    free = {"task", "pretrained", "embeddings", "splits", "beam"}
     free |= {f"dataset.{name}" for name in ("name", "path", "data_dir", "labels", "group")}
     free |= {"loss", "model.encoder", "optimizer.name", "class_weights"}  # in registries, or a file
     free |= {f"dataset.{split}_split" for split in ("train", "eval", "probe", "validation")}

@@ -24,7 +24,8 @@ FIRST = 64  # Labels of a stream that are read before it is used, to tell whethe
 
 def load(config, split: str, **_) -> Source:
     """Opens a split; 'train' has the first `config.num_examples` examples only; see `datasets.load`."""
-    spec = config[f"{split}_split"]
+    specs = {"train": config.train_split, "eval": config.eval_split, "probe": config.probe_split}
+    spec = config.validation_split if split == "validation" else specs[split]
     name = f"{config.name} ({spec})"
     builder = _make_builder(config)
     _check_images(config, name, builder)
