@@ -18,6 +18,7 @@ from simclr_jax.workdir import report
 
 CALIBRATED_ON = 10_000  # Largest number of held-out images that a calibration uses.
 MAX_CONFUSION = 100  # Largest number of classes whose confusion matrix a summary holds.
+_BLOCK = 4096  # Held-out images whose logits are ranked at once.
 _UNEVEN = 10  # How many times larger than the smallest a class is, from which on a note says so.
 
 
@@ -299,7 +300,9 @@ def cross_validate(task: train.Task, config, model, source, workdir) -> dict:
 
 def top_k(logits: Features, k: int) -> float:
     """Returns the share of examples whose label is among the k classes of the highest logits."""
-    return float(np.asarray(losses.top_k_correct(logits.features, logits.labels, k=k)).mean())
+    starts = range(0, len(logits.labels), _BLOCK)  # The devices hold a block at a time.
+    blocks = [probes.rows_of(logits, slice(start, start + _BLOCK)) for start in starts]
+    return float(np.concatenate([losses.top_k_correct(*block, k=k) for block in blocks]).mean())
 
 
 def calibrated(logits: Features, source) -> dict[str, float]:

@@ -187,6 +187,7 @@ def test_mistakes_of_the_report_are_one_line(flag, message):
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.journey
 def test_cifar10_fills_its_table_and_goes_on(tmp_path):
     """Runs on 40 images a few steps; the second time nothing runs again, and the table is the same."""
     rng = np.random.default_rng(0)

@@ -105,6 +105,8 @@ def test_the_error_of_a_worker_of_beam_is_one_line(pretrained_run, tmp_path, mon
 REFUSED = {
     "--runner=Slurm": "--runner=Slurm: expected DirectRunner, Data",
     "--direct_num_workers=2": "--runner=None: expected DirectRunner, Data",
+    "--runner='Direct": "No closing quotation: expected flags of Beam, as --runner=DirectRunner",
+    "--runner=DirectRunner --direct_num_workers=x": "invalid int value: 'x': expected flags of Beam",
 }
 
 
@@ -114,6 +116,13 @@ def test_other_runners_of_beam_are_refused_before_any_work(flags, pretrained_run
     with pytest.raises(UserError, match=REFUSED[flags]):
         embedded(pretrained_run, tmp_path, beam=flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_of_beam_are_not_started_without_a_network(tmp_path):
+    pytest.importorskip("apache_beam")
+    with pytest.raises(UserError, match="nowhere"):
+        embedded(tmp_path / "nowhere", tmp_path / "run", beam="--runner=DirectRunner")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
 def test_folder_has_file_names_and_its_own_labels(pretrained_run, tmp_path):

@@ -97,10 +97,14 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
 def test_predictions_are_labels_where_there_is_no_truth(tmp_path, capsys):
     head = "name,label,probability,cat,dog,margin,entropy"
     text = f"{head},truth\na/1.png,cat,0.9,0.9,0.1,0.8,0.3,dog\na/2.png,cat,0.9,0.9,0.1,0.8,0.3,\n"
-    text += "gr\u00fcn.png,,0.6,0.6,0.4,0.2,0.7,\n"
-    assert read(tmp_path, text) == {"a/1.png": "dog", "a/2.png": "cat"}
+    text += "gr\u00fcn.png,,0.6,0.6,0.4,0.2,0.7, \n" + '"b/3, big.png",cat,0.6,0.6,0.4,0.2,0.7,NaN\n'
+    known = {"a/1.png": "dog", "a/2.png": "cat", "b/3, big.png": "cat"}
+    assert read(tmp_path, text, predicted=True) == known
     assert "labels.csv holds predictions, which count as labels where there is no" in capsys.readouterr().out
-    assert read(tmp_path, f"{head}\na/1.png,cat,0.9,0.9,0.1,0.8,0.3\n", classes=1) == {"a/1.png": "cat"}
+    text = f"{head}\na/1.png,cat,0.9,0.9,0.1,0.8,0.3\n"
+    assert read(tmp_path, text, classes=1, predicted=True) == {"a/1.png": "cat"}
+    with pytest.raises(UserError, match="labels.csv holds predictions: give a file of labels"):
+        read(tmp_path, text, classes=0)
     assert read(tmp_path, "name,label,truth\na/1.png,cat,dog\n", classes=1) == {"a/1.png": "cat"}
     assert "predictions" not in capsys.readouterr().out
 

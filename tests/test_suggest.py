@@ -178,10 +178,15 @@ def test_labels_of_two_classes_bring_their_doubts_and_a_classifier_tells_of_its_
     labels.write_text(f"name,label\n{share.argmin()}.png,b\n{share.argmax()}.png,a\n7.png,a;b\n")
     classifier = {"dataset.labels": str(labels), "dataset.name": "folder"}
     records.save_config(run / "classifier", tiny_config("transfer", **classifier).to_dict())
-    (tmp_path / "predictions.csv").write_text("name,label\n1.png,a\n2.png,b\n")  # Nobody has given these.
-    student = classifier | {"dataset.labels": str(tmp_path / "predictions.csv")}
+    sure = tmp_path / "sure.csv"  # Nobody has given these.
+    sure.write_text("name,label,probability,a,b,margin\n1.png,a,1,1,0,1\n2.png,b,1,0,1,1\n")
+    (run / "else").mkdir()
+    (run / "else" / "config.json").write_text("{}")  # It is of another program.
+    student = classifier | {"dataset.labels": str(sure)}
     records.save_config(run / "student", tiny_config("transfer", **student).to_dict())
     os.utime(run / "classifier" / "config.json", (1, 1))
+    with pytest.raises(UserError, match="sure.csv holds predictions: give a file of labels"):
+        suggest.main([str(run), "--count=2", f"--labelled={sure}", f"--output={tmp_path}/sure2.csv"])
     suggest.main([str(run), "--count=2", f"--output={tmp_path}/without.csv"])
     out = capsys.readouterr().out
     assert "choosing 2 of 80 images: typical" in out

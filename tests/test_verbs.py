@@ -48,6 +48,16 @@ def test_a_run_knows_its_images_config_and_folder(tmp_path):
     ]
 
 
+def test_predictions_are_no_truth_to_measure_others_by(tmp_path):
+    labels = tmp_path / "sure.csv"
+    run = save(tmp_path / "run", "folder", path=str(tmp_path), labels=str(labels))
+    given = f"--config.dataset.labels={labels}"
+    labels.write_text("name,label\n1.png,a\n")
+    assert given in verbs.flags_of("predict", [run])
+    labels.write_text("name;label;probability;a;margin;truth\n1.png;a;1;1;1;\n")
+    assert given not in verbs.flags_of("predict", [run]) and given in verbs.flags_of("finetune", [run])
+
+
 def test_a_folder_is_predicted_by_a_run_on_another_dataset(tmp_path):
     run = save(tmp_path / "run", "digits")
     assert verbs.flags_of("knn", [run])[0] == "--config=configs/digits.py:knn"

@@ -1,6 +1,7 @@
 """Input pipelines: TensorFlow on the host, which must never take accelerator memory."""
 
 import contextlib
+import importlib.util
 import os
 
 # At level 3, TensorFlow logs nothing; errors are raised all the same.
@@ -8,15 +9,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # oneDNN prints a warning, and is not used.
 # malloc would return the memory of every image to the system: 1,600 page faults an image.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
-# Asked for the older Keras, TensorFlow imports none at once, which saves a second; tf.keras is as ever.
-_is_chosen = "TF_USE_LEGACY_KERAS" in os.environ
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# TensorFlow imports Keras at once, which takes a second, unless asked for an older one that is not there.
+_asks = "TF_USE_LEGACY_KERAS" not in os.environ and importlib.util.find_spec("tf_keras") is None
+if _asks:
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import tensorflow as tf
 
 from simclr_jax.process import machine
 
-if not _is_chosen:
+if _asks:
     del os.environ["TF_USE_LEGACY_KERAS"]
 
 try:

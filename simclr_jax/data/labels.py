@@ -32,7 +32,13 @@ _nfc = functools.partial(unicodedata.normalize, "NFC")
 
 
 def read(
-    path: str, names: Iterable[str], where: str, *, classes: int = 2, several: bool = False
+    path: str,
+    names: Iterable[str],
+    where: str,
+    *,
+    classes: int = 2,
+    several: bool = False,
+    predicted: bool = False,
 ) -> dict[str, str]:
     """Reads the labels of images from a CSV file, and notes what is not taken as it is written.
 
@@ -42,18 +48,28 @@ def read(
       classes: the smallest number of classes; with 0 there may be no label.
       several: whether an image may have several labels, as `a;b`, or ';' for none of them. Without a column
         `label`, every column but `name` is a class then, with 1 or 0.
+      predicted: whether predictions.csv may be the file; the `truth` of an image goes before its prediction.
 
     Returns:
       {name: label}, in the file's order, of the rows with a label; several are sorted, as in `split`.
 
     Raises:
       UserError: the file cannot be read, lacks a column, names images that are not there, gives an image
-        two labels, or has too few classes; the message names the rows.
+        two labels, or has too few classes; the message names the rows. Or it holds predictions.
     """
     name_of, tiles_of = _by_spelling(names)
     match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
     label_of, row_of, wrong, respelt, missing = {}, {}, {}, {}, []
     rows = list(_rows(path, several=several))
+    if files.holds_predictions(path):
+        if not predicted:
+            raise UserError(
+                f"{file} holds predictions: give a file of labels; finetune learns from predictions"
+            )
+        say_once(
+            f"note: labels: {escape(path)} holds predictions, which count as labels where there is no truth: "
+            "scores on them tell agreement with their classifier, not accuracy"
+        )
     for row, spelling, label in rows:
         label = ";".join(sorted(split(label))) or ";" if several and label else label
         where_row, fitting = f"{file}, row {row}: {escape(spelling)!r} is {escape(label)!r}", match(spelling)
@@ -270,16 +286,13 @@ def _rows(path, titles=("name", "label"), setting="dataset.labels", several=Fals
     `several` joins the columns of classes, where there is no column of labels, as in `a;b`.
     """
     head, columns, class_of, lines = _table(path, titles, setting, several)
-    present = [cell.strip().casefold() for cell in head]
-    truth = columns[1]
-    if titles[1] == "label" and {"probability", "margin"} <= {*present}:
-        truth = present.index("truth") if "truth" in present else truth
-        say_once(
-            f"note: labels: {escape(path)} holds predictions, which count as labels where there is no truth: "
-            "scores on them tell agreement with their classifier, not accuracy"
-        )
+    truth = None
+    if titles[1] == "label" and files.holds_predictions(path) and "truth" in head:
+        truth = head.index("truth")
     for row, cells in lines:
-        name, label = cells[columns[0]], cells[truth] or cells[columns[1]]
+        name, label = (cells[number] for number in columns)
+        if truth is not None and cells[truth].strip() not in ("", *_MISSING):
+            label = cells[truth]
         label = _join(cells, class_of, f"{setting}={escape(path)}, row {row}") if class_of else label
         if name.strip() or label.strip():
             yield row, name, label.strip()

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import tarfile
 import time
 
@@ -100,7 +101,7 @@ def _check(args, beam_flags):
         raise UserError(f"{first_few(map(escape, beam_flags))}: unknown; options of Beam need --runner")
     config = tfds.download.DownloadConfig(num_shards=args.num_shards, beam_runner=args.runner)
     if args.runner:
-        config.beam_options = workers.make_options([f"--runner={args.runner}", *beam_flags])
+        config.beam_options = workers.make_options(shlex.join([f"--runner={args.runner}", *beam_flags]))
     return config
 
 

@@ -5,7 +5,6 @@ of the run make it, or with `config.beam` a worker of Apache Beam.
 """
 
 import functools
-import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -63,13 +62,19 @@ def load(config, workdir, split: str):
 
 
 def make_plan(config, workdir, result: str) -> Plan:
-    """Opens the splits of a run whose rows go to the file `result` in `workdir`."""
+    """Opens the splits of a run whose rows go to the file `result` in `workdir`.
+
+    Raises:
+      UserError: `config.beam` has wrong flags, or cannot be used here; or there is no network.
+    """
     from simclr_jax.data import datasets
 
     if config.beam:
-        workers.make_options(shlex.split(config.beam))
+        workers.make_options(config.beam)
         if jax.process_count() > 1 or config.dataset.name == "arrays":
-            raise UserError("beam: its workers read files for one process: leave --config.beam out")
+            where = "several processes" if jax.process_count() > 1 else "arrays in memory"
+            raise UserError(f"beam={config.beam!r}, but the run has {where}: leave --config.beam out")
+        pretrained.fingerprint(config.pretrained, use_average=config.use_average)  # It has to be there.
     sources = {split: load(config, workdir, split) for split in splits(config)}
     for split, source in sources.items():
         group.check_agreement(f"{split} split", datasets.fingerprint(source))
@@ -169,7 +174,8 @@ def compute(plan: Plan, config, workdir, column: str, make_extract: Callable, jo
         report.say(f"{len(missing)} parts are made by Apache Beam: {config.beam}")
         elements = [(str(path), span) for path, span in missing]
         work = functools.partial(_make_in_worker, str(workdir), make_extract, column)
-        workers.run(work, elements, shlex.split(config.beam))
+        _open.cache_clear()  # Beam may work in this process, which may have opened another run there.
+        workers.run(work, elements, config.beam)
     else:
         for path, span in missing:
             _make(path, span, column, plan.sources, extract)

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", default="labels.csv", help="file to write (labels.csv)")
     parser.add_argument("--labelled", help="CSV file of labels that there are already")
     parser.add_argument("--method", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--several_labels", action="store_true", help="an image may have several, as a;b")
     parser.add_argument("--seed", type=int, default=0, help="of samples and random orders (0)")
     args = parser.parse_args(argv)
     if args.method not in (None, *METHODS):
@@ -52,12 +53,15 @@ def main(argv: list[str]) -> None:
     if args.labelled:
         from simclr_jax.data import labels as label_files
 
-        given = label_files.read(args.labelled, stored.names, stored.dataset, classes=1)
+        several = args.several_labels
+        given = label_files.read(args.labelled, stored.names, stored.dataset, classes=1, several=several)
         row_of = {name: row for row, name in enumerate(stored.names)}
         labels = {row_of[name]: label for name, label in given.items()}
     elif dataset := records.newest_labels(Path(args.run)):
-        path = escape(dataset["labels"])
-        say(f"note: there are labels: --labelled={path} --output=more.csv chooses with them")
+        flags = f"--labelled={escape(dataset['labels'])}" + " --several_labels" * dataset.get(
+            "several_labels", False
+        )
+        say(f"note: there are labels: {flags} --output=more.csv chooses with them")
     names = sorted(set(labels.values()))
     numbers = np.array([names.index(labels[row]) if row in labels else -1 for row in rows])
     unlabelled = int((numbers < 0).sum())

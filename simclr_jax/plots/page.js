@@ -147,16 +147,17 @@ function choose(name, label, figure) {
   if (!DATA.several) return setLabel(name, label);
   const before = partsOf(current(name, figure));
   const after = before.includes(label) ? before.filter((other) => other !== label) : [...before, label];
-  setLabel(name, joined(after), true);
+  setLabel(name, after.length || figure ? joined(after) : undefined, true); // Enter alone says none of them.
 }
 
 function setLabel(name, label, stays = false) {
   state.history.push([name, labelOf(name) ?? null, state.skipped.includes(name)]);
   state.skipped = state.skipped.filter((other) => other !== name);
-  if (label !== null) state.labels[name] = label;
+  if (label === undefined) delete state.labels[name], delete DATA.given[name];
+  else if (label !== null) state.labels[name] = label;
   else {
     state.skipped.push(name);
-    if (name === state.hand) delete state.labels[name];
+    if (name === state.hand) delete state.labels[name], delete DATA.given[name]; // The file may have it.
   }
   state.hand = stays && chosen?.dataset.name !== name ? name : null;
   if (chosen?.dataset.name === name && !stays) {

@@ -99,7 +99,7 @@ def write(
         suggested=len(data["suggested"]),
         no_doubts="" if data["doubts"] else "hidden",
         predictions=html.escape(escape(predictions.run)) if predictions else "",
-        doubtful=_DOUBTFUL[several],
+        doubtful=_DOUBTFUL[predictions.several if predictions else several],
         advice=(_CORRECT_SEVERAL if several else _CORRECT) if same_images else _OTHER_IMAGES,
         keys=_KEYS[several],
         command=html.escape(
@@ -121,8 +121,8 @@ def write(
 
 def _dataset(run):
     """What tells whether two runs are of the same images."""
-    dataset = records.read_config(run)["dataset"]
-    return dataset["name"], dataset["path"]
+    dataset = records.dataset_of(run)
+    return dataset.get("name"), dataset.get("path")
 
 
 def _data(run, images, predictions, same_images, given):

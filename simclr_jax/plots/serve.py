@@ -31,6 +31,8 @@ def serve(run: Path, labels: str, names: list[str], where: str, several: bool = 
     """
     from simclr_jax.data import labels as label_files
 
+    if several and files.exists(labels):
+        label_files.read(labels, names, where, classes=0)  # Labels are written into a column `label` alone.
     writing, training = threading.Lock(), {"runs": False, "line": "", "failed": False}
 
     def read_page(_):

@@ -80,8 +80,10 @@ def write_text(path, text: str) -> None:
 def write_json(path, value: Any, **options) -> None:
     """Writes a JSON file in one piece."""
     with writing(path) as file:  # It is written piece by piece, since it may list a million images.
-        for piece in itertools.chain(json.JSONEncoder(**options).iterencode(value), "\n"):
-            file.write(piece.encode())
+        text = io.TextIOWrapper(file, "utf-8")
+        json.dump(value, text, **options)
+        text.write("\n")
+        text.detach()
 
 
 def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:
@@ -89,6 +91,13 @@ def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, f"\ufeff{text.getvalue()}")
+
+
+def holds_predictions(path) -> bool:
+    """Returns whether a CSV file is one that `predict` has written."""
+    with storage(path), _local_or_remote(path).open("rb") as file:
+        head = file.readline().decode("utf-8-sig", "replace")
+    return {"name", "label", "probability", "margin"} <= {*re.split("[,;\t\r\n]", head)}
 
 
 def csv_name(name: str) -> str:

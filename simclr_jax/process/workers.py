@@ -1,5 +1,8 @@
 """Workers of Apache Beam, the extra `beam`: processes of this machine, or other machines."""
 
+import contextlib
+import io
+import shlex
 from collections.abc import Callable
 
 from etils import epy
@@ -21,21 +24,26 @@ with epy.lazy_imports(error_callback=refuse_missing):
     import apache_beam as beam
 
 
-def make_options(flags: list[str]):
+def make_options(flags: str):
     """Returns Beam's `PipelineOptions` of flags, one of which is --runner.
 
     Raises:
-      UserError: Beam is not installed, or the runner is none of `RUNNERS`.
+      UserError: Beam is not installed, the runner is none of `RUNNERS`, or a flag is wrong.
     """
-    options = beam.options.pipeline_options
-    own = _DIRECT if "--runner=DirectRunner" in flags else ()
-    made = options.PipelineOptions([*own, *flags])
-    if (runner := made.view_as(options.StandardOptions).runner) not in RUNNERS:
+    options, printed = beam.options.pipeline_options, io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            words = shlex.split(flags)
+            runner = options.PipelineOptions(words).get_all_options()["runner"]
+    except (ValueError, SystemExit) as error:
+        reason = (printed.getvalue().strip() or str(error)).splitlines()[-1]
+        raise UserError(f"{flags!r}: {reason}: expected flags of Beam, as --runner=DirectRunner") from None
+    if runner not in RUNNERS:
         raise UserError(f"--runner={runner}: expected {', '.join(RUNNERS)}, as in --runner=DirectRunner")
-    return made
+    return options.PipelineOptions([*_DIRECT * (runner == "DirectRunner"), *words])
 
 
-def run(function: Callable, elements: list, flags: list[str]) -> None:
+def run(function: Callable, elements: list, flags: str) -> None:
     """Calls a function with every element, in the workers that flags of Beam name.
 
     Raises:

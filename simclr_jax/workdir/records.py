@@ -5,6 +5,7 @@ A workdir belongs to the run of its `config.json`; `summary.json` marks a run th
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,22 @@ def _resolve(config):
 
 
 def newest_labels(run: Path) -> dict[str, Any]:
-    """The `dataset` of the config of the newest run in a folder of `run` whose file of labels is still there.
+    """Returns `dataset` of the newest run in a folder of `run` whose file of labels is still there, or {}.
 
-    It is empty where there is none. Predictions that a run has learnt from are no such file.
+    Predictions that a run has learnt from are no such file. Folders without a readable config do not count.
     """
     configs = sorted(run.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for dataset in (read_config(path.parent)["dataset"] for path in configs):
+    for dataset in map(dataset_of, (path.parent for path in configs)):
         path = dataset.get("labels") or ""
-        if path and os.path.basename(path) != "predictions.csv" and files.exists(path):
+        if path and files.exists(path) and not files.holds_predictions(path):
             return dataset
+    return {}
+
+
+def dataset_of(workdir) -> dict[str, Any]:
+    """Returns `dataset` of a run's config; {} where it cannot be read."""
+    with suppress(UserError):
+        return read_config(workdir).get("dataset", {})
     return {}
 
 

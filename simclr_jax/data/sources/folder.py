@@ -29,14 +29,8 @@ _EVAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
 _UNLABELLED = ("unlabeled", "unlabelled")
 # Folders that storage and archives keep beside photographs, in lower case.
 _NO_PHOTOGRAPHS = ("@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "__macosx")
-_KEYS = (
-    "classes",
-    "max_pixels",
-    "value_range",
-    "channels",
-    "group",
-    "tile",
-)  # Of `dataset`, for `catalogue`.
+# `catalogue` takes these keys of `dataset` as they are.
+_KEYS = ("classes", "max_pixels", "value_range", "channels", "group", "tile")
 _LISTS = ("train", "eval", "left")  # The lists of names and labels in images.json.
 _HELD_OUT = 0.1
 _GLANCE = 8  # Images that a trial of a run decodes.
@@ -205,7 +199,7 @@ def catalogue(
         only = f"only {_counts(ignored)}" if ignored else "and no others"
         fault = "; ".join([f"found no {' '.join(decoder.IMAGE_TYPES)} files, {only}", *left_notes])
         raise UserError(f"{where}: {fault}; {remedy}")
-    # Tiles are told only where every image is read.
+    # Only where every image is read do tiles have their places.
     inspected = files[: _GLANCE if trial.active and not tile else None]
     facts, corrupt, too_large, deviations = _inspect(path, inspected, max_pixels, channels, tile, overlap)
     skipped = corrupt | too_large
@@ -216,11 +210,13 @@ def catalogue(
         faults = [f"{_reasons(corrupt)}; check that they open in an image viewer"] if corrupt else []
         faults += [f"{refusal}; {remedy}"] if too_large else []
         raise UserError(f"{where}: none of {len(files)} images can be decoded: {'; '.join(faults)}")
-    told = channels or _tell_channels(where, [name for name in inspected if name not in skipped], facts)
+    num_channels = channels or _tell_channels(
+        where, [name for name in inspected if name not in skipped], facts
+    )
     bounds = None
     if deep := {name: fact.dtype for name, fact in facts.items() if fact.is_deep}:
         sampled = {part: dtype for name, dtype in deep.items() for part in deviations.get(name, [name])}
-        bounds = value_range or _tell_range(path, sampled, told, max_pixels, tile)
+        bounds = value_range or _tell_range(path, sampled, num_channels, max_pixels, tile)
     if tile:
         good, note = _cut(where, good, deviations, deep, bounds)
         left_notes = [*left_notes, note]
@@ -231,11 +227,11 @@ def catalogue(
     if labels:
         listed, class_notes = _relabel(listed, labels, path, several)
 
-    are_left = left_notes or (listed["left"] and not whole)
+    has_left_out = left_notes or (listed["left"] and not whole)
     count = f"{len(listed['train'])} training and {len(listed['eval'])} validation images"
     summary = [
         f"{_images(len(good)) if whole else count}, {len(listed['classes']) or 'no'} classes",
-        f"ignored {_counts(ignored)}" + (" else" if not ignored and are_left else ""),
+        f"ignored {_counts(ignored)}" + (" else" if not ignored and has_left_out else ""),
         f"skipped {len(corrupt)} corrupt{': ' if corrupt else ''}{_reasons(corrupt)}",
     ]
     notes = left_notes + (class_notes if whole else split_notes + class_notes)
@@ -243,7 +239,7 @@ def catalogue(
         notes.append(f"refused {refusal}; {remedy}")
     if ignored["symbolic links"]:
         notes.append("symbolic links to files and folders are not followed: copy their targets (cp -rL)")
-    listed |= {"groups": group_of, "channels": told, "value_range": bounds and list(bounds)}
+    listed |= {"groups": group_of, "channels": num_channels, "value_range": bounds and list(bounds)}
     listed["dtype"] = "float16" if deep else "uint8"
     kinds = collections.Counter(
         str(fact) for fact in facts.values() if fact.is_deep or fact.kind not in _COMMON
@@ -541,7 +537,8 @@ def _silent_codecs():
 
 def _relabel(listed, labels, path, several):
     """Returns the list with the labels of a CSV file in place of its own, and notes on them."""
-    label_of = label_files.read(labels, (name for name, _ in _entries(listed)), path, several=several)
+    names = (name for name, _ in _entries(listed))
+    label_of = label_files.read(labels, names, path, several=several, predicted=True)
     classes = sorted(set(label_of.values()))
     counts = collections.Counter(
         part for label in label_of.values() for part in (label_files.split(label) if several else [label])
