@@ -365,13 +365,18 @@ def test_keys_add_and_take_away_one_of_several_labels(several, browser, tmp_path
 
     opened.locator("#large").scroll_into_view_if_needed()
     first = in_hand()
+    press("1", "1")  # Enter alone says that it has none of them.
+    assert in_hand() == first and not opened.evaluate("Object.keys(state.labels).length")
     press("1", "2", "3", "1")
     opened.reload()  # which keeps what is in hand
     opened.locator("#large").scroll_into_view_if_needed()
     assert in_hand() == first and pressed("#keys") == ["2: high", "3: round"]
     press("Enter")
     second = in_hand()
-    press("1", "s")
+    press("1")
+    opened.evaluate("(name) => (DATA.given[name] = 'even')", second)  # as after a save and a reload
+    press("s")
+    assert opened.evaluate("(name) => labelOf(name) ?? null", second) is None
     third = in_hand()
     press("Enter")  # none of the classes
     fourth = in_hand()
