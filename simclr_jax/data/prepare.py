@@ -61,9 +61,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max_side", type=int, help="reduces larger images, once, to this many pixels")
     parser.add_argument("--quality", type=int, default=90, help="of JPEG files that --max_side reduces (90)")
     parser.add_argument("--num_shards", type=int, help="files of a split; by default of 64 to 128 MB each")
-    parser.add_argument(
-        "--runner", choices=workers.RUNNERS, help="of Apache Beam; else this process works alone"
-    )
+    parser.add_argument("--runner", help="of Apache Beam; else this process works alone")
     args, beam_flags = parser.parse_known_args(argv)
     args.data_dir, start = os.path.expanduser(args.data_dir), time.monotonic()
     home, config = epath.Path(args.data_dir) / args.name, _check(args, beam_flags)

@@ -72,8 +72,7 @@ def make_plan(config, workdir, result: str) -> Plan:
     if config.beam:
         workers.make_options(config.beam)
         if jax.process_count() > 1 or config.dataset.name == "arrays":
-            where = "several processes" if jax.process_count() > 1 else "arrays in memory"
-            raise UserError(f"beam={config.beam!r}, but the run has {where}: leave --config.beam out")
+            raise UserError(f"beam={config.beam!r} takes files, and one process: leave --config.beam out")
         pretrained.fingerprint(config.pretrained, use_average=config.use_average)  # It has to be there.
     sources = {split: load(config, workdir, split) for split in splits(config)}
     for split, source in sources.items():

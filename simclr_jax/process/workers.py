@@ -10,7 +10,7 @@ from etils import epy
 from simclr_jax.process.console import escape
 from simclr_jax.process.errors import RunError, UserError
 
-RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
+_RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 _DIRECT = ("--direct_num_workers=0", "--direct_running_mode=multi_processing")  # all cores of this machine
 _DIRECT += ("--default_sdk_harness_log_level=ERROR",)
 
@@ -28,7 +28,7 @@ def make_options(flags: str):
     """Returns Beam's `PipelineOptions` of flags, one of which is --runner.
 
     Raises:
-      UserError: Beam is not installed, the runner is none of `RUNNERS`, or a flag is wrong.
+      UserError: Beam is not installed, the runner is none that is known, or a flag is wrong.
     """
     options, printed = beam.options.pipeline_options, io.StringIO()
     try:
@@ -38,8 +38,8 @@ def make_options(flags: str):
     except (ValueError, SystemExit) as error:
         reason = (printed.getvalue().strip() or str(error)).splitlines()[-1]
         raise UserError(f"{flags!r}: {reason}: expected flags of Beam, as --runner=DirectRunner") from None
-    if runner not in RUNNERS:
-        raise UserError(f"--runner={runner}: expected {', '.join(RUNNERS)}, as in --runner=DirectRunner")
+    if runner not in _RUNNERS:
+        raise UserError(f"--runner={runner}: expected {', '.join(_RUNNERS)}, as in --runner=DirectRunner")
     return options.PipelineOptions([*_DIRECT * (runner == "DirectRunner"), *words])
 
 

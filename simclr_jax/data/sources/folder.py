@@ -267,10 +267,8 @@ def files_in(path) -> dict[str, int | str]:
       UserError: there is no such folder, or it cannot be read.
     """
     files = sorted(_walk(os.path.expanduser(path).rstrip("/") or "/"))
-    digest = hashlib.sha256()
-    for name, size in files:
-        digest.update(os.fsencode(name) + f"\0{size}\0".encode())
-    return {"files": len(files), "digest": digest.hexdigest()[:12]}
+    facts = b"".join(os.fsencode(name) + f"\0{size}\0".encode() for name, size in files)
+    return {"files": len(files), "digest": hashlib.sha256(facts).hexdigest()[:12]}
 
 
 def _read(listing, path):
@@ -278,9 +276,8 @@ def _read(listing, path):
     if not listing.exists():
         return None
     try:
-        listed = {"value_range": None, "channels": 3, "dtype": "uint8", "left": [], "groups": {}} | read_json(
-            listing
-        )
+        defaults = {"value_range": None, "channels": 3, "dtype": "uint8", "left": [], "groups": {}}
+        listed = defaults | read_json(listing)
         _check_listed(listed)
     except (IsADirectoryError, KeyError, RecursionError, TypeError, ValueError) as error:
         fault = f"{type(error).__name__}: {reason_of(error)}"
