@@ -101,6 +101,9 @@ def test_predictions_are_labels_where_there_is_no_truth(tmp_path, capsys):
     known = {"a/1.png": "dog", "a/2.png": "cat", "b/3, big.png": "cat"}
     assert read(tmp_path, text, predicted=True) == known
     assert "labels.csv holds predictions, which count as labels where there is no" in capsys.readouterr().out
+    quoted = ",".join(f'"{cell.title()}"' for cell in [*head.split(","), "truth"])  # as R writes it
+    text = f"{quoted}\na/1.png,cat,0.9,0.9,0.1,0.8,0.3,dog\n"
+    assert read(tmp_path, text, classes=1, predicted=True) == {"a/1.png": "dog"}
     text = f"{head}\na/1.png,cat,0.9,0.9,0.1,0.8,0.3\n"
     assert read(tmp_path, text, classes=1, predicted=True) == {"a/1.png": "cat"}
     with pytest.raises(UserError, match="labels.csv holds predictions: give a file of labels"):

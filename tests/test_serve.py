@@ -13,6 +13,7 @@ import pytest
 from test_page import CHROMIUM, browser, name_of, needs_chromium, run  # noqa: F401
 
 from simclr_jax.plots import serve
+from simclr_jax.process import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +166,13 @@ def test_several_labels_an_image_are_read_as_such_and_trained(run, tmp_path, mon
     ask(address + "training", "{}")
     assert ready.wait(10)
     assert commands[0][-2:] == [f"--labels={labels}", "--config.dataset.several_labels=True"]
+
+
+def test_a_file_of_classes_in_columns_takes_no_labels(run, tmp_path):  # noqa: F811
+    (tmp_path / "labels.csv").write_text(f"name,cat,dog\n{name_of(0)},1,1\n")
+    names = [name_of(row) for row in range(120)]
+    with pytest.raises(UserError, match="expected one column label"):
+        serve.serve(run, str(tmp_path / "labels.csv"), names, "photos", several=True)
 
 
 def test_the_page_names_the_file(server):

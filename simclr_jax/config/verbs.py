@@ -99,8 +99,7 @@ def _of_run(verb, run, folder=None, *, flags):
     dataset = {"name": "folder", "path": folder} if folder else dict(config["dataset"])
     file = _file(dataset["name"])
     defaults = settings.defaults(f"{file}:{verb}").dataset.to_dict()
-    labels = dataset.get("labels")
-    if verb == "predict" and labels and files.exists(labels) and files.holds_predictions(labels):
+    if verb == "predict" and files.holds_predictions(dataset.get("labels") or ""):
         dataset["labels"] = None  # Predictions are no truth to measure others by.
     values = {
         f"--config.dataset.{key}": tuple(value) if isinstance(value, list) else value

@@ -60,8 +60,9 @@ def read(
     name_of, tiles_of = _by_spelling(names)
     match, file = _matcher(name_of, where), f"dataset.labels={escape(path)}"
     label_of, row_of, wrong, respelt, missing = {}, {}, {}, {}, []
-    rows = list(_rows(path, several=several))
-    if files.holds_predictions(path):
+    holds_predictions = files.holds_predictions(path)
+    rows = list(_rows(path, several=several, predicted=holds_predictions))
+    if holds_predictions:
         if not predicted:
             raise UserError(
                 f"{file} holds predictions: give a file of labels; finetune learns from predictions"
@@ -280,15 +281,15 @@ def _repairs(text):
                 yield title, original
 
 
-def _rows(path, titles=("name", "label"), setting="dataset.labels", several=False):
+def _rows(path, titles=("name", "label"), setting="dataset.labels", several=False, predicted=False):
     """Yields (number of the row in the file, name, label without blanks around it) of rows that hold any.
 
-    `several` joins the columns of classes, where there is no column of labels, as in `a;b`.
+    `several` joins the columns of classes, where there is no column of labels, as in `a;b`. In a file of
+    predictions, as `predicted` says, the column `truth` goes before the label.
     """
     head, columns, class_of, lines = _table(path, titles, setting, several)
-    truth = None
-    if titles[1] == "label" and files.holds_predictions(path) and "truth" in head:
-        truth = head.index("truth")
+    present = [cell.strip().casefold() for cell in head]
+    truth = present.index("truth") if predicted and "truth" in present else None
     for row, cells in lines:
         name, label = (cells[number] for number in columns)
         if truth is not None and cells[truth].strip() not in ("", *_MISSING):

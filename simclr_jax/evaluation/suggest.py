@@ -58,10 +58,9 @@ def main(argv: list[str]) -> None:
         row_of = {name: row for row, name in enumerate(stored.names)}
         labels = {row_of[name]: label for name, label in given.items()}
     elif dataset := records.newest_labels(Path(args.run)):
-        flags = f"--labelled={escape(dataset['labels'])}" + " --several_labels" * dataset.get(
-            "several_labels", False
-        )
-        say(f"note: there are labels: {flags} --output=more.csv chooses with them")
+        several = " --several_labels" if dataset.get("several_labels") else ""
+        flags = f"--labelled={escape(dataset['labels'])}{several} --output=more.csv"
+        say(f"note: there are labels: {flags} chooses with them")
     names = sorted(set(labels.values()))
     numbers = np.array([names.index(labels[row]) if row in labels else -1 for row in rows])
     unlabelled = int((numbers < 0).sum())

@@ -23,7 +23,7 @@ from simclr_jax.process import UserError, escape
 from simclr_jax.workdir import records, report
 
 OUTLIERS, DOUBTFUL, GROUPS, CLUSTERS = 24, 60, 50, 10
-_ROUNDS = "Accuracy of classifiers by their labels, cross-validated"
+_ROUNDS = "Accuracy of classifiers by their labels"
 _SMALL = 112  # Pixels of doubtful images.
 _FOLDER = Path(__file__).parent
 _CORRECT = (
@@ -239,7 +239,8 @@ def read_predictions(run: Path) -> Predictions | None:
     paths = [path for depth in ("", "*/", "*/*/") for path in run.glob(f"{depth}predictions.parquet")]
     if not paths:
         return None
-    path = max(paths, key=lambda path: (_dataset(path.parent) == _dataset(run), path.stat().st_mtime))
+    own = _dataset(run)
+    path = max(paths, key=lambda path: (_dataset(path.parent) == own, path.stat().st_mtime))
     table = parquet.read_table(path)
     metadata = table.schema.metadata
     classes = json.loads(metadata[b"class_names"])
@@ -293,7 +294,7 @@ def _curves(log, rounds):
         lines = ((*style, figures.points(log, metric)) for metric, style in curves.items())
         axes[title.partition("\n")[0].capitalize()] = "step", [line for line in lines if line[-1]]
     if len({labels for labels, _ in rounds}) > 1:
-        axes[_ROUNDS] = "labels", [("accuracy", figures.CLASSES[0], None, rounds)]
+        axes[_ROUNDS] = "labels", [("cross-validated", figures.CLASSES[0], None, rounds)]
     for title, (name, lines) in axes.items():
         plot = figure(title=title, height=230, sizing_mode="stretch_width", tools="pan,wheel_zoom,reset")
         plot.add_tools(HoverTool(tooltips=[(name, "@x"), ("", "@y{0.0000}")]))
@@ -306,6 +307,9 @@ def _curves(log, rounds):
             plot.xaxis.axis_label = name
             plot.legend.label_text_font_size = "8pt"
             plot.legend.background_fill_alpha = 0.6
+            # The legend keeps away from where the first curve ends.
+            heights, end = [value for line in lines for _, value in line[-1]], lines[0][-1][-1][1]
+            plot.legend.location = "bottom_right" if 2 * end > min(heights) + max(heights) else "top_right"
             plots[title] = plot
     return plots
 

@@ -94,10 +94,12 @@ def write_csv(path, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def holds_predictions(path) -> bool:
-    """Returns whether a CSV file is one that `predict` has written."""
-    with storage(path), _local_or_remote(path).open("rb") as file:
+    """Returns whether a CSV file is one that `predict` has written, and that spreadsheets may have saved."""
+    head = ""
+    with suppress(Exception), _local_or_remote(path).open("rb") as file:  # Its reader tells what is wrong.
         head = file.readline().decode("utf-8-sig", "replace")
-    return {"name", "label", "probability", "margin"} <= {*re.split("[,;\t\r\n]", head)}
+    cells = {cell.strip('" ').casefold() for cell in re.split("[,;\t\r\n]", head)}
+    return {"name", "label", "probability", "margin"} <= cells
 
 
 def csv_name(name: str) -> str:
