@@ -56,10 +56,44 @@ def test_larger_images_and_other_kernels(height, width, size, stride, images, ch
     assert_same(*convolutions(stride, size // 2), *arrays)
 
 
-@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_gradients_inside_vmap_scan_and_remat(size, stride, monkeypatch):
+@pytest.mark.parametrize("images, chunk", [(5, 2**19), (5, 1), (7, 9000), (8, 9000)])
+@pytest.mark.parametrize("height, width", [(4, 4), (5, 8), (6, 7), (9, 9)])
+@pytest.mark.parametrize("channels, filters", [(32, 32), (40, 33)])
+def test_winograds_algorithm(height, width, channels, filters, images, chunk, monkeypatch):
+    monkeypatch.setattr(on_cpu, "_CHUNK", chunk)
+    images, kernel = draw((images, height, width, channels), (3, 3, channels, filters))
+    assert_same(*convolutions(1, 1), images, kernel * 0.1)
+
+
+def test_winograds_algorithm_is_as_exact_as_the_plain_convolution():
+    """The errors of values and gradients against float64 are below 2e-6 of the largest number."""
+    images, kernel = draw((8, 12, 12, 64), (3, 3, 64, 64))
+    ours, _ = convolutions(1, 1)
+    value, pull = jax.vjp(jax.jit(ours), images, kernel)
+    (weights,) = draw(value.shape)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected, of_x, of_kernel = np.zeros(value.shape), np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j in np.ndindex(3, 3):
+        tap = np.s_[:, i : i + 12, j : j + 12]
+        expected += padded[tap] @ kernel[i, j].astype(np.float64)
+        of_x[tap] += weights @ kernel[i, j].T.astype(np.float64)
+        of_kernel[i, j] = np.einsum("nhwc,nhwf->cf", padded[tap], weights, optimize=True)
+    for actual, exact in zip((value, *pull(weights)), (expected, of_x[:, 1:-1, 1:-1], of_kernel)):
+        assert np.abs(actual - exact).max() < 2e-6 * np.abs(exact).max()
+
+
+def test_winograds_algorithm_is_for_float32_alone():
+    """bfloat16 would lose digits in its sums."""
+    arrays = [array.astype(jnp.bfloat16) for array in draw((2, 8, 8, 32), (3, 3, 32, 32))]
+    ours, plain = (jax.jit(convolve)(*arrays) for convolve in convolutions(1, 1))
+    np.testing.assert_array_equal(ours.astype(np.float32), plain.astype(np.float32))
+
+
+@pytest.mark.parametrize("size, stride, channels", [(1, 1, 3), (1, 2, 3), (3, 1, 3), (3, 1, 32), (3, 2, 3)])
+def test_gradients_inside_vmap_scan_and_remat(size, stride, channels, monkeypatch):
     monkeypatch.setattr(on_cpu, "_CHUNK", 9000)
-    arrays = draw((3, 5, 8, 8, 3), (size, size, 3, 4))
+    images, kernel = draw((3, 5, 8, 8, channels), (size, size, channels, channels + 1))
+    arrays = images, kernel * 0.3
 
     def mapped(convolve):
         return lambda x, kernel: jax.vmap(convolve, (0, None))(x, kernel)
@@ -84,11 +118,12 @@ def test_the_stems_pool_behind_its_relu(height, width, padding):
 
 
 @pytest.mark.parametrize(
-    "size, stride, pixels", [(1, 1, 8), (1, 2, 8), (3, 1, 2), (3, 1, 8), (3, 2, 8), (7, 2, 8)]
+    "size, stride, pixels, channels",
+    [(1, 1, 8, 4), (1, 2, 8, 4), (3, 1, 2, 4), (3, 1, 8, 4), (3, 1, 8, 32), (3, 2, 8, 4), (7, 2, 8, 4)],
 )
-def test_other_platforms_get_the_plain_convolutions(size, stride, pixels):
+def test_other_platforms_get_the_plain_convolutions(size, stride, pixels, channels):
     """Their gradients, too: three convolutions, and no product or loop. On CPUs there are fewer."""
-    arrays = jnp.zeros((2, pixels, pixels, 4)), jnp.zeros((size, size, 4, 6))
+    arrays = jnp.zeros((2, pixels, pixels, channels)), jnp.zeros((size, size, channels, 40))
     ours, plain = (
         jax.jit(jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), (0, 1))) for f in convolutions(stride, size // 2)
     )

@@ -2,9 +2,10 @@
 
 Both forms are equal within rounding.
 
-Three are slow there (2 cores, jax 0.10): convolutions of images smaller than their kernel; gradients of
-kernels, which XLA computes as convolutions whose window is the whole image (from 8 pixels a side on mostly at
-a half to a fifth of the rate of products of matrices); and the gradient of the stem's pool.
+Four are slow there (2 cores, jax 0.10): convolutions of images smaller than their kernel; those of 3 x 3 at
+stride 1, for which Winograd's algorithm needs 4 of 9 multiplications; gradients of kernels, which XLA
+computes as convolutions whose window is the whole image (from 8 pixels a side on mostly at a half to a fifth
+of the rate of products of matrices); and the gradient of the stem's pool.
 """
 
 import functools
@@ -14,14 +15,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-_CHUNK = 2**19  # Numbers of a matrix of neighbourhoods: 2 MB stay in the cache.
+_CHUNK = 2**19  # Numbers of the operand of a product: 2 MB stay in the cache.
+
+# Winograd's F(2 x 2, 3 x 3) of Lavin and Gray (arXiv 1509.09308, section 4.1): 4 x 4 pixels of the input make
+# 2 x 2 of the output. These are B^T, G and A^T there.
+_INPUT = (1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)
+_KERNEL = (1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)
+_OUTPUT = (1, 1, 1, 0), (0, 1, -1, -1)
 
 
 def convolve(x, kernel, strides, padding, **options):
     """Computes `lax.conv_general_dilated` of x [n, h, w, c].
 
     On CPUs a 1 x 1 kernel at stride 1 and a 3 x 3 kernel that gives at most 2 x 2 pixels become one matrix
-    product; the gradients of all other kernels become products of matrices, some images at a time.
+    product; a 3 x 3 kernel at stride 1 and its gradients follow Winograd in float32; the gradients of all
+    other kernels become products of matrices. The last two take some images at a time.
     """
     plain = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     largest = max(-(-side // stride) for side, stride in zip(x.shape[1:3], strides))
@@ -29,9 +37,18 @@ def convolve(x, kernel, strides, padding, **options):
         on_cpu = functools.partial(_as_product, stride=strides[0], padding=padding[0][0])
     elif kernel.shape[:2] == (1, 1) and strides[0] == 1:
         on_cpu = _pixelwise
+    elif _suits_winograd(x, kernel, strides):
+        on_cpu = _winograd
     else:
         on_cpu = _with_products_for_gradient(plain, strides, padding)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _suits_winograd(x, kernel, strides):
+    """Returns whether Winograd's algorithm is faster: its sums cost as much as few channels' products."""
+    *sides, channels, filters = kernel.shape
+    fits = sides == [3, 3] and strides[0] == 1 and x.dtype == jnp.float32
+    return fits and min(x.shape[1:3]) > 3 and min(channels, filters) >= 32
 
 
 def _pixelwise(x, kernel):
@@ -53,16 +70,9 @@ def _with_products_for_gradient(plain, strides, padding):
 
 def _kernel_gradient(x, gradient, kernel, strides, padding):
     """Sums products of the output's gradient [n h' w', o] and the neighbourhoods in x [n h' w', k k c]."""
-    n, *out, filters = gradient.shape
+    _, *out, filters = gradient.shape
     *sides, channels, _ = kernel.shape
     window = sides[0] * sides[1] * channels
-    most = max(1, _CHUNK // (out[0] * out[1] * window))
-    size = min(n, 2 ** (most.bit_length() - 1))  # a power of two, which mostly divides n
-    parts = -(-n // size)
-    images, gradients = (
-        jnp.pad(rows, ((0, parts * size - n), (0, 0), (0, 0), (0, 0))).reshape(parts, size, *rows.shape[1:])
-        for rows in (x, gradient)  # images of zeros add nothing
-    )
 
     def add(total, part):
         images, gradient = part
@@ -73,11 +83,89 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
             for j in range(sides[1])
         ]
         neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
-        gradient = lax.optimization_barrier(gradient.reshape(-1, filters).T)  # else the product is slower
-        return total + jnp.matmul(gradient, neighbourhoods, preferred_element_type=jnp.float32), None
+        gradient = gradient.reshape(-1, filters)
+        return total + jnp.matmul(neighbourhoods.T, gradient, preferred_element_type=jnp.float32), None
 
-    total, _ = lax.scan(add, jnp.zeros((filters, window)), (images, gradients))
-    return total.T.reshape(kernel.shape).astype(kernel.dtype)
+    parts = _split([x, gradient], out[0] * out[1] * window)
+    total, _ = lax.scan(add, jnp.zeros((window, filters)), parts)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _split(arrays, numbers):
+    """Splits arrays [n, h, w, c] into parts [parts, size, h, w, c]; an image makes so many `numbers`."""
+    n = len(arrays[0])
+    most = max(1, _CHUNK // numbers)
+    size = min(n, 2 ** (most.bit_length() - 1))  # a power of two, which mostly divides n
+    parts = -(-n // size)
+    return [  # images of zeros add nothing to sums
+        jnp.pad(rows, ((0, parts * size - n), (0, 0), (0, 0), (0, 0))).reshape(parts, size, *rows.shape[1:])
+        for rows in arrays
+    ]
+
+
+@jax.custom_vjp
+def _winograd(x, kernel):
+    """Convolves x [n, h, w, c] with a kernel [3, 3, c, f] at stride 1, padded by 1."""
+    return _winograd_products(x, _transform(_KERNEL, kernel))
+
+
+def _winograd_products(x, kernels):
+    """Convolves x [n, h, w, c] with a kernel that has been transformed to 4 x 4 arrays [c, f]."""
+    n, height, width, channels = x.shape
+
+    def convolve(x):
+        inputs = _transform(_INPUT, _tiles(x))
+        products = [[a @ b for a, b in zip(*rows)] for rows in zip(inputs, kernels)]
+        rows = [jnp.stack(row, 3) for row in _transform(_OUTPUT, products)]
+        y = jnp.stack(rows, 2)  # [size, h / 2, 2, w / 2, 2, f]
+        return y.reshape(len(x), 2 * y.shape[1], 2 * y.shape[3], -1)[:, :height, :width]
+
+    (parts,) = _split([x], 4 * height * width * channels)
+    y = lax.map(convolve, parts)
+    return y.reshape(-1, *y.shape[2:])[:n]
+
+
+def _winograd_backward(saved, gradient):
+    x, kernel = saved
+    channels, filters = kernel.shape[2:]
+    transposed = [[array.T for array in row] for row in _transform(_KERNEL, kernel[::-1, ::-1])]
+
+    def add(total, part):
+        x, gradient = part
+        _, height, width, _ = gradient.shape
+        gradient = jnp.pad(gradient, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+        gradients = _transform([*zip(*_OUTPUT)], [[gradient[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
+        products = [
+            [a.reshape(-1, channels).T @ b.reshape(-1, filters) for a, b in zip(*rows)]
+            for rows in zip(_transform(_INPUT, _tiles(x)), gradients)
+        ]
+        return jax.tree.map(jnp.add, total, products), None
+
+    zeros = [[jnp.zeros((channels, filters))] * 4] * 4
+    parts = _split([x, gradient], 4 * x.shape[1] * x.shape[2] * max(channels, filters))
+    total, _ = lax.scan(add, zeros, parts)
+    kernel_gradient = jnp.stack([jnp.stack(row) for row in _transform([*zip(*_KERNEL)], total)])
+    return _winograd_products(gradient, transposed), kernel_gradient
+
+
+_winograd.defvjp(lambda x, kernel: (_winograd(x, kernel), (x, kernel)), _winograd_backward)
+
+
+def _tiles(x):
+    """Returns the pixels [n, h / 2, w / 2, c] at each place of the 4 x 4 tiles of x [n, h, w, c]."""
+    out = [side + side % 2 for side in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), *((1, 1 + side % 2) for side in x.shape[1:3]), (0, 0)))
+    return [[x[:, i : i + out[0] : 2, j : j + out[1] : 2] for j in range(4)] for i in range(4)]
+
+
+def _transform(matrix, rows):
+    """Computes matrix @ rows @ matrix.T, of rows of arrays."""
+
+    def combine(arrays):
+        return [sum(weight * array for weight, array in zip(line, arrays) if weight) for line in matrix]
+
+    columns = [combine(column) for column in zip(*rows)]
+    return [combine(row) for row in zip(*columns)]
 
 
 def max_pool(x, padding):
