@@ -36,7 +36,7 @@ def convolve(x, kernel, strides, padding, **options):
     if kernel.shape[:2] == (3, 3) and largest <= 2:
         on_cpu = functools.partial(_as_product, stride=strides[0], padding=padding[0][0])
     elif kernel.shape[:2] == (1, 1) and strides[0] == 1:
-        on_cpu = _pixelwise
+        on_cpu = _with_products_for_gradient(_pixelwise, strides, padding)
     elif _suits_winograd(x, kernel, strides):
         on_cpu = _winograd
     else:
@@ -73,34 +73,33 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
     _, *out, filters = gradient.shape
     *sides, channels, _ = kernel.shape
     window = sides[0] * sides[1] * channels
+    take, parts = _parts(len(x), out[0] * out[1] * window)
 
     def add(total, part):
-        images, gradient = part
-        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        images = jnp.pad(take(x, part), ((0, 0), *padding, (0, 0)))
         taps = [
             images[:, i : i + strides[0] * out[0] : strides[0], j : j + strides[1] * out[1] : strides[1]]
             for i in range(sides[0])
             for j in range(sides[1])
         ]
         neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
-        gradient = gradient.reshape(-1, filters)
-        return total + jnp.matmul(neighbourhoods.T, gradient, preferred_element_type=jnp.float32), None
+        gradients = take(gradient, part).reshape(-1, filters)
+        return total + jnp.matmul(neighbourhoods.T, gradients, preferred_element_type=jnp.float32), None
 
-    parts = _split([x, gradient], out[0] * out[1] * window)
     total, _ = lax.scan(add, jnp.zeros((window, filters)), parts)
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _split(arrays, numbers):
-    """Splits arrays [n, h, w, c] into parts [parts, size, h, w, c]; an image makes so many `numbers`."""
-    n = len(arrays[0])
+def _parts(n, numbers):
+    """Divides n images, each of which makes so many `numbers` of an operand, into equal parts.
+
+    Returns:
+      (array [n, ...], part) -> that part of the array; the parts.
+    """
     most = max(1, _CHUNK // numbers)
-    size = min(n, 2 ** (most.bit_length() - 1))  # a power of two, which mostly divides n
-    parts = -(-n // size)
-    return [  # images of zeros add nothing to sums
-        jnp.pad(rows, ((0, parts * size - n), (0, 0), (0, 0), (0, 0))).reshape(parts, size, *rows.shape[1:])
-        for rows in arrays
-    ]
+    size = max(size for size in range(1, min(n, most) + 1) if n % size == 0)
+    # A loop over slices keeps x once; a loop over the rows of x reshaped makes a copy for each loop.
+    return lambda x, part: lax.dynamic_slice_in_dim(x, part * size, size), jnp.arange(n // size)
 
 
 @jax.custom_vjp
@@ -112,38 +111,37 @@ def _winograd(x, kernel):
 def _winograd_products(x, kernels):
     """Convolves x [n, h, w, c] with a kernel that has been transformed to 4 x 4 arrays [c, f]."""
     n, height, width, channels = x.shape
+    take, parts = _parts(n, 4 * height * width * channels)
 
-    def convolve(x):
-        inputs = _transform(_INPUT, _tiles(x))
+    def convolve(part):
+        inputs = _transform(_INPUT, _tiles(take(x, part)))
         products = [[a @ b for a, b in zip(*rows)] for rows in zip(inputs, kernels)]
         rows = [jnp.stack(row, 3) for row in _transform(_OUTPUT, products)]
         y = jnp.stack(rows, 2)  # [size, h / 2, 2, w / 2, 2, f]
-        return y.reshape(len(x), 2 * y.shape[1], 2 * y.shape[3], -1)[:, :height, :width]
+        return y.reshape(len(y), 2 * y.shape[1], 2 * y.shape[3], -1)[:, :height, :width]
 
-    (parts,) = _split([x], 4 * height * width * channels)
     y = lax.map(convolve, parts)
-    return y.reshape(-1, *y.shape[2:])[:n]
+    return y.reshape(n, *y.shape[2:])
 
 
 def _winograd_backward(saved, gradient):
     x, kernel = saved
-    channels, filters = kernel.shape[2:]
+    _, height, width, channels = x.shape
+    filters = kernel.shape[-1]
     transposed = [[array.T for array in row] for row in _transform(_KERNEL, kernel[::-1, ::-1])]
+    take, parts = _parts(len(x), 4 * height * width * max(channels, filters))
 
     def add(total, part):
-        x, gradient = part
-        _, height, width, _ = gradient.shape
-        gradient = jnp.pad(gradient, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        gradients = _transform([*zip(*_OUTPUT)], [[gradient[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
+        padding = (0, 0), (0, height % 2), (0, width % 2), (0, 0)
+        tiles = jnp.pad(take(gradient, part), padding)
+        gradients = _transform([*zip(*_OUTPUT)], [[tiles[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
         products = [
             [a.reshape(-1, channels).T @ b.reshape(-1, filters) for a, b in zip(*rows)]
-            for rows in zip(_transform(_INPUT, _tiles(x)), gradients)
+            for rows in zip(_transform(_INPUT, _tiles(take(x, part))), gradients)
         ]
         return jax.tree.map(jnp.add, total, products), None
 
-    zeros = [[jnp.zeros((channels, filters))] * 4] * 4
-    parts = _split([x, gradient], 4 * x.shape[1] * x.shape[2] * max(channels, filters))
-    total, _ = lax.scan(add, zeros, parts)
+    total, _ = lax.scan(add, [[jnp.zeros((channels, filters))] * 4] * 4, parts)
     kernel_gradient = jnp.stack([jnp.stack(row) for row in _transform([*zip(*_KERNEL)], total)])
     return _winograd_products(gradient, transposed), kernel_gradient
 
