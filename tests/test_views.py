@@ -91,6 +91,30 @@ def test_views_that_cannot_be_are_one_line(task, keys, view, expected, tmp_path)
     assert "\n" not in str(raised.value)
 
 
+def test_a_view_may_decide_by_the_values_of_an_image():
+    """AutoGraph converts conditions in Python, also where a function of its own holds them."""
+    from simclr_jax.data import datasets
+    from simclr_jax.views import batches
+
+    threshold = 80
+
+    def brightness(image):
+        if tf.reduce_mean(tf.cast(image, tf.float32)) > threshold:
+            return 1.0
+        return 0.0
+
+    config = simclr_jax.get_config("digits", TINY)
+    source = datasets.load(config.dataset, "train", seed=0)
+
+    def view(image, seed):
+        return tf.fill([16, 16, 3], brightness(image))
+
+    batch = next(batches.train_batches(config, source, view, 0))
+    bright = source.records[batch["index"]].mean((1, 2, 3)) > threshold
+    assert 0 < bright.sum() < len(bright)
+    np.testing.assert_array_equal(batch["view1"].min((1, 2, 3)), 255 * bright)
+
+
 def test_views_of_bytes_are_handed_over_as_they_are(tmp_path):
     from simclr_jax.data import datasets
     from simclr_jax.views import batches

@@ -192,7 +192,7 @@ def gaussian_blur(image: tf.Tensor, kernel_size: int, sigma: tf.Tensor) -> tf.Te
     return _to_image(_blur(_to_planes(image), kernel_size, sigma))
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _distort(crop, unit, draws, recipe, dtype):
     """Mirrors, colours and blurs a crop [h, w, c] times `unit`; compiled once for each shape and recipe."""
     draw = dict(zip(DRAWS, tf.unstack(draws)))

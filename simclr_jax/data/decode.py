@@ -120,7 +120,9 @@ def _make_decode_any(value_range, max_pixels, channels, dtype):
 
     one_node = {"_noinline": True}  # A node costs nothing where its branch is not taken.
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], experimental_attributes=one_node)
+    @tf.function(
+        input_signature=[tf.TensorSpec([], tf.string)], autograph=False, experimental_attributes=one_node
+    )
     def decode_any(contents):
         def others():
             return tf.numpy_function(in_python, [contents], dtype, stateful=False)

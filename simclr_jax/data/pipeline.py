@@ -336,7 +336,8 @@ def _augmented(epochs, read, source, transform, rows, seed, dtype):
     `read` turns an element of a dataset in `epochs` into (epoch, index, record, label).
     """
 
-    @tf.function  # Without it, every epoch would trace the function again.
+    # Without tf.function, every epoch would trace the function again; AutoGraph takes seconds to read it.
+    @tf.function(autograph=False)
     def views(*element):
         epoch, index, record, label = read(*element)
         images = _transformed(source, transform, record, seed, epoch, index, dtype)
@@ -363,6 +364,7 @@ def _eval(source, transform, seed, rows, index, num_batches):
     The index of a stream is a range.
     """
 
+    @tf.autograph.experimental.do_not_convert  # AutoGraph takes seconds to read it.
     def view(index, example):
         record, label = example
         images = _transformed(source, transform, record, seed, 0, index)

@@ -22,7 +22,7 @@ class Source(NamedTuple):
       num_examples: n.
       num_classes: 0 where there are no labels.
       decode: record -> [h, w, c], uint8, or float32 in [0, 1] for the dtype float16; runs inside a tf.data
-        graph.
+        graph, without AutoGraph: decorate it by `tf.function` for conditions in Python.
       records: n undecoded records, an array or a tf.Variable, since a graph holds at most 2 GB of constants;
         None of a stream.
       labels: int32 [n], -1 where an example has none; None of a stream.

@@ -31,6 +31,7 @@ def views(config, view: View | None, image, seed) -> dict:
         dtype = "uint8" if config.augment.dtype == "uint8" else "float32"  # float16 behind the pipeline
         pair = augment.two_views(image, seed, size, make_recipe(config.augment), dtype=dtype)
     else:
+        view = tf.function(view)  # AutoGraph converts its conditions and loops.
         pair = [view(image, part) for part in tf.unstack(tf.random.experimental.stateless_split(seed, 2))]
         pair = [tf.ensure_shape(made, [size, size, config.model.channels]) for made in pair]
     return dict(zip(("view1", "view2"), pair))

@@ -408,6 +408,7 @@ def _inspect(path, files, max_pixels, channels, tile, overlap):
     is_plain = tf.function(
         functools.partial(decoder.is_plain, max_pixels=max_pixels),
         input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
     )
     max_bytes = 8 * max_pixels + 2**26  # The pixels with 16 bits and alpha, and tags.
     facts, corrupt, too_large, missing, deviations = {}, {}, {}, {}, {}
