@@ -28,8 +28,8 @@ def convolve(x, kernel, strides, padding, **options):
     """Computes `lax.conv_general_dilated` of x [n, h, w, c].
 
     On CPUs a 1 x 1 kernel at stride 1 and a 3 x 3 kernel that gives at most 2 x 2 pixels become one matrix
-    product; a 3 x 3 kernel at stride 1 and its gradients follow Winograd in float32; the gradients of all
-    other kernels become products of matrices. The last two take some images at a time.
+    product; a 3 x 3 kernel at stride 1 and its gradients follow Winograd in float32; the gradients of 1 x 1
+    and all other kernels become products of matrices. The last two take some images at a time.
     """
     plain = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     largest = max(-(-side // stride) for side, stride in zip(x.shape[1:3], strides))
