@@ -65,6 +65,12 @@ def test_winograds_algorithm(height, width, channels, filters, images, chunk, mo
     assert_same(*convolutions(1, 1), images, kernel * 0.1)
 
 
+@pytest.mark.parametrize("stride, padding", [(1, 0), (1, 2), (2, 1)])
+def test_winograds_algorithm_is_for_one_padding_and_stride(stride, padding):
+    images, kernel = draw((5, 8, 8, 32), (3, 3, 32, 32))
+    assert_same(*convolutions(stride, padding), images, kernel * 0.1)
+
+
 def test_winograds_algorithm_is_as_exact_as_the_plain_convolution():
     """The errors of values and gradients against float64 are below 2e-6 of the largest number."""
     images, kernel = draw((8, 12, 12, 64), (3, 3, 64, 64))

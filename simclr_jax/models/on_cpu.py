@@ -37,18 +37,18 @@ def convolve(x, kernel, strides, padding, **options):
         on_cpu = functools.partial(_as_product, stride=strides[0], padding=padding[0][0])
     elif kernel.shape[:2] == (1, 1) and strides[0] == 1:
         on_cpu = _with_products_for_gradient(_pixelwise, strides, padding)
-    elif _suits_winograd(x, kernel, strides):
+    elif _suits_winograd(x, kernel, strides, padding):
         on_cpu = _winograd
     else:
         on_cpu = _with_products_for_gradient(plain, strides, padding)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _suits_winograd(x, kernel, strides):
+def _suits_winograd(x, kernel, strides, padding):
     """Returns whether Winograd's algorithm is faster: its sums cost as much as few channels' products."""
     *sides, channels, filters = kernel.shape
-    fits = sides == [3, 3] and strides[0] == 1 and x.dtype == jnp.float32
-    return fits and min(x.shape[1:3]) > 3 and min(channels, filters) >= 32
+    same = sides == [3, 3] and strides[0] == 1 and [*map(tuple, padding)] == [(1, 1), (1, 1)]
+    return same and x.dtype == jnp.float32 and min(x.shape[1:3]) > 3 and min(channels, filters) >= 32
 
 
 def _pixelwise(x, kernel):
