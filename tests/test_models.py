@@ -316,6 +316,32 @@ def test_batch_norm_matches_official(sync):
     assert_close(evaluate.apply(variables, BN["x"]), BN["tf2_plain/y_eval"], 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 5, 4)])
+def test_batch_norm_equals_flaxs(shape, train, dtype):
+    x = (jax.random.normal(jax.random.key(0), shape) * 3 + 1).astype(dtype)
+    ours = resnet.batch_norm(train=train, sync=False, dtype=dtype)(use_bias=len(shape) > 2)
+    flax = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, use_bias=len(shape) > 2)
+    variables = jax.jit(ours.init)(jax.random.key(1), x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, flax.init(jax.random.key(1), x)))
+    variables = jax.tree.map(lambda array: array + jnp.linspace(0, 0.5, 4), variables)
+
+    def results(module):
+        def loss(variables, x):
+            y, new = module.apply(variables, x, mutable=["batch_stats"])
+            return (y.astype("float32") ** 3).mean(), (y, new)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x)
+
+    actual, expected = results(ours), results(flax)
+    jax.tree.map(partial(assert_close, tolerance=1e-6), actual[0][1][1], expected[0][1][1])  # in float32
+    tolerance = 1e-5 if dtype == "float32" else 0.01
+    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a.astype("float32"), b.astype("float32"), tolerance, tolerance)
+
+
 def test_synchronised_batch_norm_matches_official():
     x, weights = (BN[name].reshape(2, 6, 3, 3, 5) for name in ("x", "loss_weights"))
     actual = jax.pmap(partial(batch_norm_and_gradients, sync=True), axis_name=parallel.AXIS)(x, weights)

@@ -148,3 +148,19 @@ def test_the_stems_pool_is_plain_on_other_platforms():
     for platform in ("cpu", "tpu", "cuda"):
         text = gradient.trace(jnp.zeros((2, 8, 8, 4))).lower(lowering_platforms=(platform,)).as_text()
         assert ("select_and_scatter" in text) == (platform != "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batch_norms_activations_are_normalized(dtype):
+    arrays = [array.astype(dtype) for array in draw((3, 4, 4, 5), (5,), (5,), (5,))]
+    assert_same(on_cpu.normalize, lambda x, mean, scale, bias: (x - mean) * scale + bias, *arrays)
+
+
+def test_the_backward_pass_of_batch_norm_subtracts_the_mean_again_on_cpus_alone():
+    """The barrier keeps the compiler from reading the difference of the forward pass instead."""
+    gradient = jax.jit(jax.grad(lambda *arrays: (on_cpu.normalize(*arrays) ** 2).sum(), (0, 1, 2, 3)))
+    arrays = jnp.zeros((2, 8, 8, 4)), *[jnp.zeros(4)] * 3
+    for platform in ("cpu", "tpu", "cuda"):
+        text = gradient.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("optimization_barrier") == (platform == "cpu")
+        assert text.count("stablehlo.subtract") == 1 + (platform == "cpu")

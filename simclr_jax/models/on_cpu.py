@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-_CHUNK = 2**19  # Numbers of the operand of a product: 2 MB stay in the cache.
+_CHUNK = 2**18  # Numbers of the operand of a product: 1 MB stays in the cache.
 
 # Winograd's F(2 x 2, 3 x 3) of Lavin and Gray (arXiv 1509.09308, section 4.1): 4 x 4 pixels of the input make
 # 2 x 2 of the output. These are B^T, G and A^T there.
@@ -84,10 +84,10 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
         ]
         neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
         gradients = take(gradient, part).reshape(-1, filters)
-        return total + jnp.matmul(neighbourhoods.T, gradients, preferred_element_type=jnp.float32), None
+        return total + jnp.matmul(gradients.T, neighbourhoods, preferred_element_type=jnp.float32), None
 
-    total, _ = lax.scan(add, jnp.zeros((window, filters)), parts)
-    return total.reshape(kernel.shape).astype(kernel.dtype)
+    total, _ = lax.scan(add, jnp.zeros((filters, window)), parts)
+    return total.T.reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _parts(n, numbers):
@@ -164,6 +164,19 @@ def _transform(matrix, rows):
 
     columns = [combine(column) for column in zip(*rows)]
     return [combine(row) for row in zip(*columns)]
+
+
+def normalize(x, mean, scale, bias):
+    """Computes (x - mean) * scale + bias, of x [..., c] and arrays [c].
+
+    On CPUs the backward pass computes x - mean again instead of reading it from memory. Elsewhere that makes
+    a tenth more traffic, by the compilers for TPU v4 and H100.
+    """
+
+    def plain(x, mean, scale, bias):
+        return (x - mean) * scale + bias
+
+    return lax.platform_dependent(x, mean, scale, bias, cpu=jax.checkpoint(plain), default=plain)
 
 
 def max_pool(x, padding):

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from simclr_jax import parallel
 from simclr_jax.models import on_cpu
@@ -44,20 +45,49 @@ def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False,
     )
 
 
-def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
-    """Returns a constructor of batch norm with float32 statistics and parameters and outputs of `dtype`.
+class BatchNorm(nn.Module):
+    """Batch norm with float32 statistics and parameters and outputs of `dtype`: [..., c] -> [..., c].
+
+    It equals `nn.BatchNorm`, whose training takes a tenth to a fifth longer on CPUs: see `on_cpu.normalize`.
+    """
+
+    train: bool
+    axis_name: str | None
+    dtype: Any
+    use_bias: bool = True
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, axes = (x.shape[-1:], jnp.float32), range(x.ndim - 1)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, *shape)
+        if self.train:
+            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            moments = jnp.stack([exact.mean(axes), jnp.square(exact).mean(axes)])
+            if self.axis_name and not self.is_initializing():
+                moments = lax.pmean(moments, self.axis_name)
+            mean, variance = moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
+            if not self.is_initializing():
+                for running, new in (running_mean, mean), (running_variance, variance):
+                    running.value = 0.9 * running.value + (1 - 0.9) * new
+        else:
+            mean, variance = running_mean.value, running_variance.value
+
+        scale = self.param("scale", self.scale_init, *shape) * lax.rsqrt(variance + 1e-5)
+        bias = self.param("bias", nn.initializers.zeros, *shape) if self.use_bias else 0.0
+        x = on_cpu.normalize(x, mean, scale, bias) if self.train else (x - mean) * scale + bias
+        return x.astype(self.dtype)
+
+
+def batch_norm(*, train: bool, sync: bool, dtype: Any) -> Callable[..., BatchNorm]:
+    """Returns a constructor of `BatchNorm`.
 
     With `sync`, training takes its statistics over the global batch: over every device of the mapped step
     that calls the model (SimCLR section 2.2). Outside such a step, the input is the global batch.
     """
-    return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        axis_name=parallel.bound_axis() if sync and train else None,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-    )
+    axis_name = parallel.bound_axis() if sync and train else None
+    return partial(BatchNorm, train=train, axis_name=axis_name, dtype=dtype)
 
 
 class SelectiveKernel(nn.Module):
