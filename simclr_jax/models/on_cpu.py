@@ -2,10 +2,11 @@
 
 Both forms are equal within rounding.
 
-Four are slow there (2 cores, jax 0.10): convolutions of images smaller than their kernel; those of 3 x 3 at
+Five are slow there (2 cores, jax 0.10): convolutions of images smaller than their kernel; those of 3 x 3 at
 stride 1, for which Winograd's algorithm needs 4 of 9 multiplications; gradients of kernels, which XLA
 computes as convolutions whose window is the whole image (from 8 pixels a side on mostly at a half to a fifth
-of the rate of products of matrices); and the gradient of the stem's pool.
+of the rate of products of matrices); the gradient of the stem's pool; and that of batch norm, for which the
+forward pass writes x - mean to memory.
 """
 
 import functools
@@ -169,8 +170,8 @@ def _transform(matrix, rows):
 def normalize(x, mean, scale, bias):
     """Computes (x - mean) * scale + bias, of x [..., c] and arrays [c].
 
-    On CPUs the backward pass computes x - mean again instead of reading it from memory. Elsewhere that makes
-    a tenth more traffic, by the compilers for TPU v4 and H100.
+    On CPUs the backward pass computes x - mean again instead of reading it from memory. Elsewhere that would
+    make a tenth more traffic, by the compilers for TPU v4 and H100.
     """
 
     def plain(x, mean, scale, bias):

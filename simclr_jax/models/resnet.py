@@ -48,7 +48,8 @@ def conv(features: int, kernel: int, stride: int = 1, *, use_bias: bool = False,
 class BatchNorm(nn.Module):
     """Batch norm with float32 statistics and parameters and outputs of `dtype`: [..., c] -> [..., c].
 
-    It equals `nn.BatchNorm`, whose training takes a tenth to a fifth longer on CPUs: see `on_cpu.normalize`.
+    It equals `nn.BatchNorm`, with which a step takes a tenth to a quarter longer on CPUs: see
+    `on_cpu.normalize`.
     """
 
     train: bool
