@@ -60,12 +60,12 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, axes = (x.shape[-1:], jnp.float32), range(x.ndim - 1)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *shape)
-        running_variance = self.variable("batch_stats", "var", jnp.ones, *shape)
+        per_channel, axes = (x.shape[-1:], jnp.float32), range(x.ndim - 1)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, *per_channel)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, *per_channel)
         if self.train:
-            exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            moments = jnp.stack([exact.mean(axes), jnp.square(exact).mean(axes)])
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            moments = jnp.stack([wide.mean(axes), jnp.square(wide).mean(axes)])
             if self.axis_name and not self.is_initializing():
                 moments = lax.pmean(moments, self.axis_name)
             mean, variance = moments[0], jnp.maximum(moments[1] - jnp.square(moments[0]), 0)
@@ -75,8 +75,8 @@ class BatchNorm(nn.Module):
         else:
             mean, variance = running_mean.value, running_variance.value
 
-        scale = self.param("scale", self.scale_init, *shape) * lax.rsqrt(variance + 1e-5)
-        bias = self.param("bias", nn.initializers.zeros, *shape) if self.use_bias else 0.0
+        scale = self.param("scale", self.scale_init, *per_channel) * lax.rsqrt(variance + 1e-5)
+        bias = self.param("bias", nn.initializers.zeros, *per_channel) if self.use_bias else 0.0
         x = on_cpu.normalize(x, mean, scale, bias) if self.train else (x - mean) * scale + bias
         return x.astype(self.dtype)
 
