@@ -29,8 +29,8 @@ def convolve(x, kernel, strides, padding, **options):
     """Computes `lax.conv_general_dilated` of x [n, h, w, c].
 
     On CPUs a 1 x 1 kernel at stride 1 and a 3 x 3 kernel that gives at most 2 x 2 pixels become one matrix
-    product; a 3 x 3 kernel at stride 1 and its gradients follow Winograd in float32; the gradients of 1 x 1
-    and all other kernels become products of matrices. The last two take some images at a time.
+    product; in float32 a 3 x 3 kernel at stride 1 and its input's gradient follow Winograd; the gradients of
+    1 x 1 and all other kernels become products of matrices. The last two take some images at a time.
     """
     plain = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
     largest = max(-(-side // stride) for side, stride in zip(x.shape[1:3], strides))
@@ -127,24 +127,9 @@ def _winograd_products(x, kernels):
 
 def _winograd_backward(saved, gradient):
     x, kernel = saved
-    _, height, width, channels = x.shape
-    filters = kernel.shape[-1]
     transposed = [[array.T for array in row] for row in _transform(_KERNEL, kernel[::-1, ::-1])]
-    take, parts = _parts(len(x), 4 * height * width * max(channels, filters))
-
-    def add(total, part):
-        padding = (0, 0), (0, height % 2), (0, width % 2), (0, 0)
-        tiles = jnp.pad(take(gradient, part), padding)
-        gradients = _transform([*zip(*_OUTPUT)], [[tiles[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
-        products = [
-            [a.reshape(-1, channels).T @ b.reshape(-1, filters) for a, b in zip(*rows)]
-            for rows in zip(_transform(_INPUT, _tiles(take(x, part))), gradients)
-        ]
-        return jax.tree.map(jnp.add, total, products), None
-
-    total, _ = lax.scan(add, [[jnp.zeros((channels, filters))] * 4] * 4, parts)
-    kernel_gradient = jnp.stack([jnp.stack(row) for row in _transform([*zip(*_KERNEL)], total)])
-    return _winograd_products(gradient, transposed), kernel_gradient
+    of_kernel = _kernel_gradient(x, gradient, kernel, (1, 1), ((1, 1), (1, 1)))
+    return _winograd_products(gradient, transposed), of_kernel
 
 
 _winograd.defvjp(lambda x, kernel: (_winograd(x, kernel), (x, kernel)), _winograd_backward)
