@@ -1,13 +1,19 @@
 """The features of pretraining beside those of an untrained network and raw pixels."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
-from conftest import run_task
+from conftest import run_task, tiny_config
 
-from simclr_jax.data import datasets
+from simclr_jax import parallel
+from simclr_jax.data import datasets, pipeline
 from simclr_jax.evaluation import judge
 from simclr_jax.evaluation.features import Features
+from simclr_jax.models import make_init, make_model
 from simclr_jax.process.errors import UserError
+from simclr_jax.views import batches
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +88,23 @@ def test_what_is_no_better_than_without_training_is_noted():
     ]
     assert "linear accuracy 0.600 against 0.600" in notes[1] and "knn" not in notes[1]
     assert judge.notes({"health": {}}) == [] and judge.notes({"trained": scores}) == []
+
+
+@pytest.mark.parametrize("room, kept", [(0, 0), (40_000, 1), (10**6, 3)])
+def test_evaluations_read_each_image_once_where_the_devices_keep_them(room, kept, monkeypatch):
+    """24 images of 16 pixels are 18 KB, their views 37 KB; three kinds of batches are there."""
+    config = tiny_config("pretrain", **{"evaluate.max_examples": 24})
+    load = partial(datasets.load, config.dataset, seed=0)
+    source, model = load("train"), make_model(config.model, 0)
+    scores = judge.Judge(config, model, source, load, partial(batches.views, config, None))
+    scores.device_bytes = room
+    reads, eval_batches = [], pipeline.eval_batches
+
+    def count(*args, **options):
+        reads.append(args)
+        return eval_batches(*args, **options)
+
+    monkeypatch.setattr(pipeline, "eval_batches", count)
+    variables = parallel.replicate(make_init(model, config.image_size)(jax.random.key(0)))
+    assert scores.log(variables) == scores.log(variables)
+    assert len(reads) == 6 - kept

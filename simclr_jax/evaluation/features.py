@@ -23,6 +23,24 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
+class Placed(NamedTuple):
+    """A batch of `pipeline.eval_batches` whose images lie on the devices.
+
+    Attributes:
+      inputs: images and `label`, as `parallel.shard` lays them out.
+      on_host: `label` int32 [b] and `mask` bool [b].
+    """
+
+    inputs: dict[str, jax.Array]
+    on_host: dict[str, np.ndarray]
+
+
+def place(batch: dict[str, np.ndarray]) -> Placed:
+    """Puts a batch of `pipeline.eval_batches` onto the devices."""
+    inputs = {name: rows for name, rows in batch.items() if rows.ndim == 4 or name == "label"}
+    return Placed(parallel.shard(inputs), {"label": batch["label"], "mask": batch["mask"]})
+
+
 def concatenate(parts: Iterable[Features]) -> Features:
     """Joins the rows of parts."""
     return Features(*map(np.concatenate, zip(*parts)))
@@ -126,7 +144,8 @@ def _area_means(size):
 def make_map(function: Callable):
     """Builds `mapped(variables, batches) -> {name: rows}`, with every unmasked row, on every process.
 
-    The batches are those of `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`.
+    The batches are those of `pipeline.eval_batches`: this process's rows of images, with `label` and `mask`;
+    or they are `Placed`, and may be mapped again.
     The rows are numpy arrays [n, ...], with the `label`, int32 [n], beside those of `function`. The
     `variables` may be a whole train state, whose `params` and `batch_stats` alone are used.
 
@@ -139,11 +158,11 @@ def make_map(function: Callable):
         variables = {name: variables[name] for name in ("params", "batch_stats")}
         parts, pending = [], None
         for batch in batches:
-            inputs = {name: rows for name, rows in batch.items() if rows.ndim == 4 or name == "label"}
-            outputs = forward(variables, parallel.shard(inputs))
+            inputs, on_host = batch if isinstance(batch, Placed) else place(batch)
+            outputs = forward(variables, inputs)
             if pending:  # It is read while the devices work on the next batch.
                 parts.append(_read(*pending))
-            pending = outputs, {"label": batch["label"], "mask": batch["mask"]}
+            pending = outputs, on_host
         parts.append(_read(*pending))
         # Padding is removed last: until then every process holds equally many rows.
         rows = {}

@@ -46,6 +46,7 @@ class Judge:
 
     Attributes:
       labelled: the examples that accuracies are measured on; None where there are no labels.
+      device_bytes: room for images that evaluations keep on the devices after they have read them once.
     """
 
     def __init__(self, config, model, source, load: Callable, views: Callable) -> None:
@@ -60,7 +61,7 @@ class Judge:
         """
         from simclr_jax.data import datasets
 
-        self._config, self._views = config, views
+        self._config, self._views, self._kept, self.device_bytes = config, views, {}, 0
         if source.num_examples < _FEW_IMAGES and not config.pretrained:
             report.say(
                 f"note: {source.num_examples} training images are few to learn from: published weights are a "
@@ -74,10 +75,7 @@ class Judge:
 
     def health(self, variables) -> dict[str, dict[str, float]]:
         """Returns the health of features and projections of training images; see `evaluation.health`."""
-        batches = features.batches_of(
-            self._config, self._health_source, transform=self._views, seed=self._config.seed
-        )
-        rows = self._encode_views(variables, batches)
+        rows = self._encode_views(variables, self._batches(self._health_source, two_views=True))
         return {space: health.measure(rows[f"view1_{space}"], rows[f"view2_{space}"]) for space in SPACES}
 
     def knn_accuracy(self, variables) -> float:
@@ -128,10 +126,24 @@ class Judge:
         return summary | ({"notes": sentences} if (sentences := notes(summary)) else {})
 
     def _features(self, variables):
-        return lambda source: self._extract(variables, features.batches_of(self._config, source))
+        return lambda source: self._extract(variables, self._batches(source))
 
     def _pixels(self, source):
-        return features.raw_pixels(features.batches_of(self._config, source))
+        return features.raw_pixels(self._batches(source))
+
+    def _batches(self, source, two_views=False):
+        """Returns the batches of images, or of two views of each, from the devices where they are kept."""
+        name, config = (id(source), two_views), self._config
+        if name not in self._kept:
+            options = {"transform": self._views, "seed": config.seed} if two_views else {}
+            batches = features.batches_of(config, source, **options)
+            image = config.image_size**2 * source.channels * np.dtype(source.dtype).itemsize
+            size = source.num_examples * image * (2 if two_views else 1)
+            if size > self.device_bytes:
+                return batches
+            self._kept[name] = [*map(features.place, batches)]
+            self.device_bytes -= size
+        return self._kept[name]
 
     def _all_scores(self, represent, note_copies=False) -> Scores:
         def measure(train, held_out):
