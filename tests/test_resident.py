@@ -16,7 +16,7 @@ from test_train import assert_trees_close, config_of, step_on
 
 import simclr_jax
 from simclr_jax import checkpoint, parallel
-from simclr_jax.data import datasets
+from simclr_jax.data import datasets, pipeline
 from simclr_jax.models import make_model
 from simclr_jax.process import UserError
 from simclr_jax.tasks import pretrain
@@ -137,11 +137,20 @@ def test_a_run_of_the_host_does_not_go_on_on_the_devices(tmp_path):
 
 
 @pytest.mark.journey
-def test_arrays_lie_on_the_devices_too(tmp_path, capsys):
-    images = np.random.default_rng(0).integers(0, 256, (32, 20, 12, 1), np.uint8)
+def test_arrays_lie_on_the_devices_too(tmp_path, capsys, monkeypatch):
+    """And all evaluations read the images for their health once."""
+    reads, eval_batches = [], pipeline.eval_batches
+
+    def count(source, *, image_size, **options):
+        reads.append(image_size)
+        return eval_batches(source, image_size=image_size, **options)
+
+    monkeypatch.setattr(pipeline, "eval_batches", count)
+    images = np.random.default_rng(0).integers(0, 256, (32, 24, 20, 1), np.uint8)
     keys = TINY | ON_DEVICE | {"dataset.num_examples": 32, "num_steps": 2}
     simclr_jax.run(simclr_jax.get_config("digits", keys), tmp_path / "run", train=images)
     assert "of 0.0 MB of images there" in capsys.readouterr().out
+    assert [size for size in reads if size] == [16]
 
 
 def test_files_that_were_lost_are_replaced_as_on_the_host(tmp_path, capsys):
