@@ -106,12 +106,8 @@ def _parts(n, numbers):
 @jax.custom_vjp
 def _winograd(x, kernel):
     """Convolves x [n, h, w, c] with a kernel [3, 3, c, f] at stride 1, padded by 1."""
-    return _winograd_products(x, _transform(_KERNEL, kernel))
-
-
-def _winograd_products(x, kernels):
-    """Convolves x [n, h, w, c] with a kernel that has been transformed to 4 x 4 arrays [c, f]."""
     n, height, width, channels = x.shape
+    kernels = _transform(_KERNEL, kernel)
     take, parts = _parts(n, 4 * height * width * channels)
 
     def convolve(part):
@@ -127,9 +123,8 @@ def _winograd_products(x, kernels):
 
 def _winograd_backward(saved, gradient):
     x, kernel = saved
-    transposed = [[array.T for array in row] for row in _transform(_KERNEL, kernel[::-1, ::-1])]
-    of_kernel = _kernel_gradient(x, gradient, kernel, (1, 1), ((1, 1), (1, 1)))
-    return _winograd_products(gradient, transposed), of_kernel
+    input_gradient = _winograd(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+    return input_gradient, _kernel_gradient(x, gradient, kernel, (1, 1), ((1, 1), (1, 1)))
 
 
 _winograd.defvjp(lambda x, kernel: (_winograd(x, kernel), (x, kernel)), _winograd_backward)
