@@ -193,6 +193,12 @@ def test_small_images_lie_on_accelerators_without_being_asked_for(memory, image_
     assert resident.load(config, source, None) is None
 
 
+@pytest.mark.parametrize("memory, room", [(None, 1_920), (1e6, 1_920), (5_000, 500)])
+def test_evaluations_leave_memory_to_the_step(memory, room, monkeypatch):
+    monkeypatch.setattr(resident, "device_memory", lambda: memory)
+    assert resident.evaluation_room(np.zeros((20, 4, 4, 3), np.uint8)) == room
+
+
 def test_what_cannot_lie_there_is_one_line(tmp_path, monkeypatch):
     config = tiny_config("pretrain", **ON_DEVICE)
     source = datasets.load(config.dataset, "train", seed=0)

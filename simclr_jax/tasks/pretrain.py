@@ -52,7 +52,7 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         loss, accuracy = 2 * math.log(2 * config.batch_size - 1), 1 / config.batch_size
         rows["by chance"] = f"loss {loss:.4g}, contrastive accuracy {accuracy:.2g}"
     if images is not None:
-        judge.device_bytes = 2 * images.nbytes
+        judge.device_bytes = resident.evaluation_room(images)
         size = f"{images.nbytes / 1e6:,.1f} MB"
         rows["views"] = f"made by the devices, of {size} of images there, by other draws than the host's"
         del images  # the devices have them

@@ -67,6 +67,11 @@ def is_small(size: int, shape: tuple, image_size: int, memory: float) -> bool:
     return size <= _SHARE * memory and max(shape) <= _LARGEST * image_size
 
 
+def evaluation_room(images: np.ndarray) -> float:
+    """Returns the bytes that images of evaluations may take beside the training `images` on the devices."""
+    return min(2 * images.nbytes, _SHARE * (device_memory() or math.inf))
+
+
 def batches(config, source, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields the rows that this process takes of every global batch, from `start_step` on, without end.
 
