@@ -65,14 +65,17 @@ def locked(workdir) -> Iterator[None]:
             with suppress(FileNotFoundError):  # renamed first, since only one of two runs can do that
                 path.rename(path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.tmp").unlink()
     stop = threading.Event()
-    _failures[:], _local_locks[:] = [], [path] if files.is_local(path) else []
+    _failures.clear()
+    if files.is_local(path):
+        _local_folders[path.parent] = os.open(path.parent, os.O_RDONLY)
     beating = threading.Thread(target=_beat, args=(path, claim, stop), daemon=True)
     beating.start()
     try:
         yield
     finally:
         stop.set()
-        _local_locks.clear()
+        if files.is_local(path):
+            os.close(_local_folders.pop(path.parent))
         beating.join(BEAT)
         with suppress(Exception):
             if files.read_json(path)["id"] == claim["id"]:
@@ -81,20 +84,26 @@ def locked(workdir) -> Iterator[None]:
 
 
 _failures: list[str] = []  # the reason why this run has lost its lock, if it has
-_local_locks: list[epath.Path] = []  # the lock of this run, if it is local
+_local_folders: dict[epath.Path, int] = {}  # the open folder of this run, if it is local
 
 
 def check() -> None:
     """Raises a RunError if the folder of this run has gone, or was taken by another one."""
     if _failures:
         raise RunError(_failures[0])
-    if _local_locks and not files.exists(_local_locks[0].parent):
-        raise RunError(_lost_folder_message(_local_locks[0], "No such file or directory"))
+    for folder, descriptor in _local_folders.items():
+        try:  # a save in the background may have made a folder of that name again
+            same = os.path.samestat(os.stat(folder), os.fstat(descriptor))
+            reason = "" if same else "another folder has its name now"
+        except OSError as error:
+            reason = reason_of(error)
+        if reason:
+            raise RunError(_lost_folder_message(folder, reason))
 
 
-def _lost_folder_message(lock, reason):
+def _lost_folder_message(folder, reason):
     return (
-        f"{escape(lock.parent)}: {reason}, while this run was writing there; what was saved is where the "
+        f"{escape(folder)}: {reason}, while this run was writing there; what was saved is where the "
         "folder is now, and the same command goes on once this is mended"
     )
 
@@ -202,5 +211,5 @@ def _beat(path, claim, stop):
             cause = error.__cause__ or error
             if is_full(cause):  # the next save reports it
                 continue
-            _failures.append(_lost_folder_message(path, reason_of(cause)))
+            _failures.append(_lost_folder_message(path.parent, reason_of(cause)))
             return
