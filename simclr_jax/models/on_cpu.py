@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
@@ -78,12 +79,13 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
 
     def add(total, part):
         images = jnp.pad(take(x, part), ((0, 0), *padding, (0, 0)))
-        taps = [
-            images[:, i : i + strides[0] * out[0] : strides[0], j : j + strides[1] * out[1] : strides[1]]
-            for i in range(sides[0])
-            for j in range(sides[1])
-        ]
-        neighbourhoods = jnp.concatenate(taps, axis=-1).reshape(-1, window)
+        for axis in (2, 1):  # along one side after the other, which are fewer slices
+            taps = [
+                lax.slice_in_dim(images, i, i + strides[axis - 1] * (out[axis - 1] - 1) + 1, strides[axis - 1], axis)
+                for i in range(sides[axis - 1])
+            ]
+            images = jnp.concatenate(taps, axis=-1)
+        neighbourhoods = images.reshape(-1, window)
         gradients = take(gradient, part).reshape(-1, filters)
         return total + jnp.matmul(gradients.T, neighbourhoods, preferred_element_type=jnp.float32), None
 
@@ -107,7 +109,8 @@ def _parts(n, numbers):
 def _winograd(x, kernel):
     """Convolves x [n, h, w, c] with a kernel [3, 3, c, f] at stride 1, padded by 1."""
     n, height, width, channels = x.shape
-    kernels = _transform(_KERNEL, kernel)
+    transformed = np.kron(_KERNEL, _KERNEL).astype(kernel.dtype) @ kernel.reshape(9, -1)
+    kernels = transformed.reshape(4, 4, *kernel.shape[2:])
     take, parts = _parts(n, 4 * height * width * channels)
 
     def convolve(part):
@@ -173,23 +176,18 @@ def max_pool(x, padding):
 
 def _as_product(x, kernel, *, stride, padding):
     """Multiplies x by the matrix [h w c, h' w' c'] that the kernel makes."""
-    n, height, width, channels = x.shape
-    *sides, _, filters = kernel.shape
-    out = [(size + 2 * padding - side) // stride + 1 for size, side in zip((height, width), sides)]
-    zero = jnp.zeros((channels, filters), kernel.dtype)
+    n, *sides, _ = x.shape
+    *taps, _, filters = kernel.shape
+    out = [(side + 2 * padding - count) // stride + 1 for side, count in zip(sides, taps)]
 
-    def tap(y, x, out_y, out_x):
-        i, j = y - out_y * stride + padding, x - out_x * stride + padding
-        return kernel[i, j] if 0 <= i < sides[0] and 0 <= j < sides[1] else zero
+    def taps_of(axis):
+        """Returns the tap that an output [side, out] multiplies a pixel by; the last one is 0."""
+        tap = np.arange(sides[axis])[:, None] + padding - np.arange(out[axis]) * stride
+        return np.where((tap >= 0) & (tap < taps[axis]), tap, taps[axis])
 
-    matrix = jnp.block(
-        [
-            [tap(y, x, out_y, out_x) for out_y in range(out[0]) for out_x in range(out[1])]
-            for y in range(height)
-            for x in range(width)
-        ]
-    )
-    return (x.reshape(n, -1) @ matrix).reshape(n, *out, filters)
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+    matrix = kernel[taps_of(0)[:, None, :, None], taps_of(1)[:, None]].transpose(0, 1, 4, 2, 3, 5)
+    return (x.reshape(n, -1) @ matrix.reshape(x[0].size, -1)).reshape(n, *out, filters)
 
 
 def _separable_max_pool(x, *, padding):
