@@ -6,8 +6,10 @@ has no leading device axis: it is an ordinary pytree, the same on every device.
 """
 
 import functools
+import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -75,6 +77,46 @@ def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         name: jax.device_put(rows.reshape(len(devices), -1, *rows.shape[1:]), sharding)
         for name, rows in batch.items()
     }
+
+
+def compile_during(call, step, state, batch):
+    """Compiles a mapped step in a thread while other work goes on; its first call takes that program.
+
+    It does so on the CPUs of one process: XLA for GPUs times kernels, which the other work would disturb.
+
+    Args:
+      call: a function that the work ends with.
+      step: from `pmap`.
+      state: shapes and dtypes of a state; calls get one that `replicate` has laid out.
+      batch: shapes and dtypes of a global batch, [rows, ...]; calls get one from `shard`.
+
+    Returns:
+      The function `call`, which waits for the thread in the end.
+    """
+    if jax.default_backend() != "cpu" or jax.process_count() > 1:
+        return call
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+
+    def replicated(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def sharded(rows):
+        shape = mesh.size, rows.shape[0] // mesh.size, *rows.shape[1:]
+        return jax.ShapeDtypeStruct(shape, rows.dtype, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
+
+    def compile_step():
+        with suppress(Exception):  # The call of the step meets the same error.
+            step.lower(jax.tree.map(replicated, state), jax.tree.map(sharded, batch)).compile()
+
+    thread = threading.Thread(target=compile_step)
+    thread.start()
+
+    def call_and_wait(*arguments):
+        result = call(*arguments)
+        thread.join()
+        return result
+
+    return call_and_wait
 
 
 def prefetch_to_devices(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:

@@ -1,8 +1,12 @@
 """The layout of batches and states over devices."""
 
+import logging
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from simclr_jax import parallel
 
@@ -49,3 +53,34 @@ def test_maximum_of_one_process_is_its_own():
 def test_gather_of_one_process_is_itself():
     rows = np.arange(3)
     assert parallel.gather(rows) is rows
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_call_takes_the_program_that_a_thread_has_compiled(in_time, caplog):
+    def step(state, batch):
+        traced.append(batch)
+        total = jax.lax.psum(batch["rows"].sum(), parallel.AXIS)
+        return jax.tree.map(lambda leaf: leaf + total.astype(leaf.dtype), state)
+
+    state, rows = {"mean": np.float32(1), "counts": np.zeros(3, np.int32)}, np.ones((16, 3), np.int32)
+    traced, mapped = [], parallel.pmap(step, donate_state=True)
+    shapes = jax.eval_shape(lambda: (state, {"rows": rows}))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        if in_time:
+            parallel.compile_during(lambda: None, mapped, *shapes)()
+        for _ in range(2):
+            state = mapped(parallel.replicate(state), parallel.shard({"rows": rows}))
+    here = [record for record in caplog.records if "Compiling jit(_fun)" in record.getMessage()]
+    assert len(traced) == 1 and len(here) == (0 if in_time else 1)
+    assert state["mean"] == 97 and state["counts"].tolist() == [96] * 3
+
+
+def test_an_error_of_compiling_is_left_to_the_call(monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    mapped = parallel.pmap(lambda state, batch: state + batch["no such rows"])
+    shapes = jax.ShapeDtypeStruct((), np.float32), {"rows": jax.ShapeDtypeStruct((8,), np.float32)}
+    parallel.compile_during(lambda: None, mapped, *shapes)()
+    assert not printed
+    with pytest.raises(KeyError, match="no such rows"):
+        mapped(parallel.replicate(np.float32(0)), parallel.shard({"rows": np.zeros(8, np.float32)}))

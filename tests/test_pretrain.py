@@ -1,13 +1,17 @@
 """The pretraining loss: what it trains, and what it leaves alone."""
 
+import threading
+import time
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from conftest import run_task
 
 from configs import digits
-from simclr_jax import losses
+from simclr_jax import losses, train
+from simclr_jax.evaluation.judge import Judge
 from simclr_jax.models import make_init, make_model
 from simclr_jax.tasks import pretrain
 
@@ -87,3 +91,36 @@ def test_config_that_names_no_labels_trains_without_a_probe():
     loss = pretrain.make_loss(model, config)
     value, (_, results) = loss(variables["params"], variables["batch_stats"], views_batch())
     assert results["loss"] == value and "probe_accuracy" not in results
+
+
+def test_step_of_a_new_run_is_traced_once_in_a_thread(tmp_path, monkeypatch):
+    """Were the shapes or dtypes of the thread's state or batch other ones, its program would be no use."""
+    make_loss, log, mapped_step = pretrain.make_loss, Judge.log, train.mapped_step
+    traced, evaluated = [], threading.Event()
+
+    def count(*arguments):
+        loss = make_loss(*arguments)
+        return lambda *values: traced.append(threading.current_thread()) or loss(*values)
+
+    class LateStep:
+        def __init__(self, task):
+            self.step = mapped_step(task)
+
+        def __call__(self, *arguments):
+            return self.step(*arguments)
+
+        def lower(self, *shapes):
+            evaluated.wait()
+            time.sleep(3)  # Were nobody to wait for the thread, the first step would be under way.
+            return self.step.lower(*shapes)
+
+    monkeypatch.setattr(pretrain, "make_loss", count)
+    monkeypatch.setattr(Judge, "log", lambda *arguments: (log(*arguments), evaluated.set())[0])
+    monkeypatch.setattr(train, "mapped_step", LateStep)
+    for options in ({}, {"memory.size": 64, "augment.on_device": True}):
+        traced.clear(), evaluated.clear()
+        run_task("pretrain", tmp_path / str(options), num_steps=1, **options)
+        assert len(traced) == 1 and traced[0] is not threading.main_thread()
+    traced.clear()
+    run_task("pretrain", tmp_path / "on_device", num_steps=1, **{"dataset.on_device": True})
+    assert traced == [threading.main_thread()]

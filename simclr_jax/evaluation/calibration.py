@@ -1,8 +1,6 @@
 """Calibration of a classifier by one temperature (Guo et al., arXiv 1706.04599, section 4.2)."""
 
 import numpy as np
-from scipy import optimize
-from scipy.special import log_softmax
 
 MIN_LABELS = 30  # Labelled images that a temperature needs; with fewer it would be a guess.
 # The largest temperature, and the inverse of the smallest. The optimum lies beyond them for logits that are
@@ -20,6 +18,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     Returns:
       The temperature with the least cross entropy; None with fewer than `MIN_LABELS` images.
     """
+    from scipy import optimize  # Its import takes a quarter of a second.
+    from scipy.special import log_softmax
+
     if len(labels) < MIN_LABELS:
         return None
     logits, rows = logits.astype(np.float64), np.arange(len(labels))

@@ -76,16 +76,15 @@ def _kernel_gradient(x, gradient, kernel, strides, padding):
     *sides, channels, _ = kernel.shape
     window = sides[0] * sides[1] * channels
     take, parts = _parts(len(x), out[0] * out[1] * window)
+    axes = [*zip((1, 2), sides, strides, out)]
 
     def add(total, part):
-        images = jnp.pad(take(x, part), ((0, 0), *padding, (0, 0)))
-        for axis in (2, 1):  # along one side after the other, which are fewer slices
-            taps = [
-                lax.slice_in_dim(images, i, i + strides[axis - 1] * (out[axis - 1] - 1) + 1, strides[axis - 1], axis)
-                for i in range(sides[axis - 1])
-            ]
-            images = jnp.concatenate(taps, axis=-1)
-        neighbourhoods = images.reshape(-1, window)
+        rows = jnp.pad(take(x, part), ((0, 0), *padding, (0, 0)))
+        for axis, side, stride, places in reversed(axes):  # Both at once would take more slices.
+            last = stride * (places - 1) + 1
+            taps = [lax.slice_in_dim(rows, tap, tap + last, stride, axis) for tap in range(side)]
+            rows = jnp.concatenate(taps, axis=-1)
+        neighbourhoods = rows.reshape(-1, window)
         gradients = take(gradient, part).reshape(-1, filters)
         return total + jnp.matmul(gradients.T, neighbourhoods, preferred_element_type=jnp.float32), None
 

@@ -7,10 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from simclr_jax import checkpoint, losses, memory, pretrained, supervised, train
+from simclr_jax import checkpoint, losses, memory, parallel, pretrained, supervised, train
 from simclr_jax.evaluation.judge import Judge
 from simclr_jax.models import make_init, make_model
-from simclr_jax.parallel import bound_axis
 from simclr_jax.plots import board
 from simclr_jax.process import UserError, group
 from simclr_jax.views import batches, resident
@@ -58,8 +57,14 @@ def run(config, workdir, view: batches.View | None = None) -> dict:
         del images  # the devices have them
     report.announce(rows, task.batches)
 
+    begins = not checkpoint.steps_in(workdir)
+    if begins and not task.meta["on_device"]:
+        state = jax.eval_shape(lambda: train.init_state(task, config.seed))
+        batch = batches.batch_shapes(config, config.batch_size)
+        evaluate = parallel.compile_during(task.evaluate, train.mapped_step(task), state, batch)
+        task = task._replace(evaluate=evaluate)
     draws_pictures = config.evaluate.pictures and jax.process_index() == 0
-    if draws_pictures and not checkpoint.steps_in(workdir):
+    if draws_pictures and begins:
         board.begin(config, workdir, partial(batches.example_views, config, workdir, view, count=10))
     state = train.fit(task, config, workdir)
 
@@ -182,7 +187,7 @@ def make_loss(model, config):
             return batch_stats, pairs
 
         batch_stats, pairs = train.in_microbatches(encode, batch_stats, batch, config.microbatches)
-        options = {"temperature": config.temperature, "axis_name": bound_axis()}
+        options = {"temperature": config.temperature, "axis_name": parallel.bound_axis()}
         if config.memory.size:
             value, metrics = memory.contrast(contrast, pairs, *extra, **options)
         else:
