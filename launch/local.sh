@@ -15,8 +15,12 @@ fi
 help_if_asked "$@"
 prepare_environment "$ROOT/requirements.txt"
 
-# XLA on CPU frees every activation: let glibc keep that memory.
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+# XLA on CPU frees every activation: let glibc keep that memory. Its heaps of threads hold 64 MB, or four huge pages of
+# the size it is told to try; of those of 1 GB the kernel has none to give unless an administrator has reserved some.
+export MALLOC_MMAP_THRESHOLD_=17179869184 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+if [ ! -e /dev/nvidiactl ] && grep -qsx 0 /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages; then
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1073741824
+fi
 
 echo "== python -m $module ${arguments[*]}"
 exec "$PYTHON" -m "$module" "${arguments[@]}"

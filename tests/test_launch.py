@@ -1,6 +1,7 @@
 """The two commands and gpu.sh, with stand-ins that record what they are asked to do."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -372,6 +373,45 @@ def test_local_takes_an_accelerator_and_refuses_others(gpus):
     gpus.forget()
     _, err = gpus.run("local.sh", CONFIG, ACCELERATOR="npu", code=2)
     assert err.startswith("error: ACCELERATOR=npu is unknown: ") and not gpus.calls()
+
+
+COUNT_PAGE_FAULTS = """
+import ctypes, os, resource, threading
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+
+def fill(size=200 << 20):
+    place = libc.malloc(size)
+    libc.memset(place, 1, size)
+    libc.free(place)
+
+def count():
+    fill()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    fill()
+    print(os.environ["GLIBC_TUNABLES"], resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+threading.Thread(target=count).start()
+"""
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+
+
+@pytest.mark.skipif(
+    os.path.exists("/dev/nvidiactl") or not HUGE_PAGES.exists() or HUGE_PAGES.read_text().strip() != "0",
+    reason="this machine's kernel has no huge pages of 1 GB, or a GPU",
+)
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="this C library keeps no large heaps")
+def test_memory_that_a_thread_frees_is_kept_for_its_next_step(tmp_path):
+    (tmp_path / "count.py").write_text(COUNT_PAGE_FAULTS)
+    stand_ins = StandIns(tmp_path, "python3")
+    stand_ins.rule("-m venv", MAKE_VENV)
+    stand_ins.rule("simclr_jax.main", f"sh exec {sys.executable} {tmp_path}/count.py")
+    out, _ = stand_ins.run("local.sh", CONFIG, GLIBC_TUNABLES="glibc.malloc.tcache_count=7")
+    tunables, faults = out.splitlines()[-1].split()
+    assert tunables == "glibc.malloc.tcache_count=7:glibc.malloc.hugetlb=1073741824"
+    assert int(faults) < 100  # it is mapped in 51,200 pages
 
 
 @pytest.mark.parametrize(
