@@ -180,11 +180,11 @@ def _as_product(x, kernel, *, stride, padding):
     out = [(side + 2 * padding - count) // stride + 1 for side, count in zip(sides, taps)]
 
     def taps_of(axis):
-        """Returns the tap that an output [side, out] multiplies a pixel by; the last one is 0."""
+        """Returns the tap between each pixel and output, [side, out]; where there is none, the last one."""
         tap = np.arange(sides[axis])[:, None] + padding - np.arange(out[axis]) * stride
         return np.where((tap >= 0) & (tap < taps[axis]), tap, taps[axis])
 
-    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+    kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Its last taps are 0.
     matrix = kernel[taps_of(0)[:, None, :, None], taps_of(1)[:, None]].transpose(0, 1, 4, 2, 3, 5)
     return (x.reshape(n, -1) @ matrix.reshape(x[0].size, -1)).reshape(n, *out, filters)
 
