@@ -65,18 +65,22 @@ def replicate(tree, devices=None):
 
     It is equal in every process, which jax checks, unless `devices` are this process's own.
     """
-    devices = np.array(devices or jax.devices())
-    return jax.device_put(tree, NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec()))
+    return jax.device_put(tree, _sharding(devices or jax.devices()))
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Spreads this process's rows over its devices: [rows, ...] -> [local devices, rows / devices, ...]."""
     devices = jax.local_devices()
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    sharding = _sharding(devices, AXIS)
     return {
         name: jax.device_put(rows.reshape(len(devices), -1, *rows.shape[1:]), sharding)
         for name, rows in batch.items()
     }
+
+
+def _sharding(devices, *axes) -> NamedSharding:
+    """Returns the layout over devices of arrays whose first axis is `AXIS`; without it, of copies."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
 
 
 def compile_during(call, step, state, batch):
@@ -95,14 +99,14 @@ def compile_during(call, step, state, batch):
     """
     if jax.default_backend() != "cpu" or jax.process_count() > 1:
         return call
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    devices = jax.devices()
 
     def replicated(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(devices))
 
     def sharded(rows):
-        shape = mesh.size, rows.shape[0] // mesh.size, *rows.shape[1:]
-        return jax.ShapeDtypeStruct(shape, rows.dtype, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
+        shape = len(devices), rows.shape[0] // len(devices), *rows.shape[1:]
+        return jax.ShapeDtypeStruct(shape, rows.dtype, sharding=_sharding(devices, AXIS))
 
     def compile_step():
         with suppress(Exception):  # The call of the step meets the same error.

@@ -18,11 +18,11 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     Returns:
       The temperature with the least cross entropy; None with fewer than `MIN_LABELS` images.
     """
+    if len(labels) < MIN_LABELS:
+        return None
     from scipy import optimize  # Its import takes a quarter of a second.
     from scipy.special import log_softmax
 
-    if len(labels) < MIN_LABELS:
-        return None
     logits, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def cross_entropy(log_temperature):
